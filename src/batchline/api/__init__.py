@@ -1,0 +1,1 @@
+"""HTTP in, JSON out: routes, wire shapes, the error envelope."""

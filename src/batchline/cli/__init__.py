@@ -1,0 +1,1 @@
+"""The composition root (build the objects, serve) and the commands a person types."""

@@ -1,0 +1,35 @@
+"""Which entries of a shard are settled: one bit each, least significant bit first in each byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def empty(entries: int) -> bytearray:
+    """A bitmap of `entries` clear bits: 125 bytes for a shard of 1,000."""
+    return bytearray((entries + 7) // 8)
+
+
+def mark(bitmap: bytearray, index: int) -> None:
+    bitmap[index >> 3] |= 1 << (index & 7)
+
+
+def is_marked(bitmap: bytes | bytearray, index: int) -> bool:
+    return bool(bitmap[index >> 3] & (1 << (index & 7)))
+
+
+def count(bitmap: bytes | bytearray) -> int:
+    """How many bits are set; the bits past the last entry are never set."""
+    return int.from_bytes(bitmap, "little").bit_count()
+
+
+def clear_indexes(bitmap: bytes | bytearray, entries: int) -> Iterator[int]:
+    """The indexes below `entries` whose bit is clear, ascending."""
+    for index in range(entries):
+        if not bitmap[index >> 3] & (1 << (index & 7)):
+            yield index
+
+
+def contains(outer: bytes | bytearray, inner: bytes | bytearray) -> bool:
+    """Whether every bit of `inner` is set in `outer` as well (both of one length)."""
+    return int.from_bytes(inner, "little") & ~int.from_bytes(outer, "little") == 0

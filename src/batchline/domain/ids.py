@@ -1,0 +1,41 @@
+"""The identifiers of the wire, made from a clock and random bytes that the caller brings.
+
+Shapes from the recorded traffic (`docs/compatibility.md`): `batch_` + 32 hex of which the first
+eight are `created_at`; `file-` + 24; `batch_req_` + 32 hex. Nothing in Batchline parses an id: the
+line id is *built* from the batch id so that it is the same after every retry and crash.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+ProjectId = NewType("ProjectId", str)
+FileId = NewType("FileId", str)
+BatchId = NewType("BatchId", str)
+WorkerId = NewType("WorkerId", str)
+BlobName = NewType("BlobName", str)
+
+DEFAULT_PROJECT: Final = ProjectId("proj_default")
+
+BATCH_PREFIX: Final = "batch"
+RANDOM_BYTES: Final = 12  # 24 hex digits: 96 bits, so that two ids of one second never meet
+
+
+def batch_id(created_at: int, random: bytes) -> BatchId:
+    """`batch_` + 8 hex of `created_at` (Unix seconds) + 24 hex of 12 random bytes."""
+    return BatchId(f"batch_{created_at & 0xFFFFFFFF:08x}{random.hex()}")
+
+
+def file_id(random: bytes) -> FileId:
+    """`file-` (a hyphen) + 24 hex of 12 random bytes."""
+    return FileId(f"file-{random.hex()}")
+
+
+def line_id_prefix(batch: BatchId) -> str:
+    """What every line id of `batch` begins with; `line_number` in 8 hex digits follows."""
+    return f"batch_req_{batch[-24:]}"
+
+
+def line_id(batch: BatchId, line_number: int) -> str:
+    """`batch_req_` + the batch's 24 random hex + 8 hex of the line number (from 1)."""
+    return f"{line_id_prefix(batch)}{line_number:08x}"

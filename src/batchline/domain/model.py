@@ -1,0 +1,236 @@
+"""The values that the parts of Batchline hand to each other.
+
+Instants that the wire shows are whole Unix seconds (`…_at: int`); durations are `…_s: float`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Generic, TypeVar
+
+from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.lifecycle import BatchStatus, Stopping
+
+T = TypeVar("T")
+
+DAY_S: Final = 86_400
+
+
+class Purpose(StrEnum):
+    """What a file is for. The wire's list, and `batch_output` for what batches produce."""
+
+    ASSISTANTS = "assistants"
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
+    EVALS = "evals"
+    FINE_TUNE = "fine-tune"
+    USER_DATA = "user_data"
+    VISION = "vision"
+
+
+class Endpoint(StrEnum):
+    """The API paths whose requests can be batched."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+
+
+class BlobKind(StrEnum):
+    """What a blob holds; kinds are folders on disk."""
+
+    INPUT = "input"
+    PLAN = "plan"
+    NEVER_RUN = "never_run"
+    SEGMENT = "segment"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Bytes in storage, complete and durable: `bytes` long, under a name that is never reused."""
+
+    name: BlobName
+    kind: BlobKind
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRange:
+    """`stop - start` bytes of a blob from `start`; `crc` is their CRC-32C, None when not known."""
+
+    blob: BlobName
+    start: int
+    stop: int
+    crc: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """The API's File object, as stored. Expired and deleted files are never given out."""
+
+    id: FileId
+    project_id: ProjectId
+    purpose: Purpose
+    filename: str
+    bytes: int
+    created_at: int
+    expires_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens summed over successful responses; what a backend does not tell counts as 0."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            total_tokens=self.total_tokens + other.total_tokens,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens - other.input_tokens,
+            cached_tokens=self.cached_tokens - other.cached_tokens,
+            output_tokens=self.output_tokens - other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens - other.reasoning_tokens,
+            total_tokens=self.total_tokens - other.total_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """The wire's `request_counts`: committed results only. Lines never run are in neither count."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineProblem:
+    """Why an input file is refused; the shape of the API's BatchError.
+
+    `line_number` counts from 1; None for a problem of the whole file.
+    """
+
+    code: str
+    message: str
+    param: str | None = None
+    line_number: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The API's Batch object with the internal columns beside it.
+
+    `sequence` orders batches within the store (ids are random within a second). `input_blob` and
+    `plan_blob` are None when the input was never found / not planned yet; `model` is None until
+    validation named it. `plan_entries` is the number of request lines (equals `counts.total` once
+    in progress). `receipt` is the cancel receipt, None before a cancel.
+    """
+
+    sequence: int
+    id: BatchId
+    project_id: ProjectId
+    endpoint: str
+    completion_window: str
+    input_file_id: FileId
+    status: BatchStatus
+    stopping: Stopping | None
+    created_at: int
+    expires_at: int
+    model: str | None = None
+    errors: Sequence[LineProblem] | None = None
+    output_file_id: FileId | None = None
+    error_file_id: FileId | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    counts: Counts = field(default_factory=Counts)
+    usage: Usage = field(default_factory=Usage)
+    metadata: Mapping[str, str] | None = None
+    output_expires_after_s: int | None = None
+    input_blob: BlobName | None = None
+    input_bytes: int = 0
+    plan_blob: BlobName | None = None
+    receipt: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardKey:
+    """Names one shard: a batch and the shard's number in it, from 0."""
+
+    batch_id: BatchId
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Consecutive entries of the plan, all of one model, executed as a unit.
+
+    `epoch` outdates former holders: a commit under an older one is refused. `settled` has one bit
+    per entry. `completed`, `failed` and `usage` are absolute, never deltas. `deaths` counts workers
+    that died holding it.
+    """
+
+    key: ShardKey
+    first_entry: int
+    entries: int
+    model: str
+    epoch: int
+    settled: bytes
+    completed: int = 0
+    failed: int = 0
+    usage: Usage = field(default_factory=Usage)
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardCommit:
+    """What a worker asks the store to accept: a range of its segment and the shard's new totals.
+
+    The range bytes are durable (fdatasync) before this value is sent. `output` and `errors` are
+    None when the group held no line of that kind. Everything else is absolute.
+    """
+
+    key: ShardKey
+    epoch: int
+    output: BlobRange | None
+    errors: BlobRange | None
+    settled: bytes
+    completed: int
+    failed: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """One shard of a new plan, before it has a row."""
+
+    first_entry: int
+    entries: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """One page of a list, in list order; `has_more` is exact."""
+
+    items: Sequence[T]
+    has_more: bool

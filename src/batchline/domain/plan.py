@@ -1,0 +1,61 @@
+"""The plan: one fixed-size entry per request line, in dispatch order, behind a versioned header.
+
+A shard is a run of consecutive entries, so a worker reads its share with one `pread` and keeps
+24 bytes a line only while it dispatches; nobody ever holds the plan of a whole batch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+MAGIC: Final = b"BLPLAN\x00\x01"  # the last byte is the version
+HEADER: Final = struct.Struct("<8sII")  # magic, entry size, reserved (0)
+ENTRY: Final = struct.Struct("<QIIQ")  # offset, length, line number, prefix hash
+HEADER_BYTES: Final = HEADER.size
+ENTRY_BYTES: Final = ENTRY.size
+
+SHARD_ENTRIES: Final = 1_000  # a 125-byte bitmap; 1,000,000 lines are 1,000 rows (design.md 4)
+
+
+class PlanEntry(NamedTuple):
+    """Where one request line is: `length` bytes at `offset` of the input, without its line ending.
+
+    `line_number` counts physical lines from 1, blank ones included, so that it matches an editor.
+    `prefix_hash` groups lines that share a prefix; 0 when the plan keeps the file's order.
+    """
+
+    offset: int
+    length: int
+    line_number: int
+    prefix_hash: int
+
+
+def header() -> bytes:
+    return HEADER.pack(MAGIC, ENTRY_BYTES, 0)
+
+
+def check_header(raw: bytes) -> None:
+    """Raise ValueError unless `raw` begins a plan that this version can read."""
+    if len(raw) < HEADER_BYTES:
+        raise ValueError("the plan is shorter than its header")
+    magic, entry_bytes, _ = HEADER.unpack_from(raw)
+    if magic != MAGIC or entry_bytes != ENTRY_BYTES:
+        raise ValueError("not a plan of this version")
+
+
+def span(first_entry: int, entries: int) -> tuple[int, int]:
+    """The (offset, length) in the plan file of `entries` entries from `first_entry` (from 0)."""
+    return HEADER_BYTES + first_entry * ENTRY_BYTES, entries * ENTRY_BYTES
+
+
+def unpack(raw: bytes) -> Iterator[PlanEntry]:
+    """The entries in `raw`, whose length is a multiple of ENTRY_BYTES."""
+    return map(PlanEntry._make, ENTRY.iter_unpack(raw))
+
+
+def shard_spans(entries: int, shard_entries: int = SHARD_ENTRIES) -> Iterator[tuple[int, int]]:
+    """(first entry, number of entries) of each shard of a plan of one model."""
+    for first in range(0, entries, shard_entries):
+        yield first, min(shard_entries, entries - first)

@@ -1,0 +1,1 @@
+"""How lines reach a backend: workers in child processes, permits, circuits, transports."""

@@ -1,0 +1,192 @@
+"""How lines reach a backend: what the scheduler may ask of an executor, and what it is told.
+
+Two contracts, read from the outside in:
+- `Executor` and `ExecutorEvents`: the scheduler's side. `local.LocalExecutor` keeps the promise
+  with child processes on this machine.
+- `Transport`: one HTTP exchange with a backend; `transport/` holds the implementations.
+
+Vocabulary: a worker *holds* shards. Its *gate* for a batch is open or closed; with the gate closed
+no first byte of a request of that batch is handed to a socket. A *permit* is the right to have one
+request in flight at one backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from batchline.domain.ids import BatchId, WorkerId
+from batchline.domain.model import Shard, ShardCommit, ShardKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSettings:
+    """One configured inference server.
+
+    `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
+    `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
+    `Authorization`. `max_in_flight` holds for all workers together.
+    """
+
+    name: str
+    base_url: str
+    models: Sequence[str] | None = None
+    max_in_flight: int = 64
+    connect_timeout_s: float = 10.0
+    total_timeout_s: float = 600.0
+    max_answer_bytes: int = 64 * 1024 * 1024
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardWork:
+    """A shard with all that a worker needs to run it, and nothing of the database.
+
+    Lines are read from `input_path` by the entries of `plan_path`. `serial` asks for one line at a
+    time (the shard has killed workers before). `backends` are those that serve its model, by name.
+    """
+
+    shard: Shard
+    endpoint: str
+    input_path: str
+    plan_path: str
+    backends: Sequence[str]
+    serial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """A worker gave a shard back. All its commits were answered before this.
+
+    `aborted`: requests that were in flight and were closed by us. `finished_late`: results that
+    arrived after the gate closed. Both are 0 for a shard that ran to its end.
+    """
+
+    key: ShardKey
+    epoch: int
+    settled: bool
+    aborted: int = 0
+    finished_late: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """What is known right after a gate was closed in all workers.
+
+    `acknowledged_s` is the time until the last acknowledgement (or until the silent were killed).
+    `in_flight` counts requests on the wire at the acknowledgements. `killed` names workers that did
+    not acknowledge in time and were killed and reaped.
+    """
+
+    acknowledged_s: float
+    in_flight: int
+    killed: Sequence[WorkerId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """A worker that could take `shards` more shards of a model that `backend` serves."""
+
+    worker: WorkerId
+    backend: str
+    shards: int
+
+
+class ExecutorEvents(Protocol):
+    """What an executor tells the scheduler. Calls for one worker come one at a time, in order."""
+
+    async def on_commit(self, worker: WorkerId, commits: Sequence[ShardCommit]) -> Sequence[bool]:
+        """Accept or refuse each commit (`Store.commit`); returns only when the store answered."""
+
+    async def on_released(self, worker: WorkerId, released: Released) -> None:
+        """The worker no longer runs the shard."""
+
+    async def on_lost(self, worker: WorkerId, held: Sequence[ShardKey]) -> None:
+        """The worker died or was killed, and is reaped: it can neither send nor commit."""
+
+    def on_room(self) -> None:
+        """Some worker may have room now; never blocks."""
+
+
+class Executor(Protocol):
+    """Runs shards somewhere, under fences and gates."""
+
+    async def start(self, events: ExecutorEvents) -> None:
+        """Start the workers; returns when each is ready or is known to be failing."""
+
+    def rooms(self) -> Sequence[Room]:
+        """Who could take another shard now."""
+
+    def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
+        """Hand a claimed shard to a worker. False when the worker is gone: the claim is void."""
+
+    def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:
+        """Which shards of a batch are held, and by whom."""
+
+    async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:
+        """Close the batch's gate in every worker and wait for the acknowledgements.
+
+        When this returns no first byte of a request of this batch will be handed to a socket:
+        every worker acknowledged, or is dead and reaped. Running requests may finish for `grace_s`
+        and are then aborted; each held shard comes back through `on_released` or `on_lost`.
+        Idempotent; a second call with a shorter grace shortens it.
+        """
+
+    async def fence(self, batch_id: BatchId) -> Sequence[WorkerId]:
+        """Kill and reap every worker that still holds a shard of the batch; their ids."""
+
+    def pause(self, reason: str) -> None:
+        """Stop dispatching in all workers (a full disk); what is in flight goes on."""
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Close every gate, give running requests `grace_s`, commit, and end all workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A complete HTTP answer. `headers` has lower-case names and only those that are of use:
+    `retry-after`, `retry-after-ms`, `x-request-id`, `content-type`."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport(Protocol):
+    """HTTP exchanges with one backend. Redirects are never followed; answers are whole.
+
+    Cancelling the task that awaits `send` aborts the exchange: when the cancelled `send` has
+    returned, the connection that carried it is closed (not merely asked to close once its buffer is
+    empty), unless the answer was complete.
+    """
+
+    async def send(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        before_write: Callable[[], bool],
+    ) -> Answer:
+        """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
+
+        `before_write` is called exactly once if a connection is had, in the same event-loop step in
+        which the first byte of the request is handed to the socket; when it returns False nothing
+        is written and the connection is kept for others.
+
+        Raises:
+            NotAdmitted: `before_write` returned False.
+            NotSent: no connection could be had (refused, DNS, TLS, connect timeout).
+            SentUnanswered: bytes left, and no usable answer came: `reset`, `timeout`,
+                `malformed`, or `too_large` (more than `max_answer_bytes`).
+        """
+
+    async def get_json(self, path: str, *, timeout_s: float) -> Answer:
+        """GET `base_url` + `path`, for discovery; raises as `send` does."""
+
+    async def close(self) -> None:
+        """Close every connection."""

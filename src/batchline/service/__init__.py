@@ -1,0 +1,1 @@
+"""The use cases, in the order in which they happen to a batch."""

@@ -1,0 +1,1 @@
+"""What must survive a crash: rows, blobs, and the questions that may be asked of them."""

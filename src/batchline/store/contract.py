@@ -1,0 +1,302 @@
+"""Every question that may be asked of durable state. Start reading here.
+
+Promises common to all methods of `Store`:
+- A method that returns has committed: what it wrote survives kill -9 and power loss.
+- A method that raises has written nothing.
+- A method that may lose a race carries its guard in its parameters (`from_status=`, an epoch) and
+  says so with its result; losing is ordinary, not an error.
+- Every read and write of a project's things is scoped by `project_id`: another project's id is
+  indistinguishable from one that never existed.
+- Errors are `StoreUnavailable` (try again), `StorageFull` (no space; nothing half-done) and
+  nothing else.
+
+One set of promises for SQLite and PostgreSQL; `tests/contract/` holds both to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
+from batchline.domain.model import (
+    Batch,
+    Blob,
+    BlobKind,
+    BlobRange,
+    File,
+    LineProblem,
+    Page,
+    PlannedShard,
+    Shard,
+    ShardCommit,
+    ShardKey,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """A batch as its creator asked for it. `expires_at` is created_at + the window."""
+
+    id: BatchId
+    project_id: ProjectId
+    endpoint: str
+    completion_window: str
+    input_file_id: FileId
+    created_at: int
+    expires_at: int
+    metadata: Mapping[str, str] | None
+    output_expires_after_s: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalFiles:
+    """What `finalize` is to create: the ids and names of the two files, and the never-run lines.
+
+    A file is created only if it gets at least one byte. `never_run` goes to the error file, after
+    the committed error ranges; None when every line ran.
+    """
+
+    output_id: FileId
+    output_filename: str
+    error_id: FileId
+    error_filename: str
+    expires_at: int | None
+    never_run: Blob | None
+
+
+class Store(Protocol):
+    """Files, batches, shards and commits."""
+
+    # -- files ---------------------------------------------------------------------------------
+
+    async def create_file(self, file: File, blob: Blob) -> None:
+        """Make `file` visible with the bytes of `blob`, which must be durable already."""
+
+    async def get_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> File | None:
+        """The file, or None when it never existed, is another project's, deleted or expired."""
+
+    async def list_files(
+        self,
+        project_id: ProjectId,
+        *,
+        purpose: str | None,
+        after: FileId | None,
+        limit: int,
+        ascending: bool,
+        now: int,
+    ) -> Page[File]:
+        """One page in order of creation (newest first unless `ascending`), without the cursor item.
+
+        The cursor may be deleted or expired: its place is remembered.
+
+        Raises:
+            NotFound: `after` never existed in this project.
+        """
+
+    async def delete_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
+        """Hide the file and drop its references; False when there was no such visible file.
+
+        A batch that uses the file's bytes keeps its own reference.
+        """
+
+    async def expire_files(self, *, now: int, limit: int) -> int:
+        """Drop the references of up to `limit` files past `expires_at`; how many were dropped."""
+
+    async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
+        """The file's manifest in order: its content is these ranges, one after another."""
+
+    # -- blobs ---------------------------------------------------------------------------------
+
+    async def unreferenced_blobs(self, *, limit: int) -> Sequence[Blob]:
+        """Blobs that nothing references any more; no new reference can appear."""
+
+    async def forget_blobs(self, names: Sequence[BlobName]) -> None:
+        """Drop the rows of unreferenced blobs whose bytes are gone from storage."""
+
+    async def known_blobs(self, names: Sequence[BlobName]) -> set[BlobName]:
+        """Which of `names` have a row; at start, stored bytes without one are orphans."""
+
+    async def release_worker_references(self, worker: str | None) -> None:
+        """Drop the references that a worker holds on its open segment; None for all workers."""
+
+    # -- batches -------------------------------------------------------------------------------
+
+    async def create_batch(self, batch: NewBatch) -> Batch:
+        """Create the batch in `validating` and take a reference on its input's bytes.
+
+        The input file need not exist: then `input_blob` is None, and validation refuses the batch.
+        The input's purpose does not matter here either.
+        """
+
+    async def get_batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
+        """The batch, or None when it never existed or is another project's."""
+
+    async def list_batches(
+        self, project_id: ProjectId, *, after: BatchId | None, limit: int
+    ) -> Page[Batch]:
+        """One page, newest first, without the cursor item.
+
+        Raises:
+            NotFound: `after` never existed in this project.
+        """
+
+    async def unfinished_batches(self) -> Sequence[Batch]:
+        """Every batch of every project that is not terminal, oldest first; for start-up."""
+
+    async def load_batch(self, batch_id: BatchId) -> Batch:
+        """The batch whatever its project, for the scheduler; it must exist."""
+
+    async def advance_batch(
+        self, batch_id: BatchId, *, from_status: BatchStatus, event: BatchEvent, now: int
+    ) -> Batch | None:
+        """Move a batch by `event` if it is still in `from_status` (compare-and-set).
+
+        Sets `<status>_at` of the new status unless it is set, and `stopping` where the event has
+        one (`lifecycle.STOPS`). Returns the batch after the move. None means that the batch is no
+        longer in `from_status`, or that the table does not allow the event (the window closing on
+        a batch that is stopping already): re-read before doing anything else. A batch that ends
+        here without files (VALIDATING to EXPIRED or, via CANCELLING, to CANCELLED) is finished with
+        `finalize`.
+        """
+
+    async def refuse_batch(
+        self, batch_id: BatchId, *, problems: Sequence[LineProblem], now: int
+    ) -> bool:
+        """VALIDATING to FAILED with `problems`, dropping the references, in one transaction.
+
+        False when the batch is no longer validating (it was cancelled or expired).
+        """
+
+    async def start_batch(
+        self,
+        batch_id: BatchId,
+        *,
+        plan: Blob,
+        shards: Sequence[PlannedShard],
+        lines: int,
+        model: str | None,
+        now: int,
+    ) -> bool:
+        """VALIDATING to IN_PROGRESS: plan, shard rows (numbers from 0) and total, at once.
+
+        False when the batch is no longer validating; then nothing was written and the plan's
+        bytes are the caller's to delete.
+        """
+
+    # -- shards and commits --------------------------------------------------------------------
+
+    async def pending_shards(self, batch_id: BatchId) -> Sequence[tuple[int, str]]:
+        """(number, model) of each shard with an unsettled line, ascending."""
+
+    async def claim_shard(self, key: ShardKey) -> Shard | None:
+        """Take the right to run a shard: raises its epoch by one and returns it.
+
+        Every earlier holder is outdated from this moment on. None when the batch's gate is closed
+        (`stopping` is set or the batch is not IN_PROGRESS) or the shard is settled.
+        """
+
+    async def fence_shards(self, keys: Sequence[ShardKey], *, died: bool) -> None:
+        """Raise the epochs without giving the shards to anyone: no held epoch can commit again.
+
+        `died` adds one to each shard's `deaths` (a worker died holding it).
+        """
+
+    async def commit(
+        self, worker: str, commits: Sequence[ShardCommit], *, now: int
+    ) -> Sequence[bool]:
+        """Accept ranges of a worker's segment: the only meaning of "committed".
+
+        One transaction. For each commit True when the shard's epoch was still `epoch` and the
+        batch is not terminal: bitmap, counts and usage replace the shard's, the ranges join the
+        batch's output and error lists, and the batch's counts and usage grow by the difference.
+        False means fenced: nothing of that commit was written, and the worker drops the shard.
+        Registers the segment as a blob, referenced by the batch and by the worker.
+        """
+
+    async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
+        """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order."""
+
+    async def finalize(
+        self,
+        batch_id: BatchId,
+        *,
+        from_status: BatchStatus,
+        stopping: Stopping | None,
+        files: FinalFiles,
+        now: int,
+    ) -> Batch | None:
+        """Write the two files and move the batch by FILES_WRITTEN, in one transaction.
+
+        Guarded by `from_status` and `stopping` together: None when either has changed (a cancel
+        arrived), and nothing was written. The output and error ranges become the files' manifests;
+        the batch's references move to the files; commit rows are dropped.
+        """
+
+    async def put_receipt(self, batch_id: BatchId, receipt: Mapping[str, object]) -> None:
+        """Merge `receipt` into the batch's cancel receipt (top-level keys replace)."""
+
+    async def close(self) -> None:
+        """Finish what runs and give back every connection."""
+
+
+class BlobWriter(Protocol):
+    """Receives the bytes of one new blob; nothing is visible before `finish`."""
+
+    @property
+    def bytes_written(self) -> int: ...
+
+    async def write(self, chunk: bytes) -> None:
+        """Append. Blocks on storage, never on the event loop.
+
+        Raises:
+            StorageFull: no space; call `discard`.
+        """
+
+    async def finish(self) -> Blob:
+        """Make the blob durable under its name (data, then name, then directory) and return it.
+
+        Raises:
+            StorageFull: no space; the blob does not exist.
+        """
+
+    async def discard(self) -> None:
+        """Drop what was written; harmless after `finish` or a second time."""
+
+
+class BlobStore(Protocol):
+    """Inputs, plans, never-run lines and segments as bytes under names."""
+
+    def writer(self, kind: BlobKind) -> BlobWriter:
+        """A writer for a new blob with a fresh name."""
+
+    def path(self, name: BlobName) -> Path:
+        """Where the blob's bytes are, for children that read it with `pread`."""
+
+    def read(self, ranges: Sequence[BlobRange], *, chunk_bytes: int) -> AsyncIterator[bytes]:
+        """The bytes of `ranges` in order, in chunks of at most `chunk_bytes`.
+
+        Raises:
+            BlobUnreadable: a blob is missing or shorter than its range.
+        """
+
+    async def delete(self, names: Sequence[BlobName]) -> None:
+        """Remove bytes; a name that is already gone is not an error."""
+
+    def stored(self) -> AsyncIterator[Sequence[BlobName]]:
+        """The names of everything in storage, in groups, unfinished uploads not included."""
+
+    async def adopt(self, unfinished: Path, kind: BlobKind) -> Blob:
+        """Make a finished, synced file that a child wrote (see `scratch`) a blob.
+
+        Renames it and syncs the directory; the blob is durable when this returns.
+        """
+
+    def scratch(self) -> Path:
+        """A fresh path on the same file system for a child to write to; swept at start."""
+
+    async def sweep_scratch(self) -> None:
+        """Remove unfinished uploads and scratch files; only at start, before anyone writes."""

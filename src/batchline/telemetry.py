@@ -1,0 +1,126 @@
+"""One call per event gives one log line; and the probes, the named points at which a test may act.
+
+Log events carry ids, enums, counts and sizes only: their arguments are keyword-only scalars, so no
+prompt, body or key can reach a log by accident.
+
+A probe is one dictionary look-up when no test armed it. Armed through the environment (read by
+`config.py`, handed to `arm`), it ends a process at an exact point of the program:
+
+    segment.synced=kill            SIGKILL this process the first time
+    commit.before=kill@3           ... the third time
+    worker.answered=kill_parent    SIGKILL the parent (the server, seen from a worker)
+    worker.answered=kill_both      the parent, then this process
+    segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
+    blob.synced=stop               SIGSTOP this process
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from batchline.domain.errors import ConfigError
+
+log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("batchline")
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure_logging(*, level: str = "info") -> None:
+    """Readable lines on a terminal, JSON lines otherwise; always on stderr."""
+    renderer: structlog.typing.Processor
+    if sys.stderr.isatty():
+        renderer = structlog.dev.ConsoleRenderer()
+    else:
+        renderer = structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def event(name: str, **fields: str | int | float | bool | None) -> None:
+    """Something worth knowing happened; `name` is `<thing>_<past participle>`."""
+    log.info(name, **fields)
+
+
+def trouble(name: str, **fields: str | int | float | bool | None) -> None:
+    """Something is wrong and Batchline goes on; a person may want to look."""
+    log.warning(name, **fields)
+
+
+# -- probes ------------------------------------------------------------------------------------
+
+ACTIONS: Final = frozenset({"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit"})
+
+
+@dataclass(slots=True)
+class _Armed:
+    action: str
+    countdown: int  # acts when it reaches zero; further hits do nothing
+
+
+_armed: dict[str, _Armed] = {}
+armed_spec: str = ""  # handed on to children, which arm themselves with it
+
+
+def arm(spec: str) -> None:
+    """Arm probes from `name=action[@hit]` items separated by commas; an empty spec disarms all.
+
+    Raises:
+        ConfigError: the spec does not parse.
+    """
+    global armed_spec  # one process, one set of probes, armed once at start
+    _armed.clear()
+    armed_spec = spec
+    for item in filter(None, (part.strip() for part in spec.split(","))):
+        name, _, rest = item.partition("=")
+        action, _, hit = rest.partition("@")
+        if action not in ACTIONS or (hit and not hit.isdigit()):
+            raise ConfigError(f"probe {item!r}: expected NAME=ACTION[@HIT], ACTION of {ACTIONS}")
+        _armed[name] = _Armed(action, int(hit or 1))
+
+
+def probe(name: str) -> None:
+    """A named point of the program. Does nothing unless a test armed it."""
+    if _armed:
+        _reached(name)
+
+
+def _reached(name: str) -> None:
+    armed = _armed.get(name)
+    if armed is None:
+        return
+    armed.countdown -= 1
+    if armed.countdown != 0:
+        return
+    match armed.action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "kill_parent":
+            os.kill(os.getppid(), signal.SIGKILL)
+        case "kill_both":
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "enospc":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"probe {name}")
+        case "eio":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), f"probe {name}")
+        case _:
+            os._exit(3)
