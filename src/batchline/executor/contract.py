@@ -44,7 +44,9 @@ class ShardWork:
     """A shard with all that a worker needs to run it, and nothing of the database.
 
     Lines are read from `input_path` by the entries of `plan_path`. `serial` asks for one line at a
-    time (the shard has killed workers before). `backends` are those that serve its model, by name.
+    time (the shard has killed workers before). `backends` are those that may serve its model, by
+    name; `listed_by` are those whose own catalogue lists it. `refuse` is a `results.Failure`: every
+    line is settled with it and nothing is sent.
     """
 
     shard: Shard
@@ -52,7 +54,9 @@ class ShardWork:
     input_path: str
     plan_path: str
     backends: Sequence[str]
+    listed_by: Sequence[str] = ()
     serial: bool = False
+    refuse: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,9 @@ class ExecutorEvents(Protocol):
 
     async def on_lost(self, worker: WorkerId, held: Sequence[ShardKey]) -> None:
         """The worker died or was killed, and is reaped: it can neither send nor commit."""
+
+    async def on_input_unreadable(self, key: ShardKey) -> None:
+        """The batch's input or plan is short, gone or damaged; the shard follows as released."""
 
     def on_room(self) -> None:
         """Some worker may have room now; never blocks."""

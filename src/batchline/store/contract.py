@@ -66,6 +66,7 @@ class FinalFiles:
     error_filename: str
     expires_at: int | None
     never_run: Blob | None
+    problems: Sequence[LineProblem] = ()  # the batch's `errors`, for a batch that ends FAILED
 
 
 class Store(Protocol):

@@ -1,0 +1,74 @@
+"""A child process that runs jobs for the server, one after another (`service/jobs.py`).
+
+Started as `python -m batchline.cli.job_child FD CHILDREN_DIR PROBES`. It ends when the other side
+of the socket FD is gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import traceback
+import typing
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from batchline import telemetry
+from batchline.executor import processes
+from batchline.service.jobs import CARRIED, LENGTH_BYTES, Reply, Request
+
+_NICENESS: Final = 5  # the server's event loop and the workers go first
+
+
+def main() -> None:
+    fd, children_dir, probes = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    processes.record_self(children_dir)
+    # Ctrl-C reaches the whole group of a terminal; when to end is the server's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICENESS)
+    telemetry.arm(probes)
+    processes.exit_with_peer(fd)
+    with socket.socket(fileno=fd) as server:
+        while True:
+            length = int.from_bytes(_receive(server, LENGTH_BYTES))
+            reply = msgspec.msgpack.encode(_answer(_receive(server, length)))
+            server.sendall(len(reply).to_bytes(LENGTH_BYTES) + reply)
+
+
+def _receive(server: socket.socket, length: int) -> bytes:
+    """Exactly `length` bytes; ends the process when the server is gone."""
+    received = bytearray()
+    while len(received) < length:
+        chunk = server.recv(min(length - len(received), 1024 * 1024))
+        if not chunk:
+            sys.exit(0)
+        received += chunk
+    return bytes(received)
+
+
+def _answer(raw: bytes) -> Reply:
+    """Run the job. An error that is not carried is named by its place; its message may quote what
+    users sent, and stays here."""
+    request = msgspec.msgpack.decode(raw, type=Request)
+    try:
+        module, _, name = request.function.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        hints = typing.get_type_hints(function)
+        hints.pop("return", None)
+        job = msgspec.msgpack.decode(request.job, type=next(iter(hints.values())))
+        return Reply(result=msgspec.Raw(msgspec.msgpack.encode(function(job))))
+    except tuple(CARRIED.values()) as exc:
+        return Reply(error_code=exc.code, message=exc.message)
+    except Exception as exc:  # noqa: BLE001  # whatever it is, the server has to hear of it
+        place = traceback.extract_tb(exc.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return Reply(message=f"{request.function}: {type(exc).__name__} at {where}")
+
+
+if __name__ == "__main__":
+    main()

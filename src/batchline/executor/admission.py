@@ -1,0 +1,135 @@
+"""What the control process decides about backends for all workers together: permits and circuits.
+
+One desk for all backends of an executor. It is told what workers report and which of them hold
+shards for which backend; it tells workers their permits and whether a circuit admits. It owns no
+socket: messages go out through `tell`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from batchline import telemetry
+from batchline.domain.attempts import Outcome
+from batchline.executor import messages as m
+from batchline.executor.circuit import Circuit
+from batchline.executor.contract import BackendSettings
+from batchline.executor.limiter import FixedLimit
+from batchline.executor.permits import PermitPool
+
+_RETRY_AFTER_CAP_S = 300.0
+
+
+@dataclass(slots=True)
+class _Desk:
+    circuit: Circuit
+    pool: PermitPool
+    wanting: set[str] = field(default_factory=set)
+
+
+class Admission:
+    """Permits and circuits of every backend."""
+
+    def __init__(
+        self,
+        backends: Sequence[BackendSettings],
+        *,
+        tell: Callable[[str, m.ToWorker], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._random = random.Random()  # noqa: S311  # jitter, not a secret
+        self._desks = {
+            b.name: _Desk(Circuit(), PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit()))
+            for b in backends
+        }
+
+    def waiting_reasons(self) -> Mapping[str, str]:
+        """Backend to why lines wait for it, for those whose circuit is closed."""
+        return {
+            name: f"{desk.circuit.outcome}: {desk.circuit.reason}"
+            for name, desk in self._desks.items()
+            if not desk.circuit.admitting
+        }
+
+    # -- who holds what --------------------------------------------------------------------
+
+    def set_wanting(self, worker: str, backends: Collection[str]) -> None:
+        """`worker` holds shards for exactly `backends`."""
+        for name, desk in self._desks.items():
+            wants = name in backends
+            if wants == (worker in desk.wanting):
+                continue
+            if wants:
+                desk.wanting.add(worker)
+                self._tell(worker, m.SetCircuit(name, admitting=desk.circuit.admitting))
+            else:
+                desk.wanting.discard(worker)
+            self._rebalance(name, desk)
+
+    def worker_gone(self, worker: str) -> None:
+        """The worker is reaped: its permits and its trial are free."""
+        for name, desk in self._desks.items():
+            desk.wanting.discard(worker)
+            desk.pool.gone(worker)
+            desk.circuit.trial_returned(worker, self._clock())
+            self._rebalance(name, desk)
+
+    def _rebalance(self, name: str, desk: _Desk) -> None:
+        for worker, permits in desk.pool.rebalance(desk.wanting).items():
+            self._tell(worker, m.SetPermits(name, permits))
+
+    # -- what workers report ---------------------------------------------------------------
+
+    def permits_held(self, worker: str, message: m.PermitsHeld) -> None:
+        desk = self._desks[message.backend]
+        desk.pool.given_back(worker, message.permits)
+        self._rebalance(message.backend, desk)
+
+    def fault(self, worker: str, message: m.BackendFault) -> None:
+        desk = self._desks[message.backend]
+        circuit = desk.circuit
+        if message.trial and circuit.trial_with not in (None, worker):
+            return
+        closed = circuit.fault(
+            Outcome(message.outcome),
+            message.reason,
+            now=self._clock(),
+            asked_s=min(message.retry_after_s or 0.0, _RETRY_AFTER_CAP_S),
+            trial=message.trial,
+            roll=self._random.random(),
+        )
+        if closed:
+            telemetry.trouble(
+                "backend_gated",
+                backend=message.backend,
+                outcome=message.outcome,
+                reason=message.reason,
+            )
+            for other in desk.wanting - {worker}:
+                self._tell(other, m.SetCircuit(message.backend, admitting=False))
+
+    def trial_over(self, worker: str, message: m.TrialOver) -> None:
+        desk = self._desks[message.backend]
+        if not message.worked:
+            desk.circuit.trial_returned(worker, self._clock())
+            return
+        if desk.circuit.answered():
+            telemetry.event("backend_admitted", backend=message.backend)
+        for other in desk.wanting:
+            self._tell(other, m.SetCircuit(message.backend, admitting=True))
+
+    # -- time ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Ask one worker per closed circuit to try a line, where that is due."""
+        now = self._clock()
+        for name, desk in self._desks.items():
+            if desk.wanting and desk.circuit.trial_due(now):
+                worker = self._random.choice(sorted(desk.wanting))
+                desk.circuit.trial_with = worker
+                self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))

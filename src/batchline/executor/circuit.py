@@ -1,0 +1,68 @@
+"""Whether lines may go to a backend: the decisions of one circuit, without clocks or sockets.
+
+Every backend fault (refused connection, shed, bad key, no quota) closes the circuit to all workers
+at once. After a wait one line is tried; when it is answered the circuit admits again, when it meets
+the fault again the wait doubles up to 30 s. Lines wait meanwhile; none wears out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from batchline.domain.attempts import Outcome
+
+FIRST_WAIT_S: Final = 0.25
+LONGEST_WAIT_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Circuit:
+    """State of one backend's circuit; every instant is on the caller's monotonic clock."""
+
+    admitting: bool = True
+    reason: str | None = None
+    outcome: Outcome | None = None
+    wait_s: float = 0.0
+    retry_at: float = 0.0
+    trial_with: str | None = None  # the worker that tries a line now
+
+    def fault(
+        self, outcome: Outcome, reason: str, *, now: float, asked_s: float, trial: bool, roll: float
+    ) -> bool:
+        """A worker met a backend fault; True when the circuit was admitting until now.
+
+        Requests that were in flight when the circuit closed report their faults too; only the
+        first and a failed trial move the wait, so that one outage counts once.
+        """
+        was_admitting, self.admitting = self.admitting, False
+        if was_admitting:
+            self.wait_s = FIRST_WAIT_S
+        elif trial:
+            self.wait_s = min(LONGEST_WAIT_S, self.wait_s * 2)
+        if was_admitting or trial:
+            # Between half and all of the wait, so that many servers do not knock in step.
+            self.retry_at = now + max(self.wait_s * (0.5 + roll / 2), asked_s)
+        else:
+            self.retry_at = max(self.retry_at, now + asked_s)
+        if trial:
+            self.trial_with = None
+        self.reason, self.outcome = reason, outcome
+        return was_admitting
+
+    def answered(self) -> bool:
+        """A trial line was answered: admit again. True when the circuit was closed."""
+        self.trial_with = None
+        was_closed = not self.admitting
+        self.admitting, self.reason, self.outcome, self.wait_s = True, None, None, 0.0
+        return was_closed
+
+    def trial_due(self, now: float) -> bool:
+        """Whether a worker should be asked to try one line now."""
+        return not self.admitting and self.trial_with is None and now >= self.retry_at
+
+    def trial_returned(self, worker: str, now: float) -> None:
+        """The trial did not happen (no line there, or the worker died): due again shortly."""
+        if self.trial_with == worker:
+            self.trial_with = None
+            self.retry_at = max(self.retry_at, now + FIRST_WAIT_S)

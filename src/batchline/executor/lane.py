@@ -1,0 +1,84 @@
+"""One backend as one worker sees it: permits, circuit, and the shards that may use it.
+
+A lane says whether a line may go now. It knows nothing of requests: the worker takes lines through
+it and reports how they ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from batchline.executor.contract import Transport
+from batchline.executor.shard_run import Line, ShardRun
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """`in_flight` never exceeds `permits`. Owned by the worker's event loop."""
+
+    backend: str
+    transport: Transport
+    permits: int = 0
+    in_flight: int = 0
+    admitting: bool = True
+    trials: int = 0
+    window: int | None = None  # None: all permits; else the slow start after a closed circuit
+    owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
+    runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
+
+    def take(self) -> Line | None:
+        """The next line that may go to this backend now, or None."""
+        allowed = self.permits
+        if not self.admitting:
+            if not self.trials:
+                return None
+        elif self.window is not None:
+            allowed = min(allowed, self.window)
+        if self.in_flight >= allowed:
+            return None
+        line = self._next_line()
+        if line is None:
+            return None
+        self.in_flight += 1
+        line.trial = not self.admitting
+        if line.trial:
+            self.trials -= 1
+        return line
+
+    def _next_line(self) -> Line | None:
+        exhausted = []
+        line = None
+        for run in self.runs:
+            line = run.take()
+            if line is not None:
+                break
+            if not run.has_line:
+                exhausted.append(run)
+        for run in exhausted:
+            del self.runs[run]
+        return line
+
+    def ended(self, line: Line, *, answered: bool) -> None:
+        """A line that went through this lane ended; `answered` widens a slow start by one."""
+        line.trial = False
+        self.in_flight -= 1
+        if answered and self.window is not None:
+            self.window += 1
+            if self.window >= self.permits:
+                self.window = None
+
+    def fault(self) -> None:
+        """A backend fault: nothing goes until the control process says so."""
+        self.admitting = False
+        self.trials = 0
+
+    def set_circuit(self, *, admitting: bool, trials: int) -> None:
+        """The control process's word.
+
+        After a closed circuit the load comes back one line for each answer: to send all permits at
+        once to a backend that shed would only be shed again.
+        """
+        if admitting and not self.admitting:
+            self.window = self.in_flight + 1
+        self.admitting = admitting
+        self.trials = trials

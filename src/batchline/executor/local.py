@@ -1,0 +1,370 @@
+"""The executor on one machine: workers in child processes, supervised, fenced, restarted.
+
+There are no timed leases here: liveness is the socket plus a heartbeat counted in ticks of our own
+(so that a suspended laptop fences nobody). A silent worker is killed and reaped, and only then are
+its shards free for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from batchline import telemetry
+from batchline.domain.ids import BatchId, WorkerId
+from batchline.domain.model import ShardKey
+from batchline.executor import messages as m
+from batchline.executor.admission import Admission
+from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
+from batchline.executor.worker_link import WorkerLink
+
+OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
+TICK_S: Final = 0.05  # circuits are looked at this often
+FAILING_DEATHS: Final = 5  # deaths before the first hello that make readiness say so
+_RESTART_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0, 30.0)  # waits before the nth restart in a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """How workers are started and how patient the supervisor is.
+
+    `command` starts one worker; ` --fd N` is appended. `worker_prefix` is unique per server start:
+    segments carry the worker's name and are never reused.
+    """
+
+    workers: int
+    command: Sequence[str]
+    children: Path
+    worker_prefix: str
+    worker: m.WorkerSettings
+    probes: str = ""
+    ack_s: float = 0.25
+    silent_s: float = 10.0
+
+
+class LocalExecutor:
+    """Implements `contract.Executor`."""
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self._settings = settings
+        self._links: dict[WorkerId, WorkerLink] = {}
+        self._admission = Admission(settings.worker.backends, tell=self._tell)
+        self._closed: set[BatchId] = set()
+        self._paused: str | None = None
+        self._stopping = asyncio.Event()
+        self._started = 0
+        self._deaths_at_start = 0
+        self._all_ready = asyncio.Event()
+        self._keepers: list[asyncio.Task[None]] = []
+        self._ticker: asyncio.Task[None] | None = None
+        self._events: ExecutorEvents | None = None
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def start(self, events: ExecutorEvents) -> None:
+        self._events = events
+        loop = asyncio.get_running_loop()
+        self._keepers = [loop.create_task(self._keep(n)) for n in range(self._settings.workers)]
+        self._ticker = loop.create_task(self._tick())
+        await self._all_ready.wait()
+
+    @property
+    def failing(self) -> str | None:
+        """Why workers do not come up, or None."""
+        if self._deaths_at_start >= FAILING_DEATHS:
+            return f"workers died at start {self._deaths_at_start} times in a row"
+        return None
+
+    @property
+    def ready_workers(self) -> int:
+        return sum(link.ready for link in self._links.values())
+
+    def waiting_reasons(self) -> Mapping[str, str]:
+        """Backend to why lines wait for it."""
+        return self._admission.waiting_reasons()
+
+    def storage_trouble(self) -> str | None:
+        """Why some worker cannot write its segment, or None."""
+        return next((x.storage_trouble for x in self._links.values() if x.storage_trouble), None)
+
+    async def _keep(self, slot: int) -> None:
+        """Keep one worker running: start it, serve it, reap it, start the next."""
+        deaths = 0
+        while not await self._stops_within(_RESTART_S[min(deaths, len(_RESTART_S) - 1)]):
+            self._started += 1
+            worker = WorkerId(f"{self._settings.worker_prefix}-{slot}-{self._started}")
+            was_ready = False
+            try:
+                was_ready = await self._serve(worker)
+            except Exception as exc:  # noqa: BLE001  # whatever it was, the slot must go on
+                telemetry.trouble("worker_link_failed", worker=worker, error=repr(exc))
+            deaths = 1 if was_ready else deaths + 1
+
+    async def _stops_within(self, delay_s: float) -> bool:
+        """Wait `delay_s`, less when the executor stops meanwhile; whether it does."""
+        if delay_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._stopping.wait()
+        return self._stopping.is_set()
+
+    async def _serve(self, worker: WorkerId) -> bool:
+        """One worker from start to reaped; whether it ever said hello."""
+        settings = self._settings
+        link = await WorkerLink.start(
+            worker, settings.command, children=settings.children, environment=os.environ
+        )
+        self._links[worker] = link
+        link.tell(m.Configure(_named(settings.worker, worker), settings.probes))
+        if self._paused is not None:
+            link.tell(m.Pause(paused=True))
+        ordered: asyncio.Queue[m.ToControl | None] = asyncio.Queue()
+        serving = asyncio.get_running_loop().create_task(self._serve_in_order(link, ordered))
+        # A worker whose commits nobody answers any more would hold its shards for ever.
+        serving.add_done_callback(lambda _: link.kill())
+        try:
+            await link.messages(lambda message: self._on_message(link, message, ordered))
+        finally:
+            link.kill()
+            status = await link.reap()
+            ordered.put_nowait(None)
+            # What was received before the end is durable in the worker's segment: it counts.
+            await serving
+            await self._after_reaped(link, status)
+        return link.ready
+
+    async def _after_reaped(self, link: WorkerLink, status: int) -> None:
+        self._links.pop(link.worker, None)
+        self._admission.worker_gone(link.worker)
+        if not self._stopping.is_set():
+            telemetry.trouble(
+                "worker_ended", worker=link.worker, status=status, shards=len(link.held)
+            )
+            if not link.ready:
+                self._deaths_at_start += 1
+                if self._deaths_at_start >= FAILING_DEATHS:
+                    self._all_ready.set()
+        events = self._must_events()
+        await events.on_lost(link.worker, list(link.held))
+        link.held.clear()
+        events.on_room()
+
+    def _must_events(self) -> ExecutorEvents:
+        if self._events is None:
+            raise RuntimeError("the executor was not started")
+        return self._events
+
+    async def _tick(self) -> None:
+        beats_per_silence = max(1, round(self._settings.silent_s / TICK_S))
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._admission.tick()
+            for link in list(self._links.values()):
+                link.silent_beats += 1
+                if link.silent_beats > beats_per_silence:
+                    telemetry.trouble("worker_silent", worker=link.worker)
+                    link.silent_beats = 0
+                    link.kill()
+
+    # -- messages --------------------------------------------------------------------------
+
+    def _tell(self, worker: str, message: m.ToWorker) -> None:
+        link = self._links.get(WorkerId(worker))
+        if link is not None:
+            link.tell(message)
+
+    def _on_message(
+        self, link: WorkerLink, message: m.ToControl, ordered: asyncio.Queue[m.ToControl | None]
+    ) -> None:
+        """What needs no store is done at once; the rest goes, in order, through `ordered`."""
+        match message:
+            case m.Hello():
+                link.ready = True
+                self._deaths_at_start = 0
+                if self.ready_workers >= self._settings.workers:
+                    self._all_ready.set()
+                self._must_events().on_room()
+            case m.Heartbeat() | m.GateClosed():
+                pass
+            case m.Handed(key=key):
+                link.handed.add(key)
+                self._must_events().on_room()
+            case m.PermitsHeld():
+                self._admission.permits_held(link.worker, message)
+            case m.BackendFault():
+                self._admission.fault(link.worker, message)
+            case m.TrialOver():
+                self._admission.trial_over(link.worker, message)
+            case m.StorageTrouble(reason=reason):
+                link.storage_trouble = reason
+                if reason is not None:
+                    telemetry.trouble("segment_unwritable", worker=link.worker, reason=reason)
+            case m.Commit() | m.ShardReleased() | m.InputUnreadable() | m.Drained():
+                ordered.put_nowait(message)
+
+    async def _serve_in_order(
+        self, link: WorkerLink, ordered: asyncio.Queue[m.ToControl | None]
+    ) -> None:
+        events = self._must_events()
+        while (message := await ordered.get()) is not None:
+            match message:
+                case m.Commit(commits=commits):
+                    accepted = await events.on_commit(link.worker, commits)
+                    link.tell(m.Committed(list(accepted)))
+                case m.InputUnreadable(key=key):
+                    await events.on_input_unreadable(key)
+                case m.ShardReleased(released=released):
+                    link.held.pop(released.key, None)
+                    link.handed.discard(released.key)
+                    self._want(link)
+                    await events.on_released(link.worker, released)
+                    events.on_room()
+                case _:
+                    pass  # Drained: the end of the socket follows
+
+    # -- shards ----------------------------------------------------------------------------
+
+    def rooms(self) -> Sequence[Room]:
+        if self._paused is not None or self._stopping.is_set():
+            return []
+        rooms = []
+        for link in self._links.values():
+            if link.ready and link.storage_trouble is None:
+                for backend in self._settings.worker.backends:
+                    waiting = sum(
+                        backend.name in work.backends
+                        for key, work in link.held.items()
+                        if key not in link.handed
+                    )
+                    if waiting < OPEN_SHARDS:
+                        rooms.append(
+                            Room(
+                                worker=link.worker,
+                                backend=backend.name,
+                                shards=OPEN_SHARDS - waiting,
+                            )
+                        )
+        return rooms
+
+    def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
+        link = self._links.get(worker)
+        key = work.shard.key
+        if (
+            link is None
+            or link.gone.is_set()
+            or self._stopping.is_set()
+            or key.batch_id in self._closed
+        ):
+            return False
+        link.held[key] = work
+        link.tell(m.OpenShard(work))
+        self._want(link)
+        return True
+
+    def _want(self, link: WorkerLink) -> None:
+        wanted = {name for work in link.held.values() for name in work.backends}
+        self._admission.set_wanting(link.worker, wanted)
+
+    def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:
+        return {
+            key: link.worker
+            for link in self._links.values()
+            for key in link.held
+            if key.batch_id == batch_id
+        }
+
+    # -- gates -----------------------------------------------------------------------------
+
+    async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:
+        began = time.monotonic()
+        self._closed.add(batch_id)
+        asked = {
+            link: link.ask_gate(batch_id, grace_s)
+            for link in list(self._links.values())
+            if link.holds(batch_id)
+        }
+        if asked:
+            await asyncio.wait(asked.values(), timeout=self._settings.ack_s)
+        silent = [link for link, ack in asked.items() if not ack.done()]
+        for link in silent:
+            telemetry.trouble("gate_not_acknowledged", worker=link.worker, batch_id=batch_id)
+            link.kill()
+        for link in silent:
+            await link.gone.wait()
+        return GateReport(
+            acknowledged_s=time.monotonic() - began,
+            in_flight=sum(
+                ack.result().in_flight
+                for ack in asked.values()
+                if ack.done() and not ack.cancelled()
+            ),
+            killed=[link.worker for link in silent],
+        )
+
+    def forget_gate(self, batch_id: BatchId) -> None:
+        """The batch is terminal: nothing will ask for its gate again."""
+        self._closed.discard(batch_id)
+
+    async def fence(self, batch_id: BatchId) -> Sequence[WorkerId]:
+        links = [link for link in self._links.values() if link.holds(batch_id)]
+        for link in links:
+            link.kill()
+        for link in links:
+            await link.gone.wait()
+        return [link.worker for link in links]
+
+    # -- pause and end ---------------------------------------------------------------------
+
+    def pause(self, reason: str) -> None:
+        if self._paused is None:
+            for link in self._links.values():
+                link.tell(m.Pause(paused=True))
+        self._paused = reason
+
+    def resume(self) -> None:
+        if self._paused is not None:
+            self._paused = None
+            for link in self._links.values():
+                link.tell(m.Pause(paused=False))
+            if self._events is not None:
+                self._events.on_room()
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing is dispatched, or None."""
+        return self._paused
+
+    async def drain(self, *, grace_s: float) -> None:
+        self._stopping.set()
+        links = list(self._links.values())
+        for link in links:
+            link.tell(m.Drain(grace_s))
+        # A worker that is drained ends by itself; one second more covers its last commit.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s + 1.0):
+                for link in links:
+                    await link.gone.wait()
+        for link in links:
+            link.kill()
+        await asyncio.gather(*self._keepers)
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+
+def _named(settings: m.WorkerSettings, worker: WorkerId) -> m.WorkerSettings:
+    return m.WorkerSettings(
+        worker=worker,
+        segment_directory=settings.segment_directory,
+        backends=settings.backends,
+        retry=settings.retry,
+        commit_interval_s=settings.commit_interval_s,
+        byte_budget=settings.byte_budget,
+        segment_bytes=settings.segment_bytes,
+        heartbeat_s=settings.heartbeat_s,
+    )

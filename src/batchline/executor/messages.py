@@ -1,0 +1,207 @@
+"""What the control process and a worker say to each other, and how it is framed.
+
+One stream socket per worker: each message is a 4-byte big-endian length and msgpack of one tagged
+struct. The control process sends `ToWorker`, the worker answers with `ToControl`. Order is kept in
+both directions, and both sides rely on it: a worker's `Released` follows the commits it depends on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from batchline.domain.attempts import RetryPolicy
+from batchline.domain.ids import BatchId
+from batchline.domain.model import ShardCommit, ShardKey
+from batchline.executor.contract import BackendSettings, Released, ShardWork
+
+_LENGTH_BYTES: Final = 4
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # a shard of work is a few hundred bytes
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told once, before anything else."""
+
+    worker: str
+    segment_directory: str
+    backends: Sequence[BackendSettings]
+    retry: RetryPolicy
+    commit_interval_s: float = 0.1  # the most that a crash can make us send again (design.md 3)
+    byte_budget: int = 256 * 1024 * 1024  # request and answer bytes held in memory
+    segment_bytes: int = 256 * 1024 * 1024  # a new segment begins after this
+    heartbeat_s: float = 1.0
+
+
+# -- control process to worker -----------------------------------------------------------------
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    settings: WorkerSettings
+    probes: str
+
+
+class OpenShard(msgspec.Struct, frozen=True, tag=True):
+    work: ShardWork
+
+
+class CloseGate(msgspec.Struct, frozen=True, tag=True):
+    """Close the gate of a batch, acknowledge with `GateClosed`, abort what runs after `grace_s`."""
+
+    batch_id: BatchId
+    request: int
+    grace_s: float
+
+
+class SetPermits(msgspec.Struct, frozen=True, tag=True):
+    """`permits` requests may be in flight at `backend`; answered by `PermitsHeld`."""
+
+    backend: str
+    permits: int
+
+
+class SetCircuit(msgspec.Struct, frozen=True, tag=True):
+    """Whether lines may go to a backend. `trials` lines may go although it is closed to others."""
+
+    backend: str
+    admitting: bool
+    trials: int = 0
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """The store's answer to the oldest unanswered `Commit`, one flag per shard commit."""
+
+    accepted: Sequence[bool]
+
+
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Dispatch nothing (True) or go on (False); what is in flight is not touched."""
+
+    paused: bool
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Dispatch nothing more, give running requests `grace_s`, commit, release, `Drained`."""
+
+    grace_s: float
+
+
+ToWorker = Configure | OpenShard | CloseGate | SetPermits | SetCircuit | Committed | Pause | Drain
+
+
+# -- worker to control process -----------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The worker has recorded itself and is configured."""
+
+    pid: int
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The worker's event loop turns."""
+
+
+class GateClosed(msgspec.Struct, frozen=True, tag=True):
+    """No first byte of a request of the batch will be written from now on."""
+
+    request: int
+    in_flight: int
+
+
+class Commit(msgspec.Struct, frozen=True, tag=True):
+    """These ranges are durable in the worker's segment; may they count?"""
+
+    commits: Sequence[ShardCommit]
+
+
+class ShardReleased(msgspec.Struct, frozen=True, tag=True):
+    released: Released
+
+
+class Handed(msgspec.Struct, frozen=True, tag=True):
+    """Every line of the shard has been dispatched once: there is room for another shard."""
+
+    key: ShardKey
+
+
+class PermitsHeld(msgspec.Struct, frozen=True, tag=True):
+    """The worker will not have more than `permits` in flight at `backend` from now on."""
+
+    backend: str
+    permits: int
+
+
+class BackendFault(msgspec.Struct, frozen=True, tag=True):
+    """A backend outcome (`attempts.BACKEND_OUTCOMES`): nothing was wrong with the line.
+
+    `reason` is shown to people: kinds, status and size, never a body.
+    """
+
+    backend: str
+    outcome: str
+    reason: str
+    retry_after_s: float | None
+    trial: bool
+
+
+class TrialOver(msgspec.Struct, frozen=True, tag=True):
+    """A trial line was answered (`worked`), or there was no line to try (not `worked`)."""
+
+    backend: str
+    worked: bool
+
+
+class InputUnreadable(msgspec.Struct, frozen=True, tag=True):
+    """The batch's input or plan is short, gone or damaged; the shard follows as released."""
+
+    key: ShardKey
+
+
+class StorageTrouble(msgspec.Struct, frozen=True, tag=True):
+    """The worker cannot write its segment (`reason`), or can again (None)."""
+
+    reason: str | None
+
+
+class Drained(msgspec.Struct, frozen=True, tag=True):
+    """Everything is committed and released; the worker ends."""
+
+
+ToControl = (
+    Hello
+    | Heartbeat
+    | GateClosed
+    | Commit
+    | ShardReleased
+    | Handed
+    | PermitsHeld
+    | BackendFault
+    | TrialOver
+    | InputUnreadable
+    | StorageTrouble
+    | Drained
+)
+
+_encoder: Final = msgspec.msgpack.Encoder()
+decode_to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
+decode_to_control: Final = msgspec.msgpack.Decoder(ToControl).decode
+
+
+def frame(message: ToWorker | ToControl) -> bytes:
+    """The bytes of one message as they go onto the socket."""
+    payload = _encoder.encode(message)
+    return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """The payload of the next message; None when the other side is gone."""
+    try:
+        length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+        if length > MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {length} bytes: the stream is out of step")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

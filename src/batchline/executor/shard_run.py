@@ -1,0 +1,230 @@
+"""One shard in a worker's hands: which line is next, which are settled, what is not committed yet.
+
+No I/O and no clock. The worker's event loop is the only reader and writer, except for what
+`snapshot` hands to the segment writer, which is a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from batchline.domain import bitmap, plan
+from batchline.domain.ids import BatchId, line_id_prefix
+from batchline.domain.model import Usage
+from batchline.executor.contract import ShardWork
+
+
+class Gate(StrEnum):
+    """Whether first bytes of this shard's requests may be written, and if not, why."""
+
+    OPEN = "open"
+    CLOSED = "closed"  # cancel, window, drain: results that still arrive count
+    FENCED = "fenced"  # someone else holds the shard: nothing counts any more
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One request line between its first dispatch and its result."""
+
+    run: ShardRun
+    index: int  # in the shard, from 0
+    offset: int
+    length: int
+    line_number: int
+    attempt: int = 0  # the attempt under way or last ended, from 1; 0 before the first
+    answers: int = 0  # attempts that got an HTTP answer (the Idempotency-Key changes with each)
+    written: bool = False  # the first byte of the current attempt was handed to the socket
+    trial: bool = False  # this dispatch tries a closed circuit
+    held_bytes: int = 0  # what it counts in the worker's byte budget
+    task: asyncio.Task[None] | None = None
+
+    def admit(self) -> bool:
+        """Last look at the gate, in the loop step that writes the first byte."""
+        if self.run.gate is Gate.OPEN:
+            self.written = True
+            return True
+        return False
+
+    @property
+    def line_id(self) -> str:
+        return f"{self.run.line_id_prefix}{self.line_number:08x}"
+
+    @property
+    def idempotency_key(self) -> str:
+        """The line id; a suffix after each answered attempt, so that a stored 500 is not replayed.
+
+        An unanswered attempt keeps the key: the backend may have done the work already.
+        """
+        return self.line_id if self.answers == 0 else f"{self.line_id}-{self.answers}"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A shard's uncommitted lines and the totals that include them."""
+
+    outputs: list[bytes]
+    errors: list[bytes]
+    settled: bytes
+    completed: int
+    failed: int
+    usage: Usage
+
+
+@dataclass(slots=True, eq=False)
+class ShardRun:
+    """The state of one held shard."""
+
+    work: ShardWork
+    input_fd: int
+    entries: bytes  # this shard's part of the plan
+    gate: Gate = Gate.OPEN
+    cursor: int = 0
+    returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
+    waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
+    in_flight: set[Line] = field(default_factory=set)
+    settled: bytearray = field(default_factory=bytearray)
+    completed: int = 0
+    failed: int = 0
+    usage: list[int] = field(default_factory=list)  # the five sums, in the order of Usage
+    outputs: list[bytes] = field(default_factory=list)
+    errors: list[bytes] = field(default_factory=list)
+    uncommitted_groups: int = 0  # sent to the segment writer, not yet answered by the store
+    handed: bool = False  # the scheduler knows that every line was dispatched once
+    aborted: int = 0
+    finished_late: int = 0
+
+    @classmethod
+    def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> ShardRun:
+        shard = work.shard
+        return cls(
+            work=work,
+            input_fd=input_fd,
+            entries=entries,
+            settled=bytearray(shard.settled),
+            completed=shard.completed,
+            failed=shard.failed,
+            usage=[
+                shard.usage.input_tokens,
+                shard.usage.cached_tokens,
+                shard.usage.output_tokens,
+                shard.usage.reasoning_tokens,
+                shard.usage.total_tokens,
+            ],
+        )
+
+    @property
+    def batch_id(self) -> BatchId:
+        return self.work.shard.key.batch_id
+
+    @property
+    def line_id_prefix(self) -> str:
+        return line_id_prefix(self.batch_id)
+
+    # -- what is next ----------------------------------------------------------------------
+
+    def take(self) -> Line | None:
+        """The next line to dispatch, now counted as in flight; None when there is none now."""
+        if self.gate is not Gate.OPEN or (self.work.serial and self.in_flight):
+            return None
+        line = self.returned.popleft() if self.returned else self._next_fresh()
+        if line is not None:
+            self.in_flight.add(line)
+        return line
+
+    def _next_fresh(self) -> Line | None:
+        last = self.work.shard.entries
+        index = self.cursor
+        while index < last and bitmap.is_marked(self.settled, index):
+            index += 1  # settled under an earlier epoch
+        self.cursor = index + 1
+        if index >= last:
+            return None
+        offset, length, number, _ = plan.ENTRY.unpack_from(self.entries, index * plan.ENTRY_BYTES)
+        return Line(run=self, index=index, offset=offset, length=length, line_number=number)
+
+    @property
+    def has_line(self) -> bool:
+        """Whether `take` could give a line now (or once the one in flight of a serial run ends)."""
+        return self.gate is Gate.OPEN and (
+            bool(self.returned) or self.cursor < self.work.shard.entries
+        )
+
+    # -- how a line ended ------------------------------------------------------------------
+
+    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> None:
+        """Give `line` its result. It is never dispatched again under this epoch."""
+        self.in_flight.discard(line)
+        bitmap.mark(self.settled, line.index)
+        if succeeded:
+            self.completed += 1
+            self.outputs.append(result)
+        else:
+            self.failed += 1
+            self.errors.append(result)
+        if usage is not None:
+            sums = self.usage
+            sums[0] += usage.input_tokens
+            sums[1] += usage.cached_tokens
+            sums[2] += usage.output_tokens
+            sums[3] += usage.reasoning_tokens
+            sums[4] += usage.total_tokens
+        if self.gate is Gate.CLOSED:
+            self.finished_late += 1
+
+    def put_back(self, line: Line) -> None:
+        """The line ended without a result: it is next again if the gate is open."""
+        self.in_flight.discard(line)
+        if self.gate is Gate.OPEN:
+            self.returned.append(line)
+
+    def close(self, gate: Gate) -> None:
+        """Close the gate. Lines that are not on the wire are left for whoever comes next."""
+        if self.gate is not Gate.FENCED:
+            self.gate = gate
+        self.returned.clear()
+        for timer in self.waiting.values():
+            timer.cancel()
+        self.waiting.clear()
+        if gate is Gate.FENCED:
+            self.outputs.clear()
+            self.errors.clear()
+
+    @property
+    def on_the_wire(self) -> int:
+        return sum(line.written for line in self.in_flight)
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing runs, nothing waits, nothing is left to dispatch."""
+        return not (self.in_flight or self.waiting or self.has_line)
+
+    @property
+    def is_durable(self) -> bool:
+        """Everything that settled here was answered by the store."""
+        return not (self.outputs or self.errors or self.uncommitted_groups)
+
+    @property
+    def all_settled(self) -> bool:
+        return bitmap.count(self.settled) == self.work.shard.entries
+
+    def snapshot(self) -> Snapshot:
+        """Take the uncommitted lines out, with totals that include exactly them."""
+        group = Snapshot(
+            self.outputs,
+            self.errors,
+            bytes(self.settled),
+            self.completed,
+            self.failed,
+            Usage(
+                input_tokens=self.usage[0],
+                cached_tokens=self.usage[1],
+                output_tokens=self.usage[2],
+                reasoning_tokens=self.usage[3],
+                total_tokens=self.usage[4],
+            ),
+        )
+        self.outputs, self.errors = [], []
+        return group

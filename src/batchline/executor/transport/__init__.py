@@ -1,0 +1,1 @@
+"""How one request crosses the network: the Transport contract's implementations."""

@@ -1,0 +1,97 @@
+"""What an attempt's end means for its line: from an answer or an error to an outcome and a result.
+
+Pure: no clock, no socket. `attempts.decide` says what to do with the outcome; when that is to
+settle, `result` is the line for the output or error file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from batchline.domain import results
+from batchline.domain.attempts import Outcome, classify
+from batchline.domain.errors import NotSent, SentUnanswered
+from batchline.domain.model import Usage
+from batchline.domain.results import Failure
+from batchline.executor.contract import Answer
+
+_FAILURES: Final = {
+    "timeout": Failure.REQUEST_TIMEOUT,
+    "reset": Failure.UPSTREAM_UNREACHABLE,
+    "malformed": Failure.INVALID_UPSTREAM_RESPONSE,
+    "too_large": Failure.RESPONSE_TOO_LARGE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an attempt ended. `result` is the line to settle with; None for backend outcomes.
+
+    `reason` is for people: kinds, status and sizes, never a body. `answered` says that an HTTP
+    answer came, so that the next attempt must not be taken for the same one.
+    """
+
+    outcome: Outcome
+    reason: str
+    result: bytes | None = None
+    usage: Usage | None = None
+    retry_after_s: float | None = None
+    answered: bool = False
+
+
+def of_answer(
+    answer: Answer, *, line_id: str, custom_id_raw: bytes, model_is_listed: bool, now: float
+) -> Verdict:
+    """The verdict on a complete HTTP answer. `now` (Unix seconds) resolves a Retry-After date."""
+    status = answer.status
+    request_id = results.request_id_of(answer.headers.get("x-request-id"), line_id)
+    if 200 <= status < 300:
+        read = results.read_success(answer.body)
+        if read is None:
+            return Verdict(
+                Outcome.BROKEN,
+                f"status {status} with {len(answer.body)} bytes that are not JSON",
+                results.failure_line(line_id, custom_id_raw, Failure.INVALID_UPSTREAM_RESPONSE),
+                answered=True,
+            )
+        body, usage = read
+        line = results.result_line(line_id, custom_id_raw, status, request_id, body)
+        return Verdict(Outcome.ANSWERED, "", line, usage, answered=True)
+    body_or_none = results.usable_body(answer.body)
+    code = None if body_or_none is None else results.error_code_of(body_or_none)
+    outcome = classify(status, error_code=code, model_is_listed=model_is_listed)
+    shown = body_or_none or results.error_body(status, len(answer.body))
+    return Verdict(
+        outcome,
+        f"status {status}",
+        results.result_line(line_id, custom_id_raw, status, request_id, shown),
+        retry_after_s=retry_after_s(answer, now),
+        answered=True,
+    )
+
+
+def of_error(error: NotSent | SentUnanswered, *, line_id: str, custom_id_raw: bytes) -> Verdict:
+    """The verdict on an exchange without an answer."""
+    if isinstance(error, NotSent):
+        return Verdict(Outcome.NOT_SENT, error.message)
+    failure = _FAILURES[error.reason]
+    return Verdict(
+        Outcome.BROKEN, error.message, results.failure_line(line_id, custom_id_raw, failure)
+    )
+
+
+def retry_after_s(answer: Answer, now: float) -> float | None:
+    """How long the backend asks to wait: `retry-after-ms`, or seconds, or an HTTP date."""
+    try:
+        if (ms := answer.headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(ms) / 1000)
+        value = answer.headers.get("retry-after")
+        if value is None:
+            return None
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None

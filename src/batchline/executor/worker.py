@@ -1,0 +1,479 @@
+"""The worker: takes lines of the shards it holds, sends them, settles them, commits them.
+
+One event loop, one process. The control process decides which shards, how many permits, whether a
+backend's circuit admits and when a gate closes; the worker obeys in the loop step in which it hears
+of it. The loop over lines is exempt from task-group style (design.md 5): slots are plain tasks that
+go from line to line, started when a line may go and ended when none may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, assert_never
+
+from batchline import telemetry
+from batchline.domain import plan, results
+from batchline.domain.attempts import (
+    BACKEND_OUTCOMES,
+    Outcome,
+    RetryIn,
+    Settle,
+    WaitForBackend,
+    decide,
+)
+from batchline.domain.errors import BlobUnreadable, NotAdmitted, NotSent, SentUnanswered
+from batchline.domain.ids import BatchId
+from batchline.domain.lines import RequestLine, read_line
+from batchline.domain.model import ShardKey
+from batchline.domain.results import Failure
+from batchline.executor import messages as m
+from batchline.executor import verdict
+from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
+from batchline.executor.lane import Lane
+from batchline.executor.segments import SegmentWriter
+from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.verdict import Verdict
+
+
+class _Ended(StrEnum):
+    """How an attempt left its slot."""
+
+    ANSWERED = "answered"  # the line settled or waits for a retry: the backend did its part
+    FAULT = "fault"  # a backend outcome
+    NOT_ADMITTED = "not_admitted"  # the gate closed first
+    UNREADABLE = "unreadable"  # the input is damaged
+    ABORTED = "aborted"  # the slot was cancelled
+
+
+_API_PREFIX: Final = "/v1"  # the transport's base URL ends in it
+
+
+class Worker:
+    """Everything one worker process does. `send` queues a message to the control process."""
+
+    def __init__(
+        self,
+        settings: m.WorkerSettings,
+        *,
+        send: Callable[[m.ToControl], None],
+        transport: Callable[[BackendSettings], Transport],
+    ) -> None:
+        self._settings = settings
+        self._send = send
+        self._lanes = {b.name: Lane(b.name, transport(b)) for b in settings.backends}
+        self._runs: dict[ShardKey, ShardRun] = {}
+        self._paused = False
+        self._storage_trouble = False
+        self._held_bytes = 0
+        self._random = random.Random()  # noqa: S311  # jitter, not a secret
+        self._over = asyncio.Event()
+        self._failure: Exception | None = None
+        self._draining = False
+        self._writer = SegmentWriter(
+            Path(settings.segment_directory),
+            settings.worker,
+            interval_s=settings.commit_interval_s,
+            segment_bytes=settings.segment_bytes,
+            send_commit=lambda commits: send(m.Commit(commits)),
+            on_trouble=self._storage_changed,
+            on_progress=self._bytes_left,
+            on_answer=self._commit_answered,
+        )
+
+    async def run(self) -> None:
+        """Work until drained; cancelled when the control process is gone.
+
+        Raises:
+            Exception: something of ours failed; the process must end, so that its shards go to a
+                worker in a known state.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(self._writer.run()),
+                tasks.create_task(self._beat()),
+            ]
+            await self._over.wait()
+            for task in background:
+                task.cancel()
+        if self._failure is not None:
+            raise self._failure
+        for lane in self._lanes.values():
+            await lane.transport.close()
+        self._send(m.Drained())
+
+    def _fail(self, exc: Exception) -> None:
+        self._failure = exc
+        self._over.set()
+
+    async def _beat(self) -> None:
+        while True:
+            self._send(m.Heartbeat())
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    # -- what the control process says -----------------------------------------------------
+
+    def handle(self, message: m.ToWorker) -> None:
+        """Obey one message, in this loop step."""
+        match message:
+            case m.OpenShard(work=work):
+                self._open(work)
+            case m.CloseGate():
+                self._close_gate(message)
+            case m.SetPermits(backend=backend, permits=permits):
+                self._set_permits(self._lanes[backend], permits)
+            case m.SetCircuit():
+                self._set_circuit(message)
+            case m.Committed(accepted=accepted):
+                self._writer.answered(accepted)
+            case m.Pause(paused=paused):
+                self._paused = paused
+                self._pump_all()
+            case m.Drain(grace_s=grace_s):
+                self._drain(grace_s)
+            case m.Configure():
+                raise ValueError("configured twice")
+            case _:
+                assert_never(message)
+
+    def _open(self, work: ShardWork) -> None:
+        key = work.shard.key
+        try:
+            run = _open_run(work)
+        except (OSError, BlobUnreadable):
+            self._send(m.InputUnreadable(key))
+            self._send(m.ShardReleased(Released(key=key, epoch=work.shard.epoch, settled=False)))
+            return
+        self._runs[key] = run
+        if self._draining:
+            run.close(Gate.CLOSED)
+        if work.refuse is not None:
+            self._refuse(run, Failure(work.refuse))
+        self._offer(run)
+        self._release_if_over(run)
+
+    def _refuse(self, run: ShardRun, failure: Failure) -> None:
+        """Settle every line of the shard with `failure`; none is sent."""
+        while (line := run.take()) is not None:
+            request = self._read(line)
+            if request is None:
+                self._unreadable(run)
+                return
+            result = results.failure_line(line.line_id, request.custom_id_raw, failure)
+            self._settle(line, Verdict(Outcome.REFUSED, failure.value, result))
+
+    def _unreadable(self, run: ShardRun) -> None:
+        run.close(Gate.CLOSED)
+        self._send(m.InputUnreadable(run.work.shard.key))
+
+    def _close_gate(self, order: m.CloseGate) -> None:
+        runs = [run for run in self._runs.values() if run.batch_id == order.batch_id]
+        for run in runs:
+            run.close(Gate.CLOSED)
+        telemetry.probe("gate.closed")
+        self._send(
+            m.GateClosed(request=order.request, in_flight=sum(run.on_the_wire for run in runs))
+        )
+        telemetry.probe("gate.acknowledged")
+        self._abort_later(order.grace_s, order.batch_id)
+        for run in runs:
+            self._release_if_over(run)
+        self._pump_all()  # the permits of lines that were not on the wire are free
+
+    def _drain(self, grace_s: float) -> None:
+        self._draining = True
+        for run in list(self._runs.values()):
+            run.close(Gate.CLOSED)
+            self._release_if_over(run)
+        self._abort_later(grace_s, None)
+        self._end_if_drained()
+
+    def _abort_later(self, grace_s: float, batch_id: BatchId | None) -> None:
+        if grace_s <= 0:
+            self._abort(batch_id)
+        else:
+            asyncio.get_running_loop().call_later(grace_s, self._abort, batch_id)
+
+    def _abort(self, batch_id: BatchId | None) -> None:
+        """Close the connections of what still runs behind a closed gate."""
+        for run in list(self._runs.values()):
+            if run.gate is not Gate.OPEN and batch_id in (None, run.batch_id):
+                self._abort_run(run)
+
+    def _abort_run(self, run: ShardRun) -> None:
+        for line in run.in_flight:
+            if line.task is not None:
+                line.task.cancel()
+
+    def _set_permits(self, lane: Lane, permits: int) -> None:
+        lane.permits = permits
+        lane.owes_permits = True
+        self._settle_permits(lane)
+        self._pump(lane)
+
+    def _settle_permits(self, lane: Lane) -> None:
+        if lane.owes_permits and lane.in_flight <= lane.permits:
+            lane.owes_permits = False
+            self._send(m.PermitsHeld(lane.backend, lane.permits))
+
+    def _set_circuit(self, order: m.SetCircuit) -> None:
+        lane = self._lanes[order.backend]
+        lane.set_circuit(admitting=order.admitting, trials=order.trials)
+        self._pump(lane)
+        if lane.trials:  # nothing could be taken: somebody else may try
+            lane.trials = 0
+            self._send(m.TrialOver(order.backend, worked=False))
+
+    # -- slots -----------------------------------------------------------------------------
+
+    def _offer(self, run: ShardRun) -> None:
+        """`run` may have lines: let every lane that may take them look."""
+        if run.has_line:
+            for backend in run.work.backends:
+                self._lanes[backend].runs.setdefault(run)
+            for backend in run.work.backends:
+                self._pump(self._lanes[backend])
+
+    def _pump_all(self) -> None:
+        for lane in self._lanes.values():
+            self._pump(lane)
+
+    def _pump(self, lane: Lane) -> None:
+        """Start a slot for every line that may go now."""
+        while (line := self._take(lane)) is not None:
+            line.task = asyncio.create_task(self._slot(lane, line))
+
+    def _take(self, lane: Lane) -> Line | None:
+        if self._paused or self._storage_trouble or self._draining:
+            return None
+        # At least one line is always allowed, or a line above the budget would never go.
+        if self._held_bytes >= self._settings.byte_budget:
+            return None
+        line = lane.take()
+        if line is None:
+            return None
+        line.held_bytes = line.length
+        self._held_bytes += line.length
+        run = line.run
+        if not run.handed and run.cursor >= run.work.shard.entries:
+            run.handed = True
+            self._send(m.Handed(run.work.shard.key))
+        return line
+
+    async def _slot(self, lane: Lane, first: Line) -> None:
+        """Send one line after another while the lane gives lines."""
+        task = asyncio.current_task()
+        line: Line | None = first
+        while line is not None:
+            line.task = task
+            try:
+                await self._attempt(lane, line)
+            except asyncio.CancelledError:
+                # Aborted by us: this slot ends, and its permit may serve another line.
+                asyncio.get_running_loop().call_soon(self._pump, lane)
+                raise
+            except Exception as exc:  # noqa: BLE001  # a fault of ours must end the worker loudly
+                self._fail(exc)
+                return
+            finally:
+                line.task = None
+                self._settle_permits(lane)
+            line = self._take(lane)
+
+    async def _attempt(self, lane: Lane, line: Line) -> None:
+        """One attempt at `line`, from its bytes in the input to what follows from its end."""
+        line.written = False
+        ended = _Ended.ABORTED
+        try:
+            request = self._read(line)
+            if request is None:
+                ended = _Ended.UNREADABLE
+                return
+            found = await self._exchange(lane, line, request)
+            ended = _Ended.NOT_ADMITTED if found is None else self._apply(lane, line, found)
+        finally:
+            self._ended(lane, line, ended)
+
+    def _read(self, line: Line) -> RequestLine | None:
+        try:
+            raw = os.pread(line.run.input_fd, line.length, line.offset)
+            if len(raw) == line.length:
+                return read_line(raw)
+        except (OSError, BlobUnreadable):
+            pass
+        return None
+
+    async def _exchange(self, lane: Lane, line: Line, request: RequestLine) -> Verdict | None:
+        """Send the line; the verdict on what came of it, None when the gate was closed."""
+        line.attempt += 1
+        line_id = line.line_id
+        try:
+            telemetry.probe("worker.dispatching")
+            answer = await lane.transport.send(
+                line.run.work.endpoint.removeprefix(_API_PREFIX),
+                request.body,
+                headers={"idempotency-key": line.idempotency_key},
+                before_write=line.admit,
+            )
+            telemetry.probe("worker.answered")
+        except NotAdmitted:
+            line.attempt -= 1
+            return None
+        except (NotSent, SentUnanswered) as exc:
+            return verdict.of_error(exc, line_id=line_id, custom_id_raw=request.custom_id_raw)
+        return verdict.of_answer(
+            answer,
+            line_id=line_id,
+            custom_id_raw=request.custom_id_raw,
+            model_is_listed=lane.backend in line.run.work.listed_by,
+            now=time.time(),
+        )
+
+    def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
+        """Do what follows from the verdict."""
+        if found.answered:
+            line.answers += 1
+        decision = decide(
+            found.outcome,
+            attempt=line.attempt,
+            policy=self._settings.retry,
+            roll=self._random.random(),
+            retry_after_s=found.retry_after_s,
+        )
+        match decision:
+            case Settle():
+                self._settle(line, found)
+            case RetryIn(delay_s=delay_s):
+                self._retry_later(line, delay_s)
+            case WaitForBackend():
+                line.attempt -= 1
+                line.run.put_back(line)
+                lane.fault()
+                self._send(
+                    m.BackendFault(
+                        backend=lane.backend,
+                        outcome=found.outcome.value,
+                        reason=found.reason,
+                        retry_after_s=found.retry_after_s,
+                        trial=line.trial,
+                    )
+                )
+            case _:
+                assert_never(decision)
+        return _Ended.FAULT if found.outcome in BACKEND_OUTCOMES else _Ended.ANSWERED
+
+    def _settle(self, line: Line, found: Verdict) -> None:
+        run = line.run
+        if run.gate is Gate.FENCED or found.result is None:
+            run.in_flight.discard(line)
+            return
+        run.settle(
+            line, found.result, succeeded=found.outcome is Outcome.ANSWERED, usage=found.usage
+        )
+        self._held_bytes += len(found.result)
+        self._writer.dirty(run)
+
+    def _retry_later(self, line: Line, delay_s: float) -> None:
+        run = line.run
+        run.in_flight.discard(line)
+        if run.gate is Gate.OPEN:
+            run.waiting[line] = asyncio.get_running_loop().call_later(
+                delay_s, self._retry_due, line
+            )
+
+    def _retry_due(self, line: Line) -> None:
+        del line.run.waiting[line]
+        line.run.returned.append(line)
+        self._offer(line.run)
+
+    def _ended(self, lane: Lane, line: Line, ended: _Ended) -> None:
+        """Whatever happened: the permit and the bytes are free, and the shard may be over."""
+        run = line.run
+        was_over_budget = self._held_bytes >= self._settings.byte_budget
+        self._held_bytes -= line.held_bytes
+        line.held_bytes = 0
+        if line.trial and ended is not _Ended.FAULT:
+            self._send(m.TrialOver(lane.backend, worked=ended is _Ended.ANSWERED))
+        lane.ended(line, answered=ended is _Ended.ANSWERED)
+        if ended is _Ended.UNREADABLE:
+            self._unreadable(run)
+        if line in run.in_flight:  # neither settled nor waiting for a retry
+            run.aborted += ended is _Ended.ABORTED and line.written
+            run.put_back(line)
+        if run.returned:
+            self._offer(run)
+        if was_over_budget:
+            self._pump_all()
+        self._release_if_over(run)
+
+    # -- commits and the end of shards -----------------------------------------------------
+
+    def _commit_answered(self, run: ShardRun, accepted: bool) -> None:
+        if not accepted and run.gate is not Gate.FENCED:
+            run.close(Gate.FENCED)
+            self._abort_run(run)
+        self._release_if_over(run)
+
+    def _release_if_over(self, run: ShardRun) -> None:
+        key = run.work.shard.key
+        if not run.is_over or self._runs.get(key) is not run:
+            return
+        if not run.is_durable:
+            if run.gate is Gate.CLOSED or run.all_settled:
+                self._writer.hurry()  # somebody waits for this shard's end
+            return
+        del self._runs[key]
+        for backend in run.work.backends:
+            self._lanes[backend].runs.pop(run, None)
+        os.close(run.input_fd)
+        telemetry.probe("shard.releasing")
+        self._send(
+            m.ShardReleased(
+                Released(
+                    key=key,
+                    epoch=run.work.shard.epoch,
+                    settled=run.all_settled,
+                    aborted=run.aborted,
+                    finished_late=run.finished_late,
+                )
+            )
+        )
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        if self._draining and not self._runs:
+            self._over.set()
+
+    def _storage_changed(self, reason: str | None) -> None:
+        self._storage_trouble = reason is not None
+        self._send(m.StorageTrouble(reason))
+        self._pump_all()
+
+    def _bytes_left(self, count: int) -> None:
+        was_over = self._held_bytes >= self._settings.byte_budget
+        self._held_bytes -= count
+        if was_over:
+            self._pump_all()
+
+
+def _open_run(work: ShardWork) -> ShardRun:
+    shard = work.shard
+    offset, length = plan.span(shard.first_entry, shard.entries)
+    plan_fd = os.open(work.plan_path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        plan.check_header(os.pread(plan_fd, plan.HEADER_BYTES, 0))
+        entries = os.pread(plan_fd, length, offset)
+    except ValueError as exc:
+        raise BlobUnreadable(str(exc)) from exc
+    finally:
+        os.close(plan_fd)
+    if len(entries) != length:
+        raise BlobUnreadable("the plan is shorter than its shards")
+    return ShardRun.open(
+        work, input_fd=os.open(work.input_path, os.O_RDONLY | os.O_CLOEXEC), entries=entries
+    )

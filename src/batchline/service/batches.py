@@ -1,0 +1,345 @@
+"""Batches: create, get, list, cancel. What happens to them in between is the scheduler's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from batchline.domain import ids
+from batchline.domain.errors import IllegalTransition, InvalidRequest, NotFound, StoreError
+from batchline.domain.ids import BatchId, FileId, ProjectId
+from batchline.domain.lifecycle import BatchEvent, BatchStatus, advance
+from batchline.domain.model import DAY_S, Batch, Endpoint, Page
+from batchline.service.files import check_expiry, is_plausible_id
+from batchline.store.contract import NewBatch, Store
+from batchline.telemetry import event, trouble
+
+FIELDS: Final = frozenset(
+    {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
+)
+MAX_LIST: Final = 100
+MAX_METADATA_PAIRS: Final = 16
+MAX_METADATA_KEY_CHARS: Final = 64
+MAX_METADATA_VALUE_CHARS: Final = 512
+
+
+class BatchRunner(Protocol):
+    """Who is told that a batch was created or is to stop; the scheduler."""
+
+    def created(self, batch: Batch) -> None:
+        """`batch` is committed in `validating`: wake validation. Never blocks."""
+
+    async def stop(self, batch: Batch, *, was: BatchStatus) -> None:
+        """`batch` was moved from `was` to `cancelling`, and that is committed.
+
+        Closes its gate in every worker and waits for the acknowledgements, a bounded time; a slow
+        worker is not an error. Called again (`was` is then the batch's own status) it waits for
+        the same acknowledgements.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """`windows` are the completion windows that callers may ask for: name to seconds."""
+
+    windows: Mapping[str, int] = field(default_factory=lambda: {"24h": DAY_S})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOrder:
+    """A checked body of `POST /v1/batches`. The input file need not exist (rule V1)."""
+
+    input_file_id: FileId
+    endpoint: Endpoint
+    completion_window: str
+    metadata: Mapping[str, str] | None
+    output_expires_after_s: int | None
+
+
+class Batches:
+    """The use cases of batches, each scoped by a project."""
+
+    def __init__(
+        self,
+        store: Store,
+        runner: BatchRunner,
+        *,
+        clock: Callable[[], float] = time.time,
+        random: Callable[[int], bytes] = os.urandom,
+        settings: BatchSettings | None = None,
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._clock = clock
+        self._random = random
+        self._settings = settings or BatchSettings()
+
+    async def create(self, project_id: ProjectId, body: object) -> Batch:
+        """Create a batch from the decoded JSON `body`; it is committed when this returns.
+
+        Raises:
+            InvalidRequest: the body is not what `parse_order` takes; nothing was created.
+        """
+        order = parse_order(body, windows=self._settings.windows)
+        now = int(self._clock())
+        batch = await self._store.create_batch(
+            NewBatch(
+                id=ids.batch_id(now, self._random(ids.RANDOM_BYTES)),
+                project_id=project_id,
+                endpoint=order.endpoint.value,
+                completion_window=order.completion_window,
+                input_file_id=order.input_file_id,
+                created_at=now,
+                expires_at=now + self._settings.windows[order.completion_window],
+                metadata=order.metadata,
+                output_expires_after_s=order.output_expires_after_s,
+            )
+        )
+        event("batch_created", batch_id=batch.id, endpoint=batch.endpoint)
+        self._runner.created(batch)
+        return batch
+
+    async def get(self, project_id: ProjectId, batch_id: str) -> Batch:
+        """The batch.
+
+        Raises:
+            InvalidRequest: no batch's id looks like that.
+            NotFound: it never existed or is another project's.
+        """
+        if not batch_id.startswith(ids.BATCH_PREFIX):
+            raise InvalidRequest(
+                f"Invalid 'batch_id': '{batch_id}'. "
+                f"Expected an ID that begins with '{ids.BATCH_PREFIX}'.",
+                param="batch_id",
+                wire_code="invalid_value",
+            )
+        batch = None
+        if is_plausible_id(batch_id):
+            batch = await self._store.get_batch(project_id, BatchId(batch_id))
+        if batch is None:
+            raise NotFound(f"No batch found with id '{batch_id}'.")
+        return batch
+
+    async def list(self, project_id: ProjectId, *, after: str | None, limit: int) -> Page[Batch]:
+        """One page, newest first; `limit` is 1 to MAX_LIST.
+
+        Raises:
+            NotFound: `after` never existed.
+        """
+        unknown = f"No batch found with id '{after}'."
+        if after is not None and not is_plausible_id(after):
+            raise NotFound(unknown, param="after")
+        cursor = None if after is None else BatchId(after)
+        try:
+            return await self._store.list_batches(project_id, after=cursor, limit=limit)
+        except NotFound as exc:
+            raise NotFound(unknown, param="after") from exc
+
+    async def cancel(self, project_id: ProjectId, batch_id: str) -> Batch:
+        """Move the batch to `cancelling` and have it stopped; a repeated cancel changes nothing.
+
+        When this returns, for the first caller or a later one, no worker that lives starts another
+        request of it.
+
+        Raises:
+            IllegalTransition: it ended otherwise before.
+            InvalidRequest, NotFound: as `get`.
+        """
+        while True:  # each lost race means that the status moved on, which it does a few times only
+            batch = await self.get(project_id, batch_id)
+            target = advance(batch.status, BatchEvent.CANCEL_REQUESTED)
+            if target is None:
+                raise IllegalTransition(f"Cannot cancel a batch with status '{batch.status}'.")
+            if target is batch.status:
+                # Whoever is told 200 may rely on the closed gates, the second caller too.
+                await self._runner.stop(batch, was=batch.status)
+                return batch
+            now = int(self._clock())
+            moved = await self._store.advance_batch(
+                batch.id, from_status=batch.status, event=BatchEvent.CANCEL_REQUESTED, now=now
+            )
+            if moved is not None:
+                break
+        event("batch_cancel_requested", batch_id=batch.id, was=batch.status.value)
+        # The gates first: a receipt is a commit of some milliseconds in which requests would start.
+        await self._runner.stop(moved, was=batch.status)
+        await self._record(moved, requested_at=now)
+        return moved
+
+    async def _record(self, batch: Batch, *, requested_at: int) -> None:
+        """Note who asked and when. The cancel is accepted already, so trouble does not undo it."""
+        receipt = {"requested_at": requested_at, "requested_by": batch.project_id}
+        try:
+            await self._store.put_receipt(batch.id, receipt)
+        except StoreError as exc:
+            trouble("cancel_receipt_lost", batch_id=batch.id, code=exc.code)
+
+
+def parse_order(body: object, *, windows: Mapping[str, int]) -> BatchOrder:
+    """Check the body of a create, field by field in the order of the service's reference.
+
+    Raises:
+        InvalidRequest: with the first problem found.
+    """
+    if not isinstance(body, dict):
+        raise InvalidRequest(
+            f"Invalid type for request body: expected an object, but got {_kind(body)} instead.",
+            wire_code="invalid_type",
+        )
+    order = BatchOrder(
+        input_file_id=FileId(_file_id(body)),
+        endpoint=_endpoint(body),
+        completion_window=_window(body, windows),
+        metadata=_metadata(body.get("metadata")),
+        output_expires_after_s=_expires_after(body.get("output_expires_after")),
+    )
+    for name in body:
+        if name not in FIELDS:
+            raise _unknown(name)
+    return order
+
+
+def _file_id(body: Mapping[str, object]) -> str:
+    text = _required_text(body, "input_file_id")
+    if not is_plausible_id(text):
+        raise InvalidRequest(
+            "Invalid 'input_file_id': expected the id of a file.",
+            param="input_file_id",
+            wire_code="invalid_value",
+        )
+    return text
+
+
+def _endpoint(body: Mapping[str, object]) -> Endpoint:
+    text = _required_text(body, "endpoint")
+    for endpoint in Endpoint:
+        if text == endpoint.value:
+            return endpoint
+    *others, last = (f"'{endpoint.value}'" for endpoint in Endpoint)
+    raise InvalidRequest(
+        f"Invalid value: '{text}'. Supported values are: {', '.join(others)}, and {last}.",
+        param="endpoint",
+        wire_code="invalid_value",
+    )
+
+
+def _window(body: Mapping[str, object], windows: Mapping[str, int]) -> str:
+    text = _required_text(body, "completion_window")
+    if text not in windows:
+        allowed = " or ".join(f"'{name}'" for name in windows)
+        raise InvalidRequest(
+            f"Invalid value: '{text}'. Value must be {allowed}.",
+            param="completion_window",
+            wire_code="invalid_value",
+        )
+    return text
+
+
+def _metadata(value: object) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _wrong_type("metadata", "an object", value)
+    if len(value) > MAX_METADATA_PAIRS:
+        raise InvalidRequest(
+            f"Invalid 'metadata': too many properties. Expected an object with at most "
+            f"{MAX_METADATA_PAIRS} properties, but got an object with {len(value)} instead.",
+            param="metadata",
+            wire_code="object_above_max_properties",
+        )
+    for key, text in value.items():
+        param = f"metadata.{key}"
+        if not isinstance(text, str):
+            raise _wrong_type(param, "a string", text)
+        if len(key) > MAX_METADATA_KEY_CHARS:
+            raise _too_long(param, "key", MAX_METADATA_KEY_CHARS, len(key))
+        if len(text) > MAX_METADATA_VALUE_CHARS:
+            raise _too_long(param, "string", MAX_METADATA_VALUE_CHARS, len(text))
+    return value
+
+
+def _expires_after(value: object) -> int | None:
+    name = "output_expires_after"
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _wrong_type(name, "an object", value)
+    anchor = _required_text(value, "anchor", prefix=f"{name}.")
+    if anchor != "created_at":
+        raise InvalidRequest(
+            f"Invalid value: '{anchor}'. Value must be 'created_at'.",
+            param=f"{name}.anchor",
+            wire_code="invalid_value",
+        )
+    seconds = value.get("seconds")
+    if seconds is None:
+        raise missing(f"{name}.seconds")
+    # bool is a subclass of int in Python, and not an integer in JSON.
+    if not isinstance(seconds, int) or isinstance(seconds, bool):
+        raise _wrong_type(f"{name}.seconds", "an integer", seconds)
+    for key in value:
+        if key not in ("anchor", "seconds"):
+            raise _unknown(f"{name}.{key}")
+    return check_expiry(seconds, param=f"{name}.seconds")
+
+
+def _required_text(body: Mapping[str, object], name: str, *, prefix: str = "") -> str:
+    value = body.get(name)
+    if name not in body:
+        raise missing(prefix + name)
+    if not isinstance(value, str):
+        raise _wrong_type(prefix + name, "a string", value)
+    return value
+
+
+def missing(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Missing required parameter: '{param}'.",
+        param=param,
+        wire_code="missing_required_parameter",
+    )
+
+
+def _unknown(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Unknown parameter: '{param}'.", param=param, wire_code="unknown_parameter"
+    )
+
+
+def _wrong_type(param: str, expected: str, value: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid type for '{param}': expected {expected}, but got {_kind(value)} instead.",
+        param=param,
+        wire_code="invalid_type",
+    )
+
+
+def _too_long(param: str, what: str, limit: int, length: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid '{param}': {what} too long. Expected a {what} with maximum length {limit}, "
+        f"but got a {what} with length {length} instead.",
+        param=param,
+        wire_code="string_above_max_length",
+    )
+
+
+def _kind(value: object) -> str:
+    """What a decoded JSON value is, with its article, in the service's words."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int():
+            return "an integer"
+        case float():
+            return "a decimal"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

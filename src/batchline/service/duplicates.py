@@ -1,0 +1,124 @@
+"""Finds custom_ids that a file uses twice, in memory that does not grow with the file.
+
+Each id is kept as a 64-bit hash beside its entry number. The pairs go into partitions by hash, are
+spilled to one scratch file when SPILL_IDS of them are buffered, and are compared partition by
+partition at the end. Equal hashes only raise a suspicion; whoever asks compares the ids themselves,
+so that a clash of hashes never refuses a good file.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from batchline.service.scratch import unnamed_file, write_all
+
+SPILL_IDS: Final = 65_536  # 1 MiB of pairs; half or twice as many make no measurable difference
+
+# A partition is compared in memory, at about 100 bytes an id: up to some 6 MB.
+_PARTITION_IDS: Final = 65_536
+_MAX_PARTITIONS: Final = 1_024
+_SHORTEST_LINE_BYTES: Final = 90  # the four keys and nothing in them
+
+# How many earlier entries a suspect is compared with. More of one hash are equal ids, not clashes.
+_EARLIER: Final = 8
+
+
+class Suspect(NamedTuple):
+    """An entry whose custom_id has the hash of some `earlier` entries' ids."""
+
+    entry: int
+    earlier: tuple[int, ...]
+
+
+class CustomIds:
+    """The ids of a file, added in entry order from 0. Close it to give the scratch space back."""
+
+    def __init__(self, scratch_dir: Path, *, file_bytes: int) -> None:
+        expected = file_bytes // _SHORTEST_LINE_BYTES // _PARTITION_IDS
+        partitions = min(1 << expected.bit_length(), _MAX_PARTITIONS)
+        self._mask = partitions - 1
+        # Hash, entry, hash, entry ...: one array a partition takes one look-up less than two.
+        self._buffers = [array("q") for _ in range(partitions)]
+        self._appends = [buffer.append for buffer in self._buffers]
+        self._scratch_dir = scratch_dir
+        self._spill_fd: int | None = None
+        self._ends = array(
+            "Q"
+        )  # where each buffer of each spill ends: spill-major, partition-minor
+        self._buffered = 0
+        self.added = 0
+        self.repeats = 0  # ids that repeat one of the same spill; a lower bound of all repeats
+
+    def add(self, custom_ids: Sequence[str]) -> None:
+        """Take the ids of the next entries.
+
+        Raises:
+            OSError: the scratch file could not be written.
+        """
+        entry = self.added
+        appends, mask = self._appends, self._mask
+        for hashed in map(hash, custom_ids):
+            append = appends[hashed & mask]
+            append(hashed)
+            append(entry)
+            entry += 1
+        self._buffered += entry - self.added
+        self.added = entry
+        if self._buffered >= SPILL_IDS:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._spill_fd is None:
+            self._spill_fd = unnamed_file(self._scratch_dir)
+        end = self._ends[-1] if self._ends else 0
+        for buffer in self._buffers:
+            self.repeats += len(buffer) // 2 - len(set(buffer[::2]))
+            end += len(buffer) * buffer.itemsize
+            self._ends.append(end)
+        write_all(self._spill_fd, b"".join(self._buffers))
+        for buffer in self._buffers:
+            del buffer[:]
+        self._buffered = 0
+
+    def suspects(self, limit: int) -> list[Suspect]:
+        """The first `limit` entries, ascending, whose id's hash was there before."""
+        every = (s for number in range(self._mask + 1) for s in _repeated(self._load(number)))
+        return heapq.nsmallest(limit, every)
+
+    def _load(self, number: int) -> array[int]:
+        """All pairs of one partition, in entry order."""
+        pairs = array("q")
+        if self._spill_fd is not None:
+            for at in range(number, len(self._ends), self._mask + 1):
+                start = self._ends[at - 1] if at else 0
+                pairs.frombytes(os.pread(self._spill_fd, self._ends[at] - start, start))
+        pairs.extend(self._buffers[number])
+        return pairs
+
+    def close(self) -> None:
+        if self._spill_fd is not None:
+            os.close(self._spill_fd)
+            self._spill_fd = None
+
+
+def _repeated(pairs: array[int]) -> Iterator[Suspect]:
+    hashes = pairs[::2]
+    if len(set(hashes)) == len(hashes):
+        return
+    seen: set[int] = set()
+    repeated: set[int] = set()
+    for hashed in hashes:
+        (repeated if hashed in seen else seen).add(hashed)
+    earlier: dict[int, deque[int]] = {hashed: deque(maxlen=_EARLIER) for hashed in repeated}
+    for hashed, entry in zip(hashes, pairs[1::2], strict=True):
+        if hashed in repeated:
+            others = earlier[hashed]
+            if others:
+                yield Suspect(entry, tuple(others))
+            others.append(entry)

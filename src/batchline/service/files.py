@@ -1,0 +1,350 @@
+"""Files: upload as a stream, list, read, delete.
+
+An upload's bytes are durable before its row exists, and the row before the caller is answered; an
+upload that does not get that far leaves neither.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+import msgspec
+
+from batchline.domain import ids
+from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound
+from batchline.domain.ids import FileId, ProjectId
+from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
+from batchline.store.contract import BlobStore, BlobWriter, Store
+from batchline.telemetry import event
+
+MIB: Final = 1024 * 1024
+HEAD_BYTES: Final = 64 * 1024  # what is looked at to tell JSONL from something else
+MIN_EXPIRY_S: Final = 3_600
+MAX_EXPIRY_S: Final = 30 * DAY_S
+MAX_LIST: Final = 10_000
+MAX_ID_CHARS: Final = 128  # no id of ours is longer; a longer one need not be looked up
+
+# In the order of the service's own error message, which callers may compare.
+UPLOAD_PURPOSES: Final = (
+    Purpose.FINE_TUNE,
+    Purpose.ASSISTANTS,
+    Purpose.BATCH,
+    Purpose.USER_DATA,
+    Purpose.VISION,
+    Purpose.EVALS,
+)
+NOT_DOWNLOADABLE: Final = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileLimits:
+    """How big a file may be and how long one for a batch lives when its uploader says nothing.
+
+    512 MiB and 30 days are the service's. `download_chunk_bytes` is what one download holds.
+    """
+
+    max_bytes: int = 512 * MIB
+    batch_file_lifetime_s: int = 30 * DAY_S
+    download_chunk_bytes: int = 256 * 1024
+
+
+class Files:
+    """The use cases of files, each scoped by a project."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: BlobStore,
+        *,
+        clock: Callable[[], float] = time.time,
+        random: Callable[[int], bytes] = os.urandom,
+        limits: FileLimits | None = None,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._clock = clock
+        self._random = random
+        self.limits = limits or FileLimits()
+
+    def begin(self, project_id: ProjectId) -> Upload:
+        """Start an upload; use it as `async with`, which discards what was not finished."""
+        return Upload(self, project_id, self._blobs.writer(BlobKind.INPUT))
+
+    async def get(self, project_id: ProjectId, file_id: str) -> File:
+        """The file.
+
+        Raises:
+            NotFound: there is no such file, or no longer, or it is another project's.
+        """
+        found = None
+        if is_plausible_id(file_id):
+            found = await self._store.get_file(project_id, FileId(file_id), now=self._now())
+        if found is None:
+            raise _no_such_file(file_id)
+        return found
+
+    async def list(
+        self,
+        project_id: ProjectId,
+        *,
+        purpose: str | None,
+        after: str | None,
+        limit: int,
+        ascending: bool,
+    ) -> Page[File]:
+        """One page, newest first unless `ascending`; `limit` is 1 to MAX_LIST.
+
+        Raises:
+            NotFound: `after` never existed (the cursor may be deleted or expired).
+        """
+        if after is not None and not is_plausible_id(after):
+            raise _no_such_cursor(after)
+        if purpose is not None and purpose not in tuple(Purpose):
+            return Page(items=(), has_more=False)
+        try:
+            return await self._store.list_files(
+                project_id,
+                purpose=purpose,
+                after=None if after is None else FileId(after),
+                limit=limit,
+                ascending=ascending,
+                now=self._now(),
+            )
+        except NotFound as exc:
+            raise _no_such_cursor(str(after)) from exc
+
+    async def delete(self, project_id: ProjectId, file_id: str) -> FileId:
+        """Hide the file. A batch that uses its bytes goes on with them.
+
+        Raises:
+            NotFound: as `get`; so a second delete raises it too.
+        """
+        found = FileId(file_id)
+        if not is_plausible_id(file_id) or not await self._store.delete_file(
+            project_id, found, now=self._now()
+        ):
+            raise _no_such_file(file_id)
+        event("file_deleted", file_id=found)
+        return found
+
+    async def content(
+        self, project_id: ProjectId, file_id: str
+    ) -> tuple[File, AsyncGenerator[bytes, None]]:
+        """The file and its bytes in chunks; close the generator when the reader goes away.
+
+        Raises:
+            NotFound: as `get`.
+            InvalidRequest: files of this purpose may not be downloaded.
+            BlobUnreadable: the row promises bytes that are not there; also while iterating.
+        """
+        file = await self.get(project_id, file_id)
+        if file.purpose in NOT_DOWNLOADABLE:
+            raise InvalidRequest(f"Not allowed to download files of purpose: {file.purpose}")
+        ranges = await self._store.file_ranges(file.id)
+        if sum(part.stop - part.start for part in ranges) != file.bytes:
+            await self.get(project_id, file_id)  # deleted between the two reads: say so
+            raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            async for chunk in self._blobs.read(
+                ranges, chunk_bytes=self.limits.download_chunk_bytes
+            ):
+                yield chunk
+
+        return file, chunks()
+
+    async def _create(
+        self,
+        project_id: ProjectId,
+        blob: Blob,
+        *,
+        filename: str,
+        purpose: Purpose,
+        expires_after_s: int | None,
+    ) -> File:
+        """The row of a durable blob; without the row the blob goes too."""
+        now = self._now()
+        if expires_after_s is None and purpose is Purpose.BATCH:
+            expires_after_s = self.limits.batch_file_lifetime_s
+        file = File(
+            id=ids.file_id(self._random(ids.RANDOM_BYTES)),
+            project_id=project_id,
+            purpose=purpose,
+            filename=filename,
+            bytes=blob.bytes,
+            created_at=now,
+            expires_at=None if expires_after_s is None else now + expires_after_s,
+        )
+        try:
+            await self._store.create_file(file, blob)
+        except Exception:
+            # Not for a cancelled task: its transaction goes on to its end on the store's thread, so
+            # the row may yet appear; if it does not, the next start sweeps the orphan.
+            await self._blobs.delete([blob.name])
+            raise
+        event("file_created", file_id=file.id, purpose=purpose.value, bytes=file.bytes)
+        return file
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+
+class Upload:
+    """One upload in progress. Its metadata may come after its bytes, so `finish` takes it.
+
+    Used by one task, as `async with files.begin(…) as upload`.
+    """
+
+    def __init__(self, files: Files, project_id: ProjectId, writer: BlobWriter) -> None:
+        self._files = files
+        self._project_id = project_id
+        self._writer = writer
+        self._head = bytearray()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.discard()
+
+    async def write(self, chunk: bytes) -> None:
+        """Append to the file.
+
+        Raises:
+            InvalidRequest: the file would be larger than allowed.
+            StorageFull: no space.
+        """
+        if self._writer.bytes_written + len(chunk) > self._files.limits.max_bytes:
+            raise too_large()
+        if len(self._head) < HEAD_BYTES:
+            self._head += chunk[: HEAD_BYTES - len(self._head)]
+        await self._writer.write(chunk)
+
+    async def finish(
+        self, *, filename: str, purpose: Purpose, expires_after_s: int | None = None
+    ) -> File:
+        """Make the bytes durable, then the file visible; `expires_after_s` is checked already.
+
+        Raises:
+            InvalidRequest: a file for a batch that is not JSONL by name and beginning.
+            StorageFull, StoreUnavailable: there is no file, and its bytes are gone.
+        """
+        if purpose is Purpose.BATCH:
+            check_begins_like_jsonl(
+                filename, bytes(self._head), is_whole=self._writer.bytes_written <= HEAD_BYTES
+            )
+        blob = await self._writer.finish()
+        return await self._files._create(
+            self._project_id,
+            blob,
+            filename=filename,
+            purpose=purpose,
+            expires_after_s=expires_after_s,
+        )
+
+    async def discard(self) -> None:
+        """Drop the bytes; does nothing after `finish` returned or a second time."""
+        # Shielded: the bytes must go even when the task is ending because it was cancelled.
+        with anyio.CancelScope(shield=True):
+            await self._writer.discard()
+
+
+def parse_purpose(text: str) -> Purpose:
+    """The purpose that an uploader may give.
+
+    Raises:
+        InvalidRequest: it is not one of the service's six.
+    """
+    for purpose in UPLOAD_PURPOSES:
+        if text == purpose.value:
+            return purpose
+    allowed = ", ".join(f"'{purpose.value}'" for purpose in UPLOAD_PURPOSES)
+    raise InvalidRequest(f"'{text}' is not one of [{allowed}] - 'purpose'", param="purpose")
+
+
+def check_expiry(seconds: int, *, param: str) -> int:
+    """`seconds` when it is from MIN_EXPIRY_S to MAX_EXPIRY_S.
+
+    Raises:
+        InvalidRequest: it is not; `param` names it.
+    """
+    if seconds < MIN_EXPIRY_S:
+        raise InvalidRequest(
+            f"Invalid '{param}': integer below minimum value. "
+            f"Expected a value >= {MIN_EXPIRY_S}, but got {seconds} instead.",
+            param=param,
+            wire_code="integer_below_min_value",
+        )
+    if seconds > MAX_EXPIRY_S:
+        raise InvalidRequest(
+            f"Invalid '{param}': integer above maximum value. "
+            f"Expected a value <= {MAX_EXPIRY_S}, but got {seconds} instead.",
+            param=param,
+            wire_code="integer_above_max_value",
+        )
+    return seconds
+
+
+def check_begins_like_jsonl(filename: str, head: bytes, *, is_whole: bool) -> None:
+    """Refuse what is plainly not JSONL; `head` is the beginning, or all if `is_whole`.
+
+    The name must end in `.jsonl`. A name without an extension is allowed where the content begins
+    with an object: the Python SDK calls plain bytes `upload`. Only the first line that is not blank
+    is looked at; the others are the batch's validation, which names each bad line.
+
+    Raises:
+        InvalidRequest: with the service's one message for all of these.
+    """
+    _, dot, extension = filename.rpartition(".")
+    has_extension = bool(dot)
+    named_jsonl = has_extension and extension.lower() == "jsonl"
+    first, is_complete = _first_line(head.removeprefix(_BOM), is_whole=is_whole)
+    starts_an_object = first.startswith(b"{")
+    begins_well = starts_an_object if not is_complete else _is_json(first)
+    if not begins_well or not (named_jsonl or (not has_extension and starts_an_object)):
+        raise InvalidRequest("Invalid file format for Batch API. Must be .jsonl")
+
+
+def _first_line(head: bytes, *, is_whole: bool) -> tuple[bytes, bool]:
+    """The first line of `head` that is not blank, and whether all of it is there."""
+    rest = head.lstrip()
+    line, newline, _ = rest.partition(b"\n")
+    return line.rstrip(), bool(newline) or is_whole
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def is_plausible_id(text: str) -> bool:
+    """Whether `text` could be an id at all: PostgreSQL, for one, refuses a NUL in a value."""
+    return 0 < len(text) <= MAX_ID_CHARS and text.isascii() and text.isprintable()
+
+
+def too_large() -> InvalidRequest:
+    return InvalidRequest("File is too large.")
+
+
+def _no_such_file(file_id: str) -> NotFound:
+    return NotFound(f"No such File object: {file_id}", param="id")
+
+
+def _no_such_cursor(after: str) -> NotFound:
+    return NotFound(f"No such File object: {after}", param="after")

@@ -1,0 +1,143 @@
+"""The end of a batch: commits become the output and error file, in one transaction.
+
+A batch that was stopped gets a line for every request without a result first: those lines are made
+in a child process and become a small blob that the error file ends with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from batchline import telemetry
+from batchline.domain import ids
+from batchline.domain.errors import BlobUnreadable, StorageFull, StoreUnavailable
+from batchline.domain.ids import BatchId, BlobName
+from batchline.domain.lifecycle import TERMINAL, BatchEvent, Stopping
+from batchline.domain.model import DAY_S, Batch, Blob, BlobKind, LineProblem
+from batchline.domain.results import Failure
+from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.leftovers import LeftoversJob, Unfinished, write_leftovers
+from batchline.store.contract import BlobStore, FinalFiles, Store
+
+RETRY_S: Final = 0.5
+OUTPUT_LIFETIME_S: Final = (
+    30 * DAY_S
+)  # of output and error files, unless the creator said otherwise
+
+_UNRUN: Final = {
+    Stopping.CANCEL: Failure.BATCH_CANCELLED,
+    Stopping.WINDOW: Failure.BATCH_EXPIRED,
+}
+
+INPUT_UNREADABLE: Final = LineProblem(
+    code="input_unreadable",
+    message="The input file's bytes were lost or damaged while the batch was running.",
+    param="input_file_id",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalizer:
+    """Ends batches in FINALIZING or CANCELLING whose gates are closed and whose shards are back."""
+
+    store: Store
+    blobs: BlobStore
+    jobs: Jobs
+    clock: Callable[[], float] = time.time
+    random: Callable[[int], bytes] = os.urandom
+
+    async def finalize(self, batch_id: BatchId) -> Batch:
+        """Write the files and make the batch terminal; the terminal batch.
+
+        Tries until it succeeds: a full disk or an absent database only delays it. A cancel that
+        arrives meanwhile wins, and the files are written again with its reason.
+        """
+        while True:
+            try:
+                batch = await self.store.load_batch(batch_id)
+                if batch.status in TERMINAL:
+                    return batch
+                ended = await self._try(batch)
+                if ended is not None:
+                    return ended
+            except (StorageFull, StoreUnavailable) as exc:
+                telemetry.trouble("finalize_delayed", batch_id=batch_id, code=exc.code)
+                await asyncio.sleep(RETRY_S)
+
+    async def _try(self, batch: Batch) -> Batch | None:
+        telemetry.probe("finalize.starting")
+        never_run = await self._never_run(batch)
+        now = int(self.clock())
+        try:
+            ended = await self.store.finalize(
+                batch.id,
+                from_status=batch.status,
+                stopping=batch.stopping,
+                files=FinalFiles(
+                    output_id=ids.file_id(self.random(ids.RANDOM_BYTES)),
+                    output_filename=f"{batch.id}_output.jsonl",
+                    error_id=ids.file_id(self.random(ids.RANDOM_BYTES)),
+                    error_filename=f"{batch.id}_error.jsonl",
+                    expires_at=now + (batch.output_expires_after_s or OUTPUT_LIFETIME_S),
+                    never_run=never_run,
+                    problems=([INPUT_UNREADABLE] if batch.stopping is Stopping.INPUT_LOST else []),
+                ),
+                now=now,
+            )
+        except BaseException:
+            await self._drop(never_run)
+            raise
+        if ended is None:
+            await self._drop(never_run)
+        return ended
+
+    async def _drop(self, blob: Blob | None) -> None:
+        if blob is not None:
+            await self.blobs.delete([blob.name])
+
+    async def _never_run(self, batch: Batch) -> Blob | None:
+        """The durable lines of the requests without a result; None when there is none."""
+        failure = None if batch.stopping is None else _UNRUN.get(batch.stopping)
+        if failure is None or batch.plan_blob is None or batch.input_blob is None:
+            return None
+        bitmaps = await self.store.shard_bitmaps(batch.id)
+        if not bitmaps:
+            return None
+        scratch = self.blobs.scratch()
+        job = LeftoversJob(
+            batch_id=batch.id,
+            failure=failure,
+            input_path=str(self.blobs.path(BlobName(batch.input_blob))),
+            input_bytes=batch.input_bytes,
+            plan_path=str(self.blobs.path(BlobName(batch.plan_blob))),
+            output_path=str(scratch),
+            shards=[
+                Unfinished(first_entry=first, entries=entries, settled=settled)
+                for first, entries, settled in bitmaps
+            ],
+        )
+        try:
+            await self.jobs.run(write_leftovers, job)
+        except BlobUnreadable:
+            await self._input_lost(batch)
+            return None
+        except JobFailed as exc:
+            raise StoreUnavailable(f"the never-run lines were not written: {exc}") from exc
+        telemetry.probe("never_run.written")
+        return await self.blobs.adopt(Path(scratch), BlobKind.NEVER_RUN)
+
+    async def _input_lost(self, batch: Batch) -> None:
+        """Nobody can name the lines that never ran: end with the files of what was settled."""
+        telemetry.trouble("input_lost", batch_id=batch.id)
+        await self.store.advance_batch(
+            batch.id,
+            from_status=batch.status,
+            event=BatchEvent.INPUT_LOST,
+            now=int(self.clock()),
+        )

@@ -1,0 +1,265 @@
+"""Runs CPU work in child processes, so that the server's event loop never waits for it.
+
+A job is a function of one value: `await jobs.run(validate, ValidationJob(...))`. Function, value
+and result travel over a socket that the child inherits; the child (`cli/job_child.py`) ends when
+that socket does, whatever it is doing. Children are started by exec, never by a bare fork, and
+record themselves for the next server (`executor/processes.py`).
+
+Messages are msgpack behind four bytes of length, big-endian.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from batchline import telemetry
+from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull
+from batchline.executor import processes
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+LENGTH_BYTES: Final = 4
+_CHILD_MODULE: Final = "batchline.cli.job_child"
+
+# Errors that a job may raise on purpose and that arrive at the caller of `run` as they are.
+CARRIED: Final[dict[str, type[BatchlineError]]] = {
+    error.code: error for error in (BlobUnreadable, StorageFull)
+}
+
+
+class JobFailed(BatchlineError):
+    """A job ended without a result. `retryable`: its child died or was ended, and the same job may
+    be run again; otherwise the function raised what it should not, and would do so again."""
+
+    code = "job_failed"
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class Request(msgspec.Struct):
+    """Run `function` (`module:name`) of the job's value."""
+
+    function: str
+    job: msgspec.Raw
+
+
+class Reply(msgspec.Struct):
+    """The result; or the `code` of an error (None for one that nobody raises on purpose)."""
+
+    result: msgspec.Raw | None = None
+    error_code: str | None = None
+    message: str = ""
+
+
+class Jobs:
+    """At most `max_children` jobs at once; others wait. One idle child is kept for the next job.
+
+    Every child records itself in `children_dir`, which must exist. Belongs to one event loop.
+    """
+
+    def __init__(self, children_dir: Path, *, max_children: int = 2) -> None:
+        self._children_dir = children_dir
+        self._slots = asyncio.Semaphore(max_children)
+        self._idle: list[_Child] = []
+        self._children: set[_Child] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def run(self, function: Callable[[Job], Result], job: Job) -> Result:
+        """The result of `function(job)`, computed in a child.
+
+        `function` is a module's own function with annotated types that msgspec can carry. When
+        the awaiting task is cancelled, the child is killed and reaped before the cancellation goes
+        on: nothing of the job runs afterwards.
+
+        Raises:
+            JobFailed: see there.
+            BlobUnreadable, StorageFull: the function raised it.
+        """
+        request = Request(
+            function=f"{function.__module__}:{function.__qualname__}",
+            job=msgspec.Raw(msgspec.msgpack.encode(job)),
+        )
+        async with self._slots:
+            child = await self._child()
+            try:
+                raw = await child.ask(msgspec.msgpack.encode(request))
+            except BaseException:
+                await _to_the_end(self._end(child))
+                raise
+            await self._put_back(child)
+        reply = msgspec.msgpack.decode(raw, type=Reply)
+        if reply.result is not None:
+            result: Result = msgspec.msgpack.decode(
+                reply.result, type=typing.get_type_hints(function)["return"]
+            )
+            return result
+        if reply.error_code is not None:
+            raise CARRIED[reply.error_code](reply.message)
+        raise JobFailed(reply.message, retryable=False)
+
+    async def close(self) -> None:
+        """End and reap every child; jobs that run or wait fail. Idempotent."""
+        self._closed = True
+        for child in list(self._children):
+            self._end_soon(child)
+        while self._ending:
+            await _to_the_end(asyncio.wait(set(self._ending)))
+
+    async def _child(self) -> _Child:
+        if self._idle and not self._closed:
+            return self._idle.pop()
+        self._refuse_when_closed()
+        starting = asyncio.ensure_future(self._start())
+        try:
+            child = await _to_the_end(starting)
+            self._refuse_when_closed()
+            return child
+        except BaseException:
+            if starting.exception() is None:
+                await _to_the_end(self._end(starting.result()))
+            raise
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise JobFailed("the server is stopping", retryable=True)
+
+    async def _start(self) -> _Child:
+        ours, theirs = socket.socketpair()
+        try:
+            ours.setblocking(False)
+            # In a thread: exec takes milliseconds.
+            process = await asyncio.to_thread(_spawn, theirs, self._children_dir)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        child = _Child(process, self._lost)
+        self._children.add(child)
+        await asyncio.get_running_loop().create_connection(lambda: child, sock=ours)
+        return child
+
+    async def _put_back(self, child: _Child) -> None:
+        if self._idle or self._closed or child.lost:
+            await _to_the_end(self._end(child))
+        else:
+            self._idle.append(child)
+
+    def _lost(self, child: _Child) -> None:
+        """The child closed its end: it is dead or dying."""
+        if child in self._idle:  # else whoever runs a job on it ends it
+            self._end_soon(child)
+
+    def _end_soon(self, child: _Child) -> None:
+        task = asyncio.ensure_future(self._end(child))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _end(self, child: _Child) -> None:
+        """Kill and reap a child. May be called more than once."""
+        if child in self._idle:
+            self._idle.remove(child)
+        child.kill()
+        await asyncio.to_thread(child.process.wait)
+        processes.forget(self._children_dir, child.process.pid)
+        self._children.discard(child)
+
+
+class _Child(asyncio.Protocol):
+    """One child and our end of its socket; at most one question at a time."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], when_lost: Callable[[_Child], None]
+    ) -> None:
+        self.process = process
+        self.lost = False
+        self._when_lost = when_lost
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._answer: asyncio.Future[bytes] | None = None
+
+    def ask(self, message: bytes) -> asyncio.Future[bytes]:
+        """Send a message. The future gets the answer, or JobFailed when the child dies first."""
+        self._answer = asyncio.get_running_loop().create_future()
+        if self._transport is None or self.lost:
+            self._answer.set_exception(_died(self.process.pid))
+        else:
+            self._transport.write(len(message).to_bytes(LENGTH_BYTES) + message)
+        return self._answer
+
+    def kill(self) -> None:
+        self.process.kill()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = typing.cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) < LENGTH_BYTES:
+            return
+        stop = LENGTH_BYTES + int.from_bytes(self._received[:LENGTH_BYTES])
+        if len(self._received) >= stop:
+            message = bytes(self._received[LENGTH_BYTES:stop])
+            self._received.clear()  # one question, one answer: nothing can follow
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_result(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's own name
+        self.lost = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(_died(self.process.pid))
+        self._when_lost(self)
+
+
+def _died(pid: int) -> JobFailed:
+    return JobFailed(f"the child process {pid} ended before its job", retryable=True)
+
+
+def _spawn(theirs: socket.socket, children_dir: Path) -> subprocess.Popen[bytes]:
+    # -P: what lies in the working directory must not be imported in place of our modules.
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", _CHILD_MODULE),
+            *(str(theirs.fileno()), str(children_dir), telemetry.armed_spec),
+        ],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+Value = TypeVar("Value")
+
+
+async def _to_the_end(work: Coroutine[object, object, Value] | asyncio.Future[Value]) -> Value:
+    """Await `work` until it is done, even when cancelled meanwhile; then pass the cancellation on.
+
+    For milliseconds only: starting, killing and reaping a child of ours.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+        except Exception:  # noqa: BLE001  # raised below, by result()
+            break
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

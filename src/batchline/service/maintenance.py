@@ -1,0 +1,65 @@
+"""What has to happen by itself: expired files go, unreferenced bytes go, orphans go at start."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from batchline import telemetry
+from batchline.domain.errors import StoreError
+from batchline.store.contract import BlobStore, Store
+
+SWEEP_S: Final = 20.0  # expired bytes are gone from disk within a minute
+_AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maintenance:
+    """Sweeps; each pass is idempotent, and a crash between its steps leaves work for the next."""
+
+    store: Store
+    blobs: BlobStore
+    clock: Callable[[], float] = time.time
+
+    async def recover(self) -> int:
+        """Clean up behind an earlier server: before anyone uploads or dispatches.
+
+        Unfinished uploads, scratch files, bytes without a row (a crash came between the two) and
+        the references of workers that no longer exist. Returns how many orphans were removed.
+        """
+        await self.blobs.sweep_scratch()
+        await self.store.release_worker_references(None)
+        orphans = 0
+        async for names in self.blobs.stored():
+            known = await self.store.known_blobs(names)
+            unknown = [name for name in names if name not in known]
+            await self.blobs.delete(unknown)
+            orphans += len(unknown)
+        if orphans:
+            telemetry.event("orphans_removed", blobs=orphans)
+        return orphans
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            try:
+                await self.sweep()
+            except StoreError as exc:
+                telemetry.trouble("sweep_failed", code=exc.code)
+            await asyncio.sleep(SWEEP_S)
+
+    async def sweep(self) -> None:
+        """One pass over expired files and unreferenced blobs."""
+        while await self.store.expire_files(now=int(self.clock()), limit=_AT_ONCE) == _AT_ONCE:
+            pass
+        while blobs := await self.store.unreferenced_blobs(limit=_AT_ONCE):
+            names = [blob.name for blob in blobs]
+            # Bytes first: a row without bytes is found again by the next sweep, the reverse never.
+            await self.blobs.delete(names)
+            telemetry.probe("blobs.deleted")
+            await self.store.forget_blobs(names)
+            if len(blobs) < _AT_ONCE:
+                break

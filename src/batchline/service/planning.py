@@ -1,0 +1,156 @@
+"""From `validating` to `in_progress` or `failed`: the input is checked and planned in a child."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from batchline import telemetry
+from batchline.domain.errors import BlobUnreadable, StorageFull
+from batchline.domain.ids import BlobName
+from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
+from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.validation import ValidationJob, validate
+from batchline.store.contract import BlobStore, Store
+
+RETRY_S: Final = 0.5
+CHILD_TRIES: Final = 3  # a file that kills the validating child this often is refused
+
+INTERNAL: Final = LineProblem(
+    code="server_error", message="The input file could not be validated because of a server error."
+)
+
+
+class KnownModels(Protocol):
+    """What validation asks of the catalogue."""
+
+    def known(self) -> bool:
+        """Whether there is a backend and the catalogue of every one is known."""
+
+    def models(self) -> Sequence[str]:
+        """Every model that some backend lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputLimits:
+    """What an input file may be; None lifts a limit."""
+
+    max_file_bytes: int | None = 209_715_200
+    max_lines: int | None = 50_000
+    max_line_bytes: int | None = 64 * 1024 * 1024
+    max_embedding_inputs: int | None = 50_000
+    allow_mixed_models: bool = False
+    max_problems: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Validates batches and starts or refuses them."""
+
+    store: Store
+    blobs: BlobStore
+    jobs: Jobs
+    models: KnownModels
+    limits: InputLimits
+    clock: Callable[[], float] = time.time
+
+    async def plan(self, batch: Batch) -> bool:
+        """Validate `batch`; True when it was started or refused here, False when it moved on.
+
+        Cancelling the task kills the child. A full disk delays and does not fail the batch.
+        """
+        problems = await self._before_reading(batch)
+        if problems:
+            return await self._refuse(batch, problems)
+        for _ in range(CHILD_TRIES):
+            try:
+                return await self._in_child(batch)
+            except BlobUnreadable:
+                return await self._refuse(batch, [INTERNAL])
+            except StorageFull as exc:
+                telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
+                await asyncio.sleep(RETRY_S)
+                return False
+            except JobFailed as exc:
+                if not exc.retryable:
+                    telemetry.trouble("validation_failed", batch_id=batch.id, error=exc.message)
+                    break
+                telemetry.trouble("validation_child_failed", batch_id=batch.id, error=exc.message)
+        return await self._refuse(batch, [INTERNAL])
+
+    async def _before_reading(self, batch: Batch) -> Sequence[LineProblem]:
+        """V1 and V2: what the store knows of the input file."""
+        if batch.input_blob is None:
+            return [
+                LineProblem(
+                    code="invalid_request",
+                    message=(
+                        f"Cannot find file {batch.input_file_id}, or organization "
+                        f"{batch.project_id} does not have access to it."
+                    ),
+                    param="file_id",
+                )
+            ]
+        file = await self.store.get_file(
+            batch.project_id, batch.input_file_id, now=int(self.clock())
+        )
+        # A file deleted since the create is fine: the batch holds a reference on its bytes.
+        if file is not None and file.purpose is not Purpose.BATCH:
+            return [
+                LineProblem(
+                    code="invalid_request",
+                    message=(
+                        f"File {file.id} has purpose '{file.purpose}'; a batch needs a file "
+                        "that was uploaded with purpose 'batch'."
+                    ),
+                    param="file_id",
+                )
+            ]
+        return []
+
+    async def _in_child(self, batch: Batch) -> bool:
+        scratch = self.blobs.scratch()
+        unlimited = 2**62
+        limits = self.limits
+        result = await self.jobs.run(
+            validate,
+            ValidationJob(
+                input_path=str(self.blobs.path(BlobName(batch.input_blob or ""))),
+                input_bytes=batch.input_bytes,
+                plan_path=str(scratch),
+                endpoint=batch.endpoint,
+                max_file_bytes=limits.max_file_bytes or unlimited,
+                max_lines=limits.max_lines or unlimited,
+                max_line_bytes=limits.max_line_bytes or unlimited,
+                max_embedding_inputs=limits.max_embedding_inputs,
+                known_models=list(self.models.models()) if self.models.known() else None,
+                allow_mixed_models=limits.allow_mixed_models,
+                max_problems=limits.max_problems,
+            ),
+        )
+        telemetry.probe("validation.done")
+        if result.problems:
+            return await self._refuse(batch, result.problems)
+        plan = await self.blobs.adopt(scratch, BlobKind.PLAN)
+        started = await self.store.start_batch(
+            batch.id,
+            plan=plan,
+            shards=result.shards,
+            lines=result.lines,
+            model=result.model,
+            now=int(self.clock()),
+        )
+        if started:
+            telemetry.event("batch_started", batch_id=batch.id, lines=result.lines)
+        else:
+            await self.blobs.delete([plan.name])
+        return started
+
+    async def _refuse(self, batch: Batch, problems: Sequence[LineProblem]) -> bool:
+        refused = await self.store.refuse_batch(batch.id, problems=problems, now=int(self.clock()))
+        if refused:
+            telemetry.event("batch_refused", batch_id=batch.id, problems=len(problems))
+        return refused

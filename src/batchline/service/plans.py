@@ -1,0 +1,128 @@
+"""Writes a plan: entries as they are found, grouped by model at the end if need be."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from batchline.domain import plan
+from batchline.domain.model import PlannedShard
+from batchline.domain.plan import PlanEntry
+from batchline.service.scratch import unnamed_file, write_all
+from batchline.telemetry import probe
+
+_GROUPING_ENTRIES: Final = 65_536  # regrouped at a time: 1.5 MiB of entries
+
+
+class PlanWriter:
+    """The plan of one batch, growing at `path`; whatever was there is replaced.
+
+    The file counts only after `finish`; `close` without it removes the file. Every method may raise
+    OSError (a full disk).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._finished = False
+        self._fd = _new_file(path)
+        # The number of each entry's model goes to disk as well: 20 MB at ten million lines.
+        self._models_fd = unnamed_file(path.parent)
+        self.entries = 0
+
+    def add(self, packed: bytes, models: array[int]) -> None:
+        """Append packed entries; `models` (type "H") has the number of each one's model."""
+        write_all(self._fd, packed)
+        write_all(self._models_fd, models)
+        self.entries += len(models)
+
+    def entry(self, number: int) -> PlanEntry:
+        """An entry by its number in file order; not after `finish`."""
+        offset, length = plan.span(number, 1)
+        return next(plan.unpack(os.pread(self._fd, length, offset)))
+
+    def finish(self, models: Sequence[str], shard_entries: int) -> list[PlannedShard]:
+        """Put the entries in dispatch order, cut them into shards and make the file durable.
+
+        `models` are the batch's models by number. Each shard has one model; models keep the order
+        in which the file first names them, and lines of a model keep the file's order.
+        """
+        counts = [self.entries] if len(models) == 1 else self._group(len(models))
+        os.fsync(self._fd)
+        probe("plan.synced")
+        self._finished = True
+        shards = []
+        first = 0
+        for model, count in zip(models, counts, strict=True):
+            shards += [
+                PlannedShard(first_entry=first + start, entries=entries, model=model)
+                for start, entries in plan.shard_spans(count, shard_entries)
+            ]
+            first += count
+        return shards
+
+    def _group(self, models: int) -> list[int]:
+        """Rewrite the plan ordered by model; how many entries each model has."""
+        counted: Counter[int] = Counter()
+        for numbers in self._model_numbers():
+            counted.update(numbers)
+        counts = [counted[model] for model in range(models)]
+        places = []  # where in the file the next entry of each model goes
+        first = 0
+        for count in counts:
+            places.append(plan.span(first, 0)[0])
+            first += count
+        partial = self._path.with_name(f"{self._path.name}.grouped")
+        fd = _new_file(partial)
+        try:
+            self._scatter(fd, places)
+            partial.replace(self._path)
+        except BaseException:
+            os.close(fd)
+            partial.unlink(missing_ok=True)
+            raise
+        os.close(self._fd)
+        self._fd = fd
+        return counts
+
+    def _scatter(self, fd: int, places: list[int]) -> None:
+        size = plan.ENTRY_BYTES
+        done = 0
+        for numbers in self._model_numbers():
+            offset, length = plan.span(done, len(numbers))
+            entries = os.pread(self._fd, length, offset)
+            groups: dict[int, list[bytes]] = {}
+            for at, model in enumerate(numbers):
+                groups.setdefault(model, []).append(entries[at * size : (at + 1) * size])
+            for model, group in groups.items():
+                os.lseek(fd, places[model], os.SEEK_SET)
+                write_all(fd, b"".join(group))
+                places[model] += size * len(group)
+            done += len(numbers)
+
+    def _model_numbers(self) -> Iterator[array[int]]:
+        """The model numbers of all entries, in file order, in runs."""
+        os.lseek(self._models_fd, 0, os.SEEK_SET)
+        while raw := os.read(self._models_fd, _GROUPING_ENTRIES * 2):
+            yield array("H", raw)
+
+    def close(self) -> None:
+        os.close(self._models_fd)
+        os.close(self._fd)
+        if not self._finished:
+            self._path.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> int:
+    """An empty file with the header of a plan."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, plan.header())
+    except BaseException:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        raise
+    return fd

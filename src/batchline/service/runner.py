@@ -1,0 +1,317 @@
+"""Drives every unfinished batch through its life: validate, run, stop, finalize.
+
+One task per batch, woken by events, that looks at the row and does what its status asks for;
+so a restart is nothing but starting the task again, and a crash between two steps is a step to be
+repeated. The transitions themselves are the store's, by compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from batchline import telemetry
+from batchline.domain.errors import BatchlineError
+from batchline.domain.ids import BatchId
+from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus, Stopping
+from batchline.domain.model import Batch
+from batchline.executor.contract import Executor, GateReport
+from batchline.service.finalizer import Finalizer
+from batchline.service.planning import Planner
+from batchline.service.scheduler import Running, Scheduler
+from batchline.store.contract import Store
+
+RETRY_S: Final = 0.5  # after trouble that may pass
+LOOK_S: Final = 30.0  # the wall clock may be set: deadlines are looked at again at least this often
+FENCE_AFTER_S: Final = 2.0  # past its grace, a worker that still holds a stopped shard is killed
+
+
+class GateKeeper(Executor, Protocol):
+    """An executor that remembers closed gates until it is told that a batch is terminal."""
+
+    def forget_gate(self, batch_id: BatchId) -> None:
+        """The batch is terminal: nothing will ask for its gate again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopSettings:
+    """Seconds. `cap_s` bounds CANCELLING whatever workers and backends do."""
+
+    cancel_grace_s: float = 10.0
+    expire_grace_s: float = 10.0
+    cap_s: float = 600.0
+
+
+@dataclass(slots=True, eq=False)
+class _Driven:
+    """One unfinished batch: its task, what wakes it, and what its stop looked like so far."""
+
+    batch_id: BatchId
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    planning: asyncio.Task[bool] | None = None
+    stop: asyncio.Task[GateReport] | None = None
+    stopped_at: float | None = None  # monotonic
+    quiet_s: float | None = None  # from the stop until no worker held a shard
+    task: asyncio.Task[None] | None = None
+
+
+class Runner:
+    """Implements `service.batches.BatchRunner`."""
+
+    def __init__(
+        self,
+        store: Store,
+        executor: GateKeeper,
+        scheduler: Scheduler,
+        planner: Planner,
+        finalizer: Finalizer,
+        *,
+        settings: StopSettings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._scheduler = scheduler
+        self._planner = planner
+        self._finalizer = finalizer
+        self._settings = settings
+        self._clock = clock
+        self._driven: dict[BatchId, _Driven] = {}
+        self._closing = False
+
+    # -- what the API asks -----------------------------------------------------------------
+
+    def created(self, batch: Batch) -> None:
+        self._drive(batch.id)
+
+    async def stop(self, batch: Batch, *, was: BatchStatus) -> None:  # noqa: ARG002  # of the contract
+        driven = self._drive(batch.id)
+        if driven.planning is not None:
+            driven.planning.cancel()
+        if batch.status not in TERMINAL:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(self._close_gate(driven, self._settings.cancel_grace_s))
+        driven.wake.set()
+
+    async def resume(self) -> int:
+        """Take up every unfinished batch; how many there are. Windows that closed meanwhile first:
+        time while the server was down is not credited."""
+        batches = await self._store.unfinished_batches()
+        now = int(self._clock())
+        for batch in batches:
+            if batch.expires_at <= now:
+                await self._store.advance_batch(
+                    batch.id,
+                    from_status=batch.status,
+                    event=BatchEvent.WINDOW_CLOSED,
+                    now=now,
+                )
+        for batch in batches:
+            self._drive(batch.id)
+        return len(batches)
+
+    async def close(self) -> None:
+        """Let go of every batch where it is; a later `resume` goes on."""
+        self._closing = True
+        tasks = [driven.task for driven in self._driven.values() if driven.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- one batch -------------------------------------------------------------------------
+
+    def _drive(self, batch_id: BatchId) -> _Driven:
+        driven = self._driven.get(batch_id)
+        if driven is None:
+            driven = self._driven[batch_id] = _Driven(batch_id)
+            driven.task = asyncio.get_running_loop().create_task(self._life(driven))
+        return driven
+
+    async def _life(self, driven: _Driven) -> None:
+        """Repeat the next step until the batch is terminal."""
+        while True:
+            try:
+                batch = await self._store.load_batch(driven.batch_id)
+                if batch.status in TERMINAL:
+                    break
+                await self._step(driven, batch)
+            except BatchlineError as exc:
+                telemetry.trouble("batch_delayed", batch_id=driven.batch_id, code=exc.code)
+                await asyncio.sleep(RETRY_S)
+            except Exception as exc:  # noqa: BLE001  # a fault of ours must not leave a batch stuck
+                telemetry.trouble("batch_step_failed", batch_id=driven.batch_id, error=repr(exc))
+                await asyncio.sleep(RETRY_S)
+        self._forget(driven, batch)
+
+    def _forget(self, driven: _Driven, batch: Batch) -> None:
+        self._driven.pop(driven.batch_id, None)
+        self._scheduler.deactivate(driven.batch_id)
+        self._executor.forget_gate(driven.batch_id)
+        telemetry.event(
+            "batch_ended",
+            batch_id=batch.id,
+            status=batch.status.value,
+            completed=batch.counts.completed,
+            failed=batch.counts.failed,
+            total=batch.counts.total,
+        )
+
+    async def _step(self, driven: _Driven, batch: Batch) -> None:
+        match batch.status:
+            case BatchStatus.VALIDATING:
+                await self._plan(driven, batch)
+            case BatchStatus.IN_PROGRESS:
+                await self._run(driven, batch)
+            case _:
+                await self._end(driven, batch)
+
+    async def _plan(self, driven: _Driven, batch: Batch) -> None:
+        """Validate until done, cancelled or past the window."""
+        planning = asyncio.get_running_loop().create_task(self._planner.plan(batch))
+        driven.planning = planning
+        try:
+            left_s = max(0.0, batch.expires_at - self._clock())
+            await asyncio.wait([planning], timeout=left_s)
+            if not planning.done():
+                await self._advance(batch, BatchEvent.WINDOW_CLOSED)
+            elif not planning.cancelled():  # a cancel ends it: the row says what is next
+                planning.result()
+        finally:
+            driven.planning = None
+            planning.cancel()
+            await asyncio.wait([planning])
+
+    async def _run(self, driven: _Driven, batch: Batch) -> None:
+        """Run until every line is settled, the window closes, or somebody stopped the batch."""
+        running = self._scheduler.find(batch.id) or await self._scheduler.activate(batch)
+        while not driven.wake.is_set():
+            if running.input_lost:
+                await self._advance(batch, BatchEvent.INPUT_LOST)
+                return
+            if running.all_settled:
+                await self._advance(batch, BatchEvent.ALL_LINES_FINISHED)
+                return
+            left_s = batch.expires_at - self._clock()
+            if left_s <= 0:
+                await self._advance(batch, BatchEvent.WINDOW_CLOSED)
+                return
+            await _first_of(running.changed, driven.wake, timeout_s=min(left_s, LOOK_S))
+            running.changed.clear()
+        driven.wake.clear()
+
+    async def _advance(self, batch: Batch, event: BatchEvent) -> None:
+        """Try the move; when somebody else moved first, the next look at the row shows it."""
+        await self._store.advance_batch(
+            batch.id, from_status=batch.status, event=event, now=int(self._clock())
+        )
+
+    # -- the end ---------------------------------------------------------------------------
+
+    async def _end(self, driven: _Driven, batch: Batch) -> None:
+        """FINALIZING or CANCELLING: gates closed, shards back, files written."""
+        if batch.stopping is not None:
+            await self._quiesce(driven, batch)
+        ended = await self._finalizer.finalize(batch.id)
+        if ended.stopping is Stopping.CANCEL:
+            await self._complete_receipt(driven, ended)
+
+    async def _quiesce(self, driven: _Driven, batch: Batch) -> None:
+        """Wait until no worker holds a shard of the batch; kill those that do not let go."""
+        grace_s = (
+            self._settings.cancel_grace_s
+            if batch.stopping is Stopping.CANCEL
+            else self._settings.expire_grace_s
+        )
+        await self._close_gate(driven, grace_s)
+        running = self._scheduler.find(batch.id)
+        if running is not None:
+            await self._until_idle(batch, driven, running, grace_s)
+        if driven.quiet_s is None:
+            driven.quiet_s = self._since_stop(driven)
+
+    async def _until_idle(
+        self, batch: Batch, driven: _Driven, running: Running, grace_s: float
+    ) -> None:
+        patience_s = min(grace_s + FENCE_AFTER_S, self._settings.cap_s)
+        if not await _set_within(running.idle, patience_s - self._since_stop(driven)):
+            killed = await self._executor.fence(batch.id)
+            telemetry.trouble("batch_fenced", batch_id=batch.id, workers=len(killed))
+            left_s = self._settings.cap_s - self._since_stop(driven)
+            # Only a store that refuses writes can keep us here: then conservation wins.
+            if not await _set_within(running.idle, left_s):
+                await self._store.put_receipt(batch.id, {"quiet": False})
+
+    def _since_stop(self, driven: _Driven) -> float:
+        return 0.0 if driven.stopped_at is None else time.monotonic() - driven.stopped_at
+
+    def _close_gate(self, driven: _Driven, grace_s: float) -> asyncio.Task[GateReport]:
+        """The one closing of this batch's gate; whoever needs it awaits the same task."""
+        if driven.stop is None:
+            driven.stopped_at = time.monotonic()
+            self._scheduler.stop(driven.batch_id)
+            driven.stop = asyncio.get_running_loop().create_task(
+                self._executor.close_gate(driven.batch_id, grace_s=grace_s)
+            )
+        return driven.stop
+
+    async def _complete_receipt(self, driven: _Driven, batch: Batch) -> None:
+        """The cancel receipt: what was finished, aborted, never sent, and how fast."""
+        finished = batch.counts.completed + batch.counts.failed
+        running = self._scheduler.find(batch.id)
+        aborted = 0 if running is None else running.aborted
+        report = driven.stop.result() if driven.stop is not None and driven.stop.done() else None
+        receipt: dict[str, object] = {
+            "quiet": True,
+            "lines_finished": finished,
+            "lines_aborted": aborted,
+            "lines_never_sent": batch.counts.total - finished - aborted,
+            "quiet_ms": _ms(driven.quiet_s or 0.0),
+        }
+        if report is not None:
+            receipt["acknowledged_ms"] = _ms(report.acknowledged_s)
+            receipt["in_flight_at_acknowledgement"] = report.in_flight
+            receipt["workers_killed"] = list(report.killed)
+        already = batch.receipt or {}
+        await self._store.put_receipt(
+            batch.id, {key: value for key, value in receipt.items() if already.get(key) is None}
+        )
+
+    # -- for people ------------------------------------------------------------------------
+
+    def unfinished(self) -> Sequence[BatchId]:
+        return list(self._driven)
+
+    def running(self, batch_id: BatchId) -> Running | None:
+        return self._scheduler.find(batch_id)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether `event` is set, now or within `timeout_s`."""
+    if not event.is_set() and timeout_s > 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
+    return event.is_set()
+
+
+async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
+    """Return when one of `events` is set, or after `timeout_s`."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def reasons(batch: Batch, *, missing_models: Mapping[BatchId, Sequence[str]]) -> Sequence[str]:
+    """Why a running batch waits, in words for people."""
+    return [f"no backend serves model {model!r}" for model in missing_models.get(batch.id, ())]

@@ -1,0 +1,208 @@
+"""Batches: created, read, and moved through the lifecycle by compare-and-set.
+
+Every move is one UPDATE whose WHERE names the status that it leaves: whoever comes second changes
+no row and hears so. Which status follows is asked of `domain.lifecycle`, never decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from batchline.domain import bitmap, lifecycle
+from batchline.domain.errors import NotFound
+from batchline.domain.ids import BatchId, FileId, ProjectId
+from batchline.domain.lifecycle import BatchEvent, BatchStatus
+from batchline.domain.model import Batch, Blob, LineProblem, Page, PlannedShard, Usage
+from batchline.store import files, references, rows
+from batchline.store.contract import NewBatch
+from batchline.store.tables import batch, file, file_range, shard
+
+# These write more than the status, so each has its own method.
+_NOT_ADVANCED: Final = frozenset(
+    {BatchEvent.VALIDATED, BatchEvent.REFUSED, BatchEvent.FILES_WRITTEN}
+)
+
+_UNFINISHED: Final = sorted(set(BatchStatus) - lifecycle.TERMINAL)
+
+
+def create(connection: Connection, new: NewBatch) -> Batch:
+    source = _input_of(connection, new.project_id, new.input_file_id, now=new.created_at)
+    values = rows.new_batch_values(new)
+    if source is None:
+        connection.execute(insert(batch).values(**values, input_bytes=0))
+    else:
+        connection.execute(
+            insert(batch).values(**values, input_blob=source.blob_name, input_bytes=source.bytes)
+        )
+        references.take(connection, [(source.blob_name, new.id)])
+    return load(connection, new.id)
+
+
+def _input_of(
+    connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int
+) -> Row[Any, Any] | None:
+    """(blob_name, bytes) of a visible file that is one whole blob, as every upload is.
+
+    A batch's own output is not: it has a manifest of many ranges and a purpose that validation
+    refuses, so it needs no reference. The file's row is locked against a deletion beside us, which
+    would drop the last reference of a blob that we are about to use.
+    """
+    lock = select(file.c.sequence, file.c.bytes).where(
+        file.c.id == file_id, file.c.project_id == project_id, files.is_visible(now)
+    )
+    found = connection.execute(lock.with_for_update(read=True)).first()
+    if found is None:
+        return None
+    query = select(file_range.c.blob_name, file_range.c.stop.label("bytes")).where(
+        file_range.c.file_sequence == found.sequence, file_range.c.start == 0
+    )
+    whole = connection.execute(query.limit(2)).all()
+    return whole[0] if len(whole) == 1 and whole[0].bytes == found.bytes else None
+
+
+def get(connection: Connection, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
+    query = select(batch).where(batch.c.id == batch_id, batch.c.project_id == project_id)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else rows.batch_of(row)
+
+
+def load(connection: Connection, batch_id: BatchId) -> Batch:
+    row = connection.execute(select(batch).where(batch.c.id == batch_id)).mappings().one()
+    return rows.batch_of(row)
+
+
+def list_page(
+    connection: Connection, project_id: ProjectId, *, after: BatchId | None, limit: int
+) -> Page[Batch]:
+    query = select(batch).where(batch.c.project_id == project_id)
+    if after is not None:
+        query = query.where(batch.c.sequence < _cursor(connection, project_id, after))
+    # One row more than asked for tells whether there is another page.
+    query = query.order_by(batch.c.sequence.desc()).limit(limit + 1)
+    found = connection.execute(query).mappings().all()
+    return Page(items=[rows.batch_of(row) for row in found[:limit]], has_more=len(found) > limit)
+
+
+def _cursor(connection: Connection, project_id: ProjectId, after: BatchId) -> int:
+    query = select(batch.c.sequence).where(batch.c.id == after, batch.c.project_id == project_id)
+    sequence = connection.execute(query).scalar_one_or_none()
+    if sequence is None:
+        raise NotFound(f"No batch found with id '{after}'.", param="after")
+    return int(sequence)
+
+
+def unfinished(connection: Connection) -> list[Batch]:
+    query = select(batch).where(batch.c.status.in_(_UNFINISHED)).order_by(batch.c.sequence)
+    return [rows.batch_of(row) for row in connection.execute(query).mappings()]
+
+
+def advance(
+    connection: Connection,
+    batch_id: BatchId,
+    *,
+    from_status: BatchStatus,
+    event: BatchEvent,
+    now: int,
+) -> Batch | None:
+    """Move by an event that brings nothing but the move; see `Store.advance_batch`."""
+    if event in _NOT_ADVANCED:
+        raise ValueError(f"{event} has a method of its own")
+    target = lifecycle.advance(from_status, event)
+    if target is None:
+        return None
+    stops = lifecycle.STOPS.get(event)
+    also = {} if stops is None else {"stopping": stops.value}
+    if not _move(connection, batch_id, from_status, target, also, now=now):
+        return None
+    if target in lifecycle.TERMINAL:
+        # It ended without files, so nothing will ever read its input again.
+        references.drop_held_by(connection, [batch_id])
+    return load(connection, batch_id)
+
+
+def _move(
+    connection: Connection,
+    batch_id: BatchId,
+    from_status: BatchStatus,
+    target: BatchStatus,
+    also: Mapping[str, object],
+    *,
+    now: int,
+) -> bool:
+    """The compare-and-set; False when the batch is no longer in `from_status`."""
+    moved = connection.execute(
+        update(batch)
+        .where(batch.c.id == batch_id, batch.c.status == from_status.value)
+        .values({**arrival(target, now=now), **also})
+    )
+    return moved.rowcount == 1
+
+
+def arrival(target: BatchStatus, *, now: int) -> dict[str, Any]:
+    """The columns that say that a batch is in `target`, since `now` unless it was there before."""
+    reached = batch.c[f"{target.value}_at"]
+    return {"status": target.value, reached.name: func.coalesce(reached, now)}
+
+
+def refuse(
+    connection: Connection, batch_id: BatchId, *, problems: Sequence[LineProblem], now: int
+) -> bool:
+    also = {"errors": rows.problems_json(problems)}
+    if not _move(connection, batch_id, BatchStatus.VALIDATING, BatchStatus.FAILED, also, now=now):
+        return False
+    references.drop_held_by(connection, [batch_id])
+    return True
+
+
+def start(
+    connection: Connection,
+    batch_id: BatchId,
+    *,
+    plan: Blob,
+    shards: Sequence[PlannedShard],
+    lines: int,
+    model: str | None,
+    now: int,
+) -> bool:
+    also = {"plan_blob": plan.name, "total": lines, "model": model}
+    if not _move(
+        connection, batch_id, BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, also, now=now
+    ):
+        return False
+    references.register(connection, plan, holder=batch_id, now=now)
+    query = select(batch.c.sequence).where(batch.c.id == batch_id)
+    sequence = connection.execute(query).scalar_one()
+    no_usage = rows.usage_values(Usage())
+    if shards:
+        connection.execute(
+            insert(shard),
+            [
+                {
+                    "batch_sequence": sequence,
+                    "number": number,
+                    "first_entry": planned.first_entry,
+                    "entries": planned.entries,
+                    "model": planned.model,
+                    "epoch": 0,
+                    "settled": bytes(bitmap.empty(planned.entries)),
+                    "completed": 0,
+                    "failed": 0,
+                    "deaths": 0,
+                    **no_usage,
+                }
+                for number, planned in enumerate(shards)
+            ],
+        )
+    return True
+
+
+def merge_receipt(connection: Connection, batch_id: BatchId, receipt: Mapping[str, object]) -> None:
+    query = select(batch.c.receipt).where(batch.c.id == batch_id).with_for_update()
+    stored = connection.execute(query).scalar_one()
+    merged = {**(rows.receipt_of(stored) if stored is not None else {}), **receipt}
+    connection.execute(
+        update(batch).where(batch.c.id == batch_id).values(receipt=rows.as_json(merged))
+    )

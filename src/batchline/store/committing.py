@@ -1,0 +1,280 @@
+"""Shards: claimed, fenced, and committed to. Here is decided what counts as done.
+
+Each function that writes locks the rows of the batches concerned first, ascending (`tables.py`),
+and so decides on values that nobody changes before it has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    false,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from batchline.domain import bitmap, lifecycle
+from batchline.domain.ids import BatchId, BlobName
+from batchline.domain.lifecycle import BatchStatus
+from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey
+from batchline.store import references, rows
+from batchline.store.tables import ERROR, OUTPUT, USAGE_COLUMNS, batch, segment_commit, shard
+
+_COUNTERS = ("completed", "failed", *USAGE_COLUMNS)
+
+
+def _has_unsettled_lines() -> ColumnElement[bool]:
+    """As counts and not as bits: `commit` lets no shard in whose two do not agree."""
+    return shard.c.completed + shard.c.failed < shard.c.entries
+
+
+def pending(connection: Connection, batch_id: BatchId) -> list[tuple[int, str]]:
+    query = (
+        select(shard.c.number, shard.c.model)
+        .join(batch, batch.c.sequence == shard.c.batch_sequence)
+        .where(batch.c.id == batch_id, _has_unsettled_lines())
+        .order_by(shard.c.number)
+    )
+    return [(row.number, row.model) for row in connection.execute(query)]
+
+
+def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, bytes]]:
+    query = (
+        select(shard.c.first_entry, shard.c.entries, shard.c.settled)
+        .join(batch, batch.c.sequence == shard.c.batch_sequence)
+        .where(batch.c.id == batch_id, _has_unsettled_lines())
+        .order_by(shard.c.number)
+    )
+    return [(row.first_entry, row.entries, bytes(row.settled)) for row in connection.execute(query)]
+
+
+def claim(connection: Connection, key: ShardKey) -> Shard | None:
+    # A batch that is IN_PROGRESS has no `stopping`: the schema sees to that. The lock makes a
+    # cancel beside us come wholly before or wholly after this claim.
+    gate = select(batch.c.sequence).where(
+        batch.c.id == key.batch_id, batch.c.status == BatchStatus.IN_PROGRESS.value
+    )
+    sequence = connection.execute(gate.with_for_update()).scalar_one_or_none()
+    if sequence is None:
+        return None
+    this_shard = (shard.c.batch_sequence == sequence, shard.c.number == key.number)
+    claimed = connection.execute(
+        update(shard).where(*this_shard, _has_unsettled_lines()).values(epoch=shard.c.epoch + 1)
+    )
+    if claimed.rowcount == 0:
+        return None
+    row = connection.execute(select(shard).where(*this_shard)).mappings().one()
+    return rows.shard_of(key.batch_id, row)
+
+
+def fence(connection: Connection, keys: Sequence[ShardKey], *, died: bool) -> None:
+    batches = _lock_batches(connection, keys)
+    fenced = [
+        {"in_batch": batches[key.batch_id]["sequence"], "with_number": key.number}
+        for key in set(keys)
+        if key.batch_id in batches
+    ]
+    if fenced:
+        connection.execute(
+            update(shard)
+            .where(
+                shard.c.batch_sequence == bindparam("in_batch"),
+                shard.c.number == bindparam("with_number"),
+            )
+            .values(epoch=shard.c.epoch + 1, deaths=shard.c.deaths + int(died)),
+            fenced,
+        )
+
+
+def _lock_batches(connection: Connection, keys: Iterable[ShardKey]) -> dict[str, RowMapping]:
+    """The batches of `keys` by id, locked until the transaction ends."""
+    query = (
+        select(batch.c.id, batch.c.sequence, batch.c.status)
+        .where(batch.c.id.in_(sorted({key.batch_id for key in keys})))
+        .order_by(batch.c.sequence)
+        .with_for_update()
+    )
+    return {row["id"]: row for row in connection.execute(query).mappings()}
+
+
+@dataclass(slots=True)
+class _Shard:
+    """What the store knows of one shard, brought forward by each commit of a group."""
+
+    batch_sequence: int
+    number: int
+    entries: int
+    epoch: int
+    settled: bytes
+    counters: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Accepted:
+    """What the accepted commits of one group add up to, written at the end all at once."""
+
+    shards: dict[ShardKey, _Shard] = field(default_factory=dict)
+    growth: dict[int, dict[str, int]] = field(default_factory=dict)  # by batch sequence
+    ranges: list[dict[str, Any]] = field(default_factory=list)  # rows of segment_commit
+    segment_ends: dict[BlobName, int] = field(default_factory=dict)
+    holders: set[tuple[BlobName, str]] = field(default_factory=set)
+
+
+def commit(
+    connection: Connection, worker: str, commits: Sequence[ShardCommit], *, now: int
+) -> list[bool]:
+    """Accept or refuse each commit of a group; see `Store.commit`."""
+    keys = [one.key for one in commits]
+    batches = _lock_batches(connection, keys)
+    stored = _load_shards(connection, keys, batches)
+    accepted = _Accepted()
+    answers = []
+    for one in commits:
+        state = stored.get(one.key)
+        if state is None or not _may_commit(batches[one.key.batch_id], state, one):
+            answers.append(False)
+            continue
+        answers.append(True)
+        if one.settled != state.settled:
+            _accept(accepted, state, one, worker)
+        # Else it settles nothing that is not settled: the same commit sent again because its answer
+        # was lost. Its ranges are there already, and once more would double their lines.
+    _write(connection, accepted, worker, now=now)
+    return answers
+
+
+def _load_shards(
+    connection: Connection, keys: Iterable[ShardKey], batches: dict[str, RowMapping]
+) -> dict[ShardKey, _Shard]:
+    wanted = {
+        (batches[key.batch_id]["sequence"], key.number): key
+        for key in keys
+        if key.batch_id in batches
+    }
+    numbers: dict[int, set[int]] = {}
+    for sequence, number in wanted:
+        numbers.setdefault(sequence, set()).add(number)
+    # Batch by batch: for pairs, (batch, number) IN (…), SQLite would read the whole table. No lock:
+    # whoever writes a shard holds its batch, as we do.
+    in_batch = [
+        and_(shard.c.batch_sequence == sequence, shard.c.number.in_(sorted(some)))
+        for sequence, some in numbers.items()
+    ]
+    query = select(shard).where(or_(false(), *in_batch))
+    found = {}
+    for row in connection.execute(query).mappings():
+        found[wanted[row["batch_sequence"], row["number"]]] = _Shard(
+            batch_sequence=row["batch_sequence"],
+            number=row["number"],
+            entries=row["entries"],
+            epoch=row["epoch"],
+            settled=bytes(row["settled"]),
+            counters={name: row[name] for name in _COUNTERS},
+        )
+    return found
+
+
+def _may_commit(in_batch: RowMapping, state: _Shard, one: ShardCommit) -> bool:
+    """Whether the worker still has the right, and takes nothing back that was settled.
+
+    Raises:
+        ValueError: bits and counts of the commit do not agree: a defect of the worker, which would
+            make lines disappear. Not a refusal, after which the worker would do the same again.
+    """
+    if len(one.settled) != len(state.settled) or bitmap.count(one.settled) != (
+        one.completed + one.failed
+    ):
+        raise ValueError(f"commit to {one.key} under epoch {one.epoch}: counts and bits differ")
+    return (
+        one.epoch == state.epoch
+        and BatchStatus(in_batch["status"]) not in lifecycle.TERMINAL
+        and bitmap.contains(one.settled, state.settled)
+    )
+
+
+def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -> None:
+    after = {
+        "completed": one.completed,
+        "failed": one.failed,
+        **rows.usage_values(one.usage),
+    }
+    growth = accepted.growth.setdefault(state.batch_sequence, dict.fromkeys(_COUNTERS, 0))
+    for name in _COUNTERS:
+        growth[name] += after[name] - state.counters[name]
+    state.settled = bytes(one.settled)
+    state.counters = after
+    accepted.shards[one.key] = state
+    for kind, part in ((OUTPUT, one.output), (ERROR, one.errors)):
+        if part is not None:
+            _accept_range(accepted, state.batch_sequence, kind, part)
+            accepted.holders |= {
+                (part.blob, one.key.batch_id),
+                (part.blob, references.worker_holder(worker)),
+            }
+
+
+def _accept_range(accepted: _Accepted, batch_sequence: int, kind: str, part: BlobRange) -> None:
+    accepted.ranges.append(
+        {"batch_sequence": batch_sequence, "kind": kind, **rows.range_values(part)}
+    )
+    end = accepted.segment_ends.get(part.blob, 0)
+    accepted.segment_ends[part.blob] = max(end, part.stop)
+
+
+def _write(connection: Connection, accepted: _Accepted, worker: str, *, now: int) -> None:
+    if not accepted.shards:
+        return
+    _write_shards(connection, accepted.shards.values())
+    _write_growth(connection, accepted.growth)
+    if not accepted.ranges:
+        return
+    connection.execute(insert(segment_commit), accepted.ranges)
+    references.register_segments(connection, accepted.segment_ends, now=now)
+    references.take(connection, sorted(accepted.holders))
+    # A worker has one segment open: a new one means that it is done with the one before, whose
+    # bytes may go with the last file that has some of them.
+    references.drop_held_by(
+        connection, [references.worker_holder(worker)], but=sorted(accepted.segment_ends)
+    )
+
+
+def _write_shards(connection: Connection, shards: Iterable[_Shard]) -> None:
+    connection.execute(
+        update(shard)
+        .where(
+            shard.c.batch_sequence == bindparam("in_batch"),
+            shard.c.number == bindparam("with_number"),
+        )
+        .values({name: bindparam(f"new_{name}") for name in ("settled", *_COUNTERS)}),
+        [
+            {
+                "in_batch": state.batch_sequence,
+                "with_number": state.number,
+                "new_settled": state.settled,
+                **{f"new_{name}": state.counters[name] for name in _COUNTERS},
+            }
+            for state in shards
+        ],
+    )
+
+
+def _write_growth(connection: Connection, growth: dict[int, dict[str, int]]) -> None:
+    connection.execute(
+        update(batch)
+        .where(batch.c.sequence == bindparam("of_batch"))
+        .values({name: batch.c[name] + bindparam(f"more_{name}") for name in _COUNTERS}),
+        [
+            {"of_batch": sequence, **{f"more_{name}": more[name] for name in _COUNTERS}}
+            for sequence, more in growth.items()
+        ],
+    )

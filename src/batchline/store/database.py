@@ -1,0 +1,271 @@
+"""`Store` on SQLite and PostgreSQL, one set of queries: the asynchronous face of this package.
+
+Each method is one transaction on a small pool of threads; what it does is in `files.py`,
+`batches.py`, `committing.py`, `finalizing.py` and `references.py`, as functions on a connection. A
+caller that is cancelled while it waits changes nothing: its transaction goes on to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Self, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
+from batchline.domain.model import (
+    Batch,
+    Blob,
+    BlobRange,
+    File,
+    LineProblem,
+    Page,
+    PlannedShard,
+    Shard,
+    ShardCommit,
+    ShardKey,
+)
+from batchline.store import batches, committing, files, finalizing, references
+from batchline.store.contract import FinalFiles, NewBatch
+from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
+from batchline.store.schema import migrate
+from batchline.telemetry import probe
+
+T = TypeVar("T")
+
+
+class Database:
+    """Implements `store.contract.Store`; the promises are written there."""
+
+    def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
+        self._threads = threads
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Open the database at `url` and bring its schema up to date.
+
+        `sqlite:///path` (see `engine.sqlite_url`) or `postgresql+psycopg://…`.
+
+        Raises:
+            ConfigError: a newer Batchline wrote it.
+            StoreUnavailable: it does not answer, or somebody else has locked it.
+            StorageFull: no space for it.
+        """
+        threads = ThreadPoolExecutor(threads_for(url), thread_name_prefix="store")
+        database = cls(open_engine(url), threads)
+        try:
+            await database._call(lambda: migrate(database._engine))
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def close(self) -> None:
+        # Not on the pool itself: it is the pool that has to come to its end.
+        await asyncio.to_thread(self._threads.shutdown)
+        self._engine.dispose()
+
+    # -- how a method runs ---------------------------------------------------------------------
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        return await self._call(partial(_in_transaction, self._reader, query))
+
+    async def _write(self, change: Callable[[Connection], T], *, step: str | None = None) -> T:
+        """Run `change` in one transaction, between the probes `<step>.before` and `.after`."""
+        return await self._call(partial(_at_step, self._engine, change, step))
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _with_our_errors, work)
+
+    # -- files ---------------------------------------------------------------------------------
+
+    async def create_file(self, file: File, blob: Blob) -> None:
+        await self._write(lambda c: files.create(c, file, blob), step="file.create")
+
+    async def get_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> File | None:
+        return await self._read(lambda c: files.get(c, project_id, file_id, now=now))
+
+    async def list_files(
+        self,
+        project_id: ProjectId,
+        *,
+        purpose: str | None,
+        after: FileId | None,
+        limit: int,
+        ascending: bool,
+        now: int,
+    ) -> Page[File]:
+        return await self._read(
+            lambda c: files.list_page(
+                c,
+                project_id,
+                purpose=purpose,
+                after=after,
+                limit=limit,
+                ascending=ascending,
+                now=now,
+            )
+        )
+
+    async def delete_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
+        return await self._write(lambda c: files.hide(c, project_id, file_id, now=now))
+
+    async def expire_files(self, *, now: int, limit: int) -> int:
+        return await self._write(lambda c: files.hide_expired(c, now=now, limit=limit))
+
+    async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
+        return await self._read(lambda c: files.ranges(c, file_id))
+
+    # -- blobs ---------------------------------------------------------------------------------
+
+    async def unreferenced_blobs(self, *, limit: int) -> Sequence[Blob]:
+        return await self._read(lambda c: references.unreferenced(c, limit=limit))
+
+    async def forget_blobs(self, names: Sequence[BlobName]) -> None:
+        await self._write(lambda c: references.forget(c, names))
+
+    async def known_blobs(self, names: Sequence[BlobName]) -> set[BlobName]:
+        return await self._read(lambda c: references.known(c, names))
+
+    async def release_worker_references(self, worker: str | None) -> None:
+        if worker is None:
+            await self._write(references.drop_held_by_workers)
+        else:
+            holder = references.worker_holder(worker)
+            await self._write(lambda c: references.drop_held_by(c, [holder]))
+
+    # -- batches -------------------------------------------------------------------------------
+
+    async def create_batch(self, batch: NewBatch) -> Batch:
+        return await self._write(lambda c: batches.create(c, batch), step="batch.create")
+
+    async def get_batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
+        return await self._read(lambda c: batches.get(c, project_id, batch_id))
+
+    async def list_batches(
+        self, project_id: ProjectId, *, after: BatchId | None, limit: int
+    ) -> Page[Batch]:
+        return await self._read(
+            lambda c: batches.list_page(c, project_id, after=after, limit=limit)
+        )
+
+    async def unfinished_batches(self) -> Sequence[Batch]:
+        return await self._read(batches.unfinished)
+
+    async def load_batch(self, batch_id: BatchId) -> Batch:
+        return await self._read(lambda c: batches.load(c, batch_id))
+
+    async def advance_batch(
+        self, batch_id: BatchId, *, from_status: BatchStatus, event: BatchEvent, now: int
+    ) -> Batch | None:
+        return await self._write(
+            lambda c: batches.advance(c, batch_id, from_status=from_status, event=event, now=now),
+            step="cancel" if event is BatchEvent.CANCEL_REQUESTED else None,
+        )
+
+    async def refuse_batch(
+        self, batch_id: BatchId, *, problems: Sequence[LineProblem], now: int
+    ) -> bool:
+        return await self._write(
+            lambda c: batches.refuse(c, batch_id, problems=problems, now=now), step="refuse"
+        )
+
+    async def start_batch(
+        self,
+        batch_id: BatchId,
+        *,
+        plan: Blob,
+        shards: Sequence[PlannedShard],
+        lines: int,
+        model: str | None,
+        now: int,
+    ) -> bool:
+        return await self._write(
+            lambda c: batches.start(
+                c, batch_id, plan=plan, shards=shards, lines=lines, model=model, now=now
+            ),
+            step="batch.start",
+        )
+
+    async def put_receipt(self, batch_id: BatchId, receipt: Mapping[str, object]) -> None:
+        await self._write(lambda c: batches.merge_receipt(c, batch_id, receipt))
+
+    # -- shards and commits --------------------------------------------------------------------
+
+    async def pending_shards(self, batch_id: BatchId) -> Sequence[tuple[int, str]]:
+        return await self._read(lambda c: committing.pending(c, batch_id))
+
+    async def claim_shard(self, key: ShardKey) -> Shard | None:
+        return await self._write(lambda c: committing.claim(c, key))
+
+    async def fence_shards(self, keys: Sequence[ShardKey], *, died: bool) -> None:
+        await self._write(lambda c: committing.fence(c, keys, died=died))
+
+    async def commit(
+        self, worker: str, commits: Sequence[ShardCommit], *, now: int
+    ) -> Sequence[bool]:
+        return await self._write(
+            lambda c: committing.commit(c, worker, commits, now=now), step="commit"
+        )
+
+    async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
+        return await self._read(lambda c: committing.bitmaps(c, batch_id))
+
+    async def finalize(
+        self,
+        batch_id: BatchId,
+        *,
+        from_status: BatchStatus,
+        stopping: Stopping | None,
+        files: FinalFiles,
+        now: int,
+    ) -> Batch | None:
+        return await self._write(
+            lambda c: finalizing.finalize(
+                c, batch_id, from_status=from_status, stopping=stopping, finals=files, now=now
+            ),
+            step="finalize",
+        )
+
+
+def _in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
+
+
+def _at_step(engine: Engine, change: Callable[[Connection], T], step: str | None) -> T:
+    if step is None:
+        return _in_transaction(engine, change)
+    probe(f"{step}.before")
+    with engine.begin() as connection:
+        result = change(connection)
+        probe(f"{step}.inside")
+    probe(f"{step}.after")
+    return result
+
+
+def _with_our_errors(work: Callable[[], T]) -> T:
+    """Run `work`; the one place where a driver's exception becomes ours.
+
+    A constraint that fails or a statement that does not parse is a defect and stays as it is.
+    """
+    try:
+        try:
+            return work()
+        except DBAPIError as exc:
+            if not is_worth_repeating(exc):
+                raise
+            return work()
+    except (SQLAlchemyError, OSError) as exc:
+        ours = translated(exc)
+        if ours is None:
+            raise
+        raise ours from exc

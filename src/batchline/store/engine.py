@@ -1,0 +1,121 @@
+"""The two databases as SQLAlchemy engines, and what their errors mean to us.
+
+Everything that differs between SQLite and PostgreSQL is here, one branch a difference, except for
+the spelling of ON CONFLICT (`references.py`) and the lock around migrations (`schema.py`).
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from batchline.domain.errors import StorageFull, StoreError, StoreUnavailable
+
+BUSY_S: Final = 10  # how long a statement waits for somebody else's lock before it is an error
+
+# SQLite has one writer at a time and answers from memory: a second thread would only wait.
+# PostgreSQL answers over a socket: eight waits at once are plenty for one control process.
+SQLITE_THREADS: Final = 1
+POSTGRES_THREADS: Final = 8
+
+READING: Final = "batchline_reading"  # execution option: this transaction writes nothing
+
+_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# IOERR_SHMSIZE: the WAL's index could not grow, which is how a full disk shows first on tmpfs.
+_SQLITE_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+_POSTGRES_FULL: Final = "53100"  # disk_full
+_POSTGRES_TRY_AGAIN: Final = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of an SQLite database in the file `path`, whatever characters the path has."""
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+
+
+def threads_for(url: str) -> int:
+    return SQLITE_THREADS if _is_sqlite(make_url(url)) else POSTGRES_THREADS
+
+
+def open_engine(url: str) -> Engine:
+    """An engine on which `begin()` gives a transaction that is durable once it committed."""
+    parsed = make_url(url)
+    return _open_sqlite(parsed) if _is_sqlite(parsed) else _open_postgres(parsed)
+
+
+def _is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _open_sqlite(url: URL) -> Engine:
+    engine = create_engine(url, pool_size=SQLITE_THREADS, max_overflow=0)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        # The driver must not begin transactions by itself: `begin` below does.
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {BUSY_S * 1000}",
+            "journal_mode = WAL",
+            "synchronous = FULL",  # NORMAL would lose the last commits with the power
+            "fullfsync = ON",  # macOS only: there a plain fsync stops at the drive's cache
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # Writers take the write lock first: a reader that turns writer later fails at once when
+        # somebody else wrote meanwhile, and no waiting helps.
+        reading = connection.get_execution_options().get(READING, False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _open_postgres(url: URL) -> Engine:
+    options: dict[str, Any] = {"connect_timeout": BUSY_S}
+    if "options" not in url.query:
+        options["options"] = f"-c lock_timeout={BUSY_S * 1000}"
+    return create_engine(
+        url,
+        pool_size=POSTGRES_THREADS,
+        max_overflow=0,
+        # A restarted server would otherwise fail one call for each idle connection.
+        pool_pre_ping=True,
+        connect_args=options,
+    )
+
+
+def is_worth_repeating(exc: DBAPIError) -> bool:
+    """Whether PostgreSQL undid the transaction only because of another one beside it."""
+    return getattr(exc.orig, "sqlstate", None) in _POSTGRES_TRY_AGAIN
+
+
+def translated(exc: Exception) -> StoreError | None:
+    """The error of ours that `exc` means; None when it is a defect and must be seen as one."""
+    match exc:
+        case OSError():
+            if exc.errno in _FULL_ERRNOS:
+                return StorageFull("no space left for the database")
+            return StoreUnavailable(f"the database's storage failed: {type(exc).__name__}")
+        case DBAPIError() if _is_full(exc):
+            return StorageFull("no space left for the database")
+        case OperationalError() | InterfaceError():
+            return StoreUnavailable(f"the database did not answer: {type(exc.orig).__name__}")
+        case PoolTimeout():
+            return StoreUnavailable("no connection to the database became free")
+        case _:
+            return None
+
+
+def _is_full(exc: DBAPIError) -> bool:
+    if getattr(exc.orig, "sqlstate", None) == _POSTGRES_FULL:
+        return True
+    return getattr(exc.orig, "sqlite_errorcode", None) in _SQLITE_FULL

@@ -1,0 +1,119 @@
+"""Blobs in the database: which exist, and who still needs their bytes.
+
+A blob's row and its first reference are written in one transaction, and later references are taken
+only under the lock of a row whose own reference is there. So a blob that is seen without a
+reference stays without one, and its bytes may go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, case, delete, exists, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from batchline.domain.ids import BlobName
+from batchline.domain.model import Blob, BlobKind
+from batchline.store import rows
+from batchline.store.tables import blob, blob_reference
+
+WORKER_HOLDER: Final = "worker:"
+
+# Values bound in one statement: SQLite takes 32,766 and PostgreSQL 65,535; below that it is a
+# matter of how long the other callers wait.
+_NAMES_AT_ONCE: Final = 1_000
+
+
+def worker_holder(worker: str) -> str:
+    return f"{WORKER_HOLDER}{worker}"
+
+
+def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    # Both databases know ON CONFLICT and spell it alike; SQLAlchemy has one class for each.
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def register(connection: Connection, new: Blob, *, holder: str, now: int) -> None:
+    """Give a durable blob its row and its first reference."""
+    connection.execute(
+        _insert(connection, blob).on_conflict_do_nothing(),
+        {"name": new.name, "kind": new.kind.value, "bytes": new.bytes, "created_at": now},
+    )
+    take(connection, [(new.name, holder)])
+
+
+def register_segments(connection: Connection, ends: Mapping[BlobName, int], *, now: int) -> None:
+    """Give segments their rows, or raise their `bytes` to `ends`: they grow while open."""
+    values = [
+        {"name": name, "kind": BlobKind.SEGMENT.value, "bytes": end, "created_at": now}
+        for name, end in sorted(ends.items())
+    ]
+    insert = _insert(connection, blob)
+    grown = case((insert.excluded.bytes > blob.c.bytes, insert.excluded.bytes), else_=blob.c.bytes)
+    connection.execute(
+        insert.on_conflict_do_update(index_elements=["name"], set_={"bytes": grown}), values
+    )
+
+
+def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> None:
+    """Let each (blob, holder) be; those that are there already stay as they are."""
+    connection.execute(
+        _insert(connection, blob_reference).on_conflict_do_nothing(),
+        [{"blob_name": name, "holder": holder} for name, holder in sorted(references)],
+    )
+
+
+def take_selected(connection: Connection, names_and_holders: Select[tuple[str, str]]) -> None:
+    """As `take`, of what a query gives."""
+    connection.execute(
+        _insert(connection, blob_reference)
+        .from_select(["blob_name", "holder"], names_and_holders)
+        .on_conflict_do_nothing()
+    )
+
+
+def drop_held_by(
+    connection: Connection, holders: Sequence[str], *, but: Sequence[BlobName] = ()
+) -> None:
+    """Drop every reference of `holders`, except on the blobs in `but`."""
+    statement = delete(blob_reference).where(blob_reference.c.holder.in_(holders))
+    if but:
+        statement = statement.where(blob_reference.c.blob_name.not_in(but))
+    connection.execute(statement)
+
+
+def drop_held_by_workers(connection: Connection) -> None:
+    connection.execute(
+        delete(blob_reference).where(blob_reference.c.holder.startswith(WORKER_HOLDER))
+    )
+
+
+def unreferenced(connection: Connection, *, limit: int) -> list[Blob]:
+    query = select(blob).where(~_is_referenced()).order_by(blob.c.name).limit(limit)
+    return [rows.blob_of(row) for row in connection.execute(query).mappings()]
+
+
+def forget(connection: Connection, names: Sequence[BlobName]) -> None:
+    """Drop the rows of those `names` that have no reference."""
+    for some in _in_groups(names):
+        connection.execute(delete(blob).where(blob.c.name.in_(some), ~_is_referenced()))
+
+
+def known(connection: Connection, names: Sequence[BlobName]) -> set[BlobName]:
+    found: set[BlobName] = set()
+    for some in _in_groups(names):
+        query = select(blob.c.name).where(blob.c.name.in_(some))
+        found.update(BlobName(name) for name in connection.scalars(query))
+    return found
+
+
+def _is_referenced() -> ColumnElement[bool]:
+    return exists().where(blob_reference.c.blob_name == blob.c.name)
+
+
+def _in_groups(names: Sequence[BlobName]) -> Iterator[Sequence[BlobName]]:
+    for start in range(0, len(names), _NAMES_AT_ONCE):
+        yield names[start : start + _NAMES_AT_ONCE]
