@@ -61,7 +61,7 @@ def _answer(raw: bytes) -> Reply:
         hints = typing.get_type_hints(function)
         hints.pop("return", None)
         job = msgspec.msgpack.decode(request.job, type=next(iter(hints.values())))
-        return Reply(result=msgspec.Raw(msgspec.msgpack.encode(function(job))))
+        return Reply(result=msgspec.msgpack.encode(function(job)))
     except tuple(CARRIED.values()) as exc:
         return Reply(error_code=exc.code, message=exc.message)
     except Exception as exc:  # noqa: BLE001  # whatever it is, the server has to hear of it

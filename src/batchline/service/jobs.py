@@ -58,7 +58,7 @@ class Request(msgspec.Struct):
 class Reply(msgspec.Struct):
     """The result; or the `code` of an error (None for one that nobody raises on purpose)."""
 
-    result: msgspec.Raw | None = None
+    result: bytes | None = None  # msgpack; msgspec takes no Raw in a union
     error_code: str | None = None
     message: str = ""
 

@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from batchline.domain.errors import StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
@@ -42,14 +43,24 @@ T = TypeVar("T")
 class Database:
     """Implements `store.contract.Store`; the promises are written there."""
 
-    def __init__(self, engine: Engine, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        threads: ThreadPoolExecutor,
+        *,
+        make_room: Callable[[], bool] | None = None,
+    ) -> None:
+        """`make_room` frees space on a full disk, from any thread; False when it has none left."""
+        self._make_room = make_room
         self._engine = engine
         self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
         self._threads = threads
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, *, make_room: Callable[[], bool] | None = None) -> Self:
         """Open the database at `url` and bring its schema up to date.
+
+        A write that meets a full disk is tried once more after `make_room` said True.
 
         `sqlite:///path` (see `engine.sqlite_url`) or `postgresql+psycopg://…`.
 
@@ -59,7 +70,7 @@ class Database:
             StorageFull: no space for it.
         """
         threads = ThreadPoolExecutor(threads_for(url), thread_name_prefix="store")
-        database = cls(open_engine(url), threads)
+        database = cls(open_engine(url), threads, make_room=make_room)
         try:
             await database._call(lambda: migrate(database._engine))
         except BaseException:
@@ -83,7 +94,15 @@ class Database:
 
     async def _call(self, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _with_our_errors, work)
+        return await loop.run_in_executor(self._threads, self._with_room, work)
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        try:
+            return _with_our_errors(work)
+        except StorageFull:
+            if self._make_room is None or not self._make_room():
+                raise
+            return _with_our_errors(work)
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -1,0 +1,47 @@
+"""The HTTP application: routes behind the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+
+from batchline.api.batches import add_batches
+from batchline.api.edge import Edge
+from batchline.api.files import add_files
+from batchline.api.health import ListedModel, Readiness, add_health
+from batchline.service.batches import Batches
+from batchline.service.files import Files
+
+
+def create_app(
+    files: Files,
+    batches: Batches,
+    models: Callable[[], Sequence[ListedModel]],
+    readiness: Callable[[], Readiness],
+    *,
+    loopback_only: bool = True,
+) -> FastAPI:
+    """The application on these services. It holds no state and needs no lifespan.
+
+    `loopback_only` refuses requests that do not name a loopback address as their host, and writes
+    from web pages of other origins: right as long as there are no keys.
+    """
+    app = FastAPI(
+        openapi_url=None,  # takes /docs and /redoc with it
+        redirect_slashes=False,  # a 307 has no envelope, and not every client follows one
+        exception_handlers={HTTPException: _to_the_edge},
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    add_files(app.router, files)
+    add_batches(app.router, batches)
+    add_health(app.router, models, readiness)
+    app.add_middleware(Edge, loopback_only=loopback_only)
+    return app
+
+
+async def _to_the_edge(request: Request, exc: Exception) -> NoReturn:  # noqa: ARG001  # a handler's
+    """Hand on what the framework refused, so that one place makes every envelope."""
+    raise exc

@@ -1,0 +1,113 @@
+"""`/healthz/…` for whoever runs the server, and `/v1/models` from the backends' catalogues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from batchline.api import wire
+from batchline.api.request import answer
+from batchline.domain.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedModel:
+    """A model that some backend serves. `created` is in Unix seconds, 0 when nobody said."""
+
+    id: str
+    created: int = 0
+    owned_by: str = "backend"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendHealth:
+    """A backend as the scheduler sees it; `reason` says why it is not `up`. Backends do not make
+    the server unready: its batches wait."""
+
+    name: str
+    state: str
+    reason: str | None = None
+    models: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether the server can do its work; `reasons` says why not, one sentence each.
+
+    `disk` is `ok` or why dispatch is paused; `disk_free_bytes` None when it is not known.
+    """
+
+    ready: bool
+    reasons: Sequence[str] = ()
+    backends: Sequence[BackendHealth] = ()
+    workers_wanted: int = 0
+    workers_running: int = 0
+    disk: str = "ok"
+    disk_free_bytes: int | None = None
+
+
+def add_health(
+    router: APIRouter,
+    models: Callable[[], Sequence[ListedModel]],
+    readiness: Callable[[], Readiness],
+) -> None:
+    """Add the routes to `router`; both callables answer from memory."""
+
+    @router.get("/healthz/live", response_model=None)
+    async def live() -> Response:
+        return answer({"status": "alive"})
+
+    @router.get("/healthz/ready", response_model=None)
+    async def ready() -> Response:
+        now = readiness()
+        return answer(_readiness(now), status=200 if now.ready else 503)
+
+    @router.get("/v1/models", response_model=None)
+    async def list_models() -> Response:
+        return answer({"object": "list", "data": [_model(model) for model in models()]})
+
+    # A path: ids such as `org/model` arrive with their slash, escaped or not.
+    @router.get("/v1/models/{model_id:path}", response_model=None)
+    async def get_model(request: Request) -> Response:
+        wanted = request.path_params["model_id"]
+        for model in models():
+            if model.id == wanted:
+                return answer(_model(model))
+        raise NotFound(
+            f"The model '{wanted}' does not exist", param="model", wire_code="model_not_found"
+        )
+
+
+def _model(model: ListedModel) -> wire.Shape:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+    }
+
+
+def _readiness(now: Readiness) -> wire.Shape:
+    """The body of both answers; the 503 carries the error envelope beside the same fields."""
+    shape: dict[str, object] = {
+        "status": "ready" if now.ready else "unready",
+        "reasons": now.reasons,
+        "backends": [
+            {
+                "name": backend.name,
+                "state": backend.state,
+                "reason": backend.reason,
+                "models": backend.models,
+            }
+            for backend in now.backends
+        ],
+        "workers": {"wanted": now.workers_wanted, "running": now.workers_running},
+        "disk": {"state": now.disk, "free_bytes": now.disk_free_bytes},
+    }
+    if not now.ready:
+        why = " ".join(now.reasons) or "The server is starting."
+        shape |= wire.error(why, kind="server_error", code="not_ready")
+    return shape

@@ -1,0 +1,85 @@
+"""What a request says: its query parameters, its JSON body, whose it is."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from batchline.api import wire
+from batchline.api.errors import PayloadTooLarge
+from batchline.domain.errors import InvalidRequest
+from batchline.domain.ids import DEFAULT_PROJECT, ProjectId
+
+MAX_JSON_BYTES: Final = 1024 * 1024  # a batch with all its metadata is 40 KiB at most
+
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def answer(shape: wire.Shape, *, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(wire.encode(shape), status_code=status, media_type=wire.JSON_TYPE)
+
+
+def project_of(request: Request) -> ProjectId:  # noqa: ARG001  # keys and their projects will be
+    """The project whose key the request carries: the default one, for any key or none."""
+    return DEFAULT_PROJECT
+
+
+async def json_body(request: Request) -> object:
+    """The decoded body, whatever its Content-Type says.
+
+    Raises:
+        InvalidRequest: it is not JSON.
+        PayloadTooLarge: it is longer than MAX_JSON_BYTES.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise PayloadTooLarge(f"The request body is larger than {MAX_JSON_BYTES} bytes.")
+    try:
+        return msgspec.json.decode(bytes(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidRequest("We could not parse the JSON body of your request.") from exc
+
+
+def limit_of(request: Request, *, default: int, maximum: int) -> int:
+    """The query parameter `limit`.
+
+    Raises:
+        InvalidRequest: it is not an integer from 1 to `maximum`.
+    """
+    text = request.query_params.get("limit")
+    if text is None:
+        return default
+    if _INTEGER.fullmatch(text) is None:
+        raise InvalidRequest(
+            "Invalid type for 'limit': expected an integer, but got a string instead.",
+            param="limit",
+            wire_code="invalid_type",
+        )
+    limit = int(text)
+    if limit > maximum:
+        raise InvalidRequest(
+            f"Invalid 'limit': integer above maximum value. "
+            f"Expected a value <= {maximum}, but got {limit} instead.",
+            param="limit",
+            wire_code="integer_above_max_value",
+        )
+    if limit < 1:
+        raise InvalidRequest(
+            f"Invalid 'limit': integer below minimum value. "
+            f"Expected a value >= 1, but got {limit} instead.",
+            param="limit",
+            wire_code="integer_below_min_value",
+        )
+    return limit
+
+
+def text_of(request: Request, name: str) -> str | None:
+    """A query parameter; None when it is absent or empty, which SDKs use alike."""
+    return request.query_params.get(name) or None

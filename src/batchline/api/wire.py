@@ -1,0 +1,118 @@
+"""The shapes of the wire: every field of every object in the service's order, nulls included.
+
+The field tables are in `docs/compatibility.md`; SDK types read a missing field as null, but what
+clients log and compare is the text, so nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from batchline.domain.ids import FileId
+from batchline.domain.model import Batch, File, LineProblem, Page, Usage
+
+T = TypeVar("T")
+Shape = Mapping[str, object]
+
+JSON_TYPE: Final = "application/json"
+
+encode: Final = msgspec.json.Encoder().encode
+
+
+def file(value: File) -> Shape:
+    """The File object. `status` is deprecated and required: a stored file is `processed`."""
+    return {
+        "id": value.id,
+        "object": "file",
+        "bytes": value.bytes,
+        "created_at": value.created_at,
+        "expires_at": value.expires_at,
+        "filename": value.filename,
+        "purpose": value.purpose.value,
+        "status": "processed",  # anything else has `wait_for_processing` poll for half an hour
+        "status_details": None,
+    }
+
+
+def file_deleted(file_id: FileId) -> Shape:
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+def batch(value: Batch) -> Shape:
+    """The Batch object; `errors` is null unless the batch failed validation."""
+    return {
+        "id": value.id,
+        "object": "batch",
+        "endpoint": value.endpoint,
+        "model": value.model,
+        "errors": None if value.errors is None else _problems(value.errors),
+        "input_file_id": value.input_file_id,
+        "completion_window": value.completion_window,
+        "status": value.status.value,
+        "output_file_id": value.output_file_id,
+        "error_file_id": value.error_file_id,
+        "created_at": value.created_at,
+        "in_progress_at": value.in_progress_at,
+        "expires_at": value.expires_at,
+        "finalizing_at": value.finalizing_at,
+        "completed_at": value.completed_at,
+        "failed_at": value.failed_at,
+        "expired_at": value.expired_at,
+        "cancelling_at": value.cancelling_at,
+        "cancelled_at": value.cancelled_at,
+        "request_counts": {
+            "total": value.counts.total,
+            "completed": value.counts.completed,
+            "failed": value.counts.failed,
+        },
+        "usage": _usage(value.usage),
+        "metadata": value.metadata,
+    }
+
+
+def _problems(problems: Sequence[LineProblem]) -> Shape:
+    return {
+        "object": "list",
+        "data": [
+            {
+                "code": problem.code,
+                "message": problem.message,
+                "param": problem.param,
+                "line": problem.line_number,
+            }
+            for problem in problems
+        ],
+    }
+
+
+def _usage(value: Usage) -> Shape:
+    return {
+        "input_tokens": value.input_tokens,
+        "input_tokens_details": {"cached_tokens": value.cached_tokens},
+        "output_tokens": value.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": value.reasoning_tokens},
+        "total_tokens": value.total_tokens,
+    }
+
+
+def page(value: Page[T], shape: Callable[[T], Shape]) -> Shape:
+    """The list envelope of one page; the ids are null when it is empty."""
+    return envelope([shape(item) for item in value.items], has_more=value.has_more)
+
+
+def envelope(data: Sequence[Shape], *, has_more: bool) -> Shape:
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": has_more,
+    }
+
+
+def error(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> Shape:
+    """The error envelope: all four keys, always. `kind` is the wire's `type`."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

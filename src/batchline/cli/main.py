@@ -1,0 +1,126 @@
+"""The command line: what a person types, turned into settings and handed on.
+
+Imports of what a command needs happen inside it: `--version` answers at once, and `serve` works
+where the demo's extra packages are missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchline import __version__
+from batchline.domain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from batchline.config import Settings
+
+EXIT_CONFIG = 2
+
+app = typer.Typer(
+    name="batchline",
+    help="The OpenAI Batch API for any OpenAI-compatible inference backend.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show local variables, and those hold keys
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"batchline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[  # its callback has answered already
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """The OpenAI Batch API for any OpenAI-compatible inference backend."""
+
+
+@app.command()
+def serve(
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(help="A backend's base URL, with or without /v1. Repeat for more."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
+    host: Annotated[str | None, typer.Option(help="Loopback only. [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="0: any free one. [8484]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="[./batchline-data]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes. [1]")] = None,
+    cancel_grace_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds that running requests may go on after a cancel. [10]"),
+    ] = None,
+    shutdown_grace_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds that running requests may go on after SIGTERM. [10]"),
+    ] = None,
+) -> None:
+    """Run the server in the foreground until SIGTERM or Ctrl-C.
+
+    Without --upstream and without backends in the file it looks for Ollama, LM Studio, vLLM,
+    llama.cpp and SGLang on their usual ports.
+    """
+    from batchline.cli.network_disk import on_this_machine
+    from batchline.config import load
+
+    options = {
+        "server.host": host,
+        "server.port": port,
+        "server.data_dir": data_dir,
+        "workers": workers,
+        "cancel.grace_s": cancel_grace_s,
+        "shutdown.grace_s": shutdown_grace_s,
+    }
+    settings = load(config=config, options=options, upstreams=upstream or ())
+    data = on_this_machine(settings.server.data_dir)
+    settings = dataclasses.replace(
+        settings, server=dataclasses.replace(settings.server, data_dir=data)
+    )
+    if not settings.backends:
+        settings = _with_local_backends(settings)
+    from batchline.cli.serve import run
+
+    raise typer.Exit(run(settings))
+
+
+def _with_local_backends(settings: Settings) -> Settings:
+    from batchline.cli.serve_output import discovery
+    from batchline.executor.discovery import USUAL_PLACES, find_local
+
+    found = asyncio.run(find_local())
+    typer.echo(discovery(found, USUAL_PLACES), err=True)
+    return dataclasses.replace(settings, backends=tuple(one.backend for one in found))
+
+
+def _register_demo() -> None:
+    # The demo's module looks for its packages when it runs, not when it is imported.
+    from batchline.cli.demo import register
+
+    register(app)
+
+
+_register_demo()
+
+
+def main() -> None:
+    """Run the program; a wrong setting ends it with one line on stderr and exit code 2."""
+    try:
+        app()
+    except ConfigError as exc:
+        print(f"batchline: {exc.message}", file=sys.stderr)  # noqa: T201  # the command's output
+        sys.exit(EXIT_CONFIG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Settings: from the command line, the environment, a TOML file and defaults, in that order.
+
+The only reader of the environment. A record that configures one part lives beside that part; the
+rest is here. Every setting has one dotted key (`cancel.grace_s`), which is its place in the file
+and, as `BATCHLINE_CANCEL_GRACE_S`, its name in the environment. docs/reference/settings.md lists
+them all, and a test compares that list with the records below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from batchline.config_values import (
+    MIB,
+    MISSING,
+    Table,
+    checked,
+    from_text,
+    path_or_none,
+    read_file,
+    window_s,
+)
+from batchline.domain.attempts import RetryPolicy
+from batchline.domain.errors import ConfigError
+from batchline.executor.contract import BackendSettings
+from batchline.executor.transport.heads import check_header
+from batchline.service.disk import DiskSettings
+
+ENV_PREFIX: Final = "BATCHLINE_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where the API listens and where its state lives. Port 0: the kernel chooses."""
+
+    host: str = "127.0.0.1"
+    port: int = 8484
+    data_dir: Path = Path("batchline-data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownSettings:
+    """How long running requests may finish after SIGTERM."""
+
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelSettings:
+    """How long running requests may finish after a cancel, how long the cancel call waits for the
+    workers to acknowledge, and when the batch is `cancelled` whatever happens."""
+
+    grace_s: float = 10.0
+    ack_s: float = 0.25
+    cap_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireSettings:
+    """How long running requests may finish after the batch's window closed."""
+
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What may be uploaded; 0 lifts a limit. All defaults but the line's bytes are OpenAI's."""
+
+    max_file_bytes: int = 512 * MIB
+    max_batch_file_bytes: int = 209_715_200
+    max_lines: int = 50_000
+    max_embedding_inputs: int = 50_000
+    max_line_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTuning:
+    """Worker processes. `byte_budget` bounds the requests and answers held in memory by each."""
+
+    silent_s: float = 10.0
+    commit_interval_s: float = 0.1
+    byte_budget: int = 256 * MIB
+    segment_bytes: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that `batchline serve` can be told."""
+
+    workers: int = 1
+    windows: Mapping[str, int] = field(default_factory=lambda: {"24h": window_s("24h")})  # seconds
+    allow_mixed_models: bool = False
+    server: ServerSettings = field(default_factory=ServerSettings)
+    shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
+    cancel: CancelSettings = field(default_factory=CancelSettings)
+    expire: ExpireSettings = field(default_factory=ExpireSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    disk: DiskSettings = field(default_factory=DiskSettings)
+    worker: WorkerTuning = field(default_factory=WorkerTuning)
+    backends: tuple[BackendSettings, ...] = ()
+    probes: str = ""  # tests only, from BATCHLINE_PROBES: goes to telemetry.arm
+
+
+_BACKEND_KEYS: Final = (
+    *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
+    *("total_timeout_s", "max_answer_bytes", "headers"),
+)
+_NOT_SCALAR: Final = frozenset({"backends", "probes"})
+
+
+def load(
+    *,
+    config: Path | None = None,
+    options: Mapping[str, object] | None = None,
+    upstreams: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings of one run: command line, then environment, then file, then default.
+
+    `options` holds values of the command line by dotted key; None means not given. `upstreams`, or
+    else `BATCHLINE_UPSTREAM` (separated by commas), stand in for the backends of the file.
+    `config`, or else `BATCHLINE_CONFIG`, names the file.
+
+    Raises:
+        ConfigError: with the place, the key, and what is allowed there.
+    """
+    env = os.environ if environ is None else environ
+    config = config or path_or_none(env.get(f"{ENV_PREFIX}CONFIG"))
+    table = read_file(config) if config is not None else {}
+    in_file = Table(str(config), table)
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+
+    def value(key: str, kind: Any) -> object:
+        found = in_file.take(key)  # known, even where something outweighs it
+        env_name = env_name_of(key)
+        if key in given:
+            return checked(given[key], kind, key, f"command line: {key}")
+        if env_name in env:
+            return checked(from_text(env[env_name], kind), kind, key, env_name)
+        return MISSING if found is MISSING else checked(found, kind, key, in_file.place(key))
+
+    values = {key: found for key, kind in keys() if (found := value(key, kind)) is not MISSING}
+    backends = _backends(upstreams, in_file, env)
+    in_file.refuse_leftovers()
+    settings = _assemble(values, backends, probes=env.get(f"{ENV_PREFIX}PROBES", ""))
+    _check_together(settings)
+    return settings
+
+
+def env_name_of(key: str) -> str:
+    """What a setting is called in the environment: `BATCHLINE_CANCEL_GRACE_S`."""
+    return ENV_PREFIX + key.replace(".", "_").upper()
+
+
+def keys() -> Iterator[tuple[str, Any]]:
+    """Every setting but the backends': its dotted key and its type, in the order of the records."""
+    for name, kind in typing.get_type_hints(Settings).items():
+        if dataclasses.is_dataclass(kind):
+            for inner, inner_kind in typing.get_type_hints(kind).items():
+                yield f"{name}.{inner}", inner_kind
+        elif name not in _NOT_SCALAR:
+            yield name, kind
+
+
+def default_of(key: str) -> object:
+    """What a setting is when nobody sets it."""
+    value: object = Settings()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def base_url_of(url: str) -> str:
+    """The base URL that a person meant: with a scheme, without a slash at its end, and with `/v1`.
+
+    A path that names a version already (`/v1beta/openai`) is left as it is.
+
+    Raises:
+        ValueError: it is no HTTP URL, or holds credentials, a query or a fragment.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{parts.hostname}: a base URL has no credentials, query or fragment")
+    _ = parts.port  # raises ValueError when it is no port
+    path = parts.path.rstrip("/")
+    if not re.search(r"/v[0-9]+[a-z0-9]*(/|$)", path):
+        path += "/v1"
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
+
+
+# -- backends ----------------------------------------------------------------------------------
+
+
+def _backends(
+    upstreams: Sequence[str], in_file: Table, env: Mapping[str, str]
+) -> tuple[BackendSettings, ...]:
+    tables = in_file.take("backend")  # taken in any case: it is a known key
+    from_env = [url for url in env.get(f"{ENV_PREFIX}UPSTREAM", "").split(",") if url.strip()]
+    place = "--upstream" if upstreams else f"{ENV_PREFIX}UPSTREAM"
+    urls = list(upstreams) or [url.strip() for url in from_env]
+    if urls:
+        made = [_backend({"base_url": url}, place, env) for url in urls]
+    elif tables is MISSING:
+        made = []
+    elif isinstance(tables, list):
+        place = in_file.place("[[backend]]")
+        made = [_backend(table, f"{place} {n}", env) for n, table in enumerate(tables, start=1)]
+    else:
+        raise ConfigError(f"{in_file.place('backend')}: expected tables, [[backend]]")
+    names = [backend.name for backend in made]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{place}: two backends are named {name!r}; give each its own name")
+    return tuple(made)
+
+
+def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettings:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{place}: expected a table, [[backend]]")
+    for key in table:
+        if key not in _BACKEND_KEYS:
+            raise ConfigError(f"{place}: {key}: unknown; allowed: {', '.join(_BACKEND_KEYS)}")
+    if "base_url" not in table:
+        raise ConfigError(f"{place}: base_url: missing; the address of the server, http://…")
+
+    def get(key: str, kind: Any) -> Any:
+        if key not in table:
+            return _BACKEND_DEFAULTS.get(key)
+        return checked(table[key], kind, f"backend.{key}", f"{place}: {key}")
+
+    try:
+        base_url = base_url_of(get("base_url", str))
+    except ValueError as exc:
+        raise ConfigError(f"{place}: base_url: {exc}") from exc
+    headers = _headers(table.get("headers", {}), f"{place}: headers")
+    key_env = get("api_key_env", str)
+    if key_env is not None:
+        headers["Authorization"] = f"Bearer {_key(key_env, f'{place}: api_key_env', env)}"
+    return BackendSettings(
+        name=get("name", str) or _name_of(base_url),
+        base_url=base_url,
+        models=get("models", tuple[str, ...]),
+        max_in_flight=get("max_in_flight", int),
+        connect_timeout_s=get("connect_timeout_s", float),
+        total_timeout_s=get("total_timeout_s", float),
+        max_answer_bytes=get("max_answer_bytes", int),
+        headers=headers or None,
+    )
+
+
+_BACKEND_DEFAULTS: Final[Mapping[str, object]] = {
+    one.name: one.default
+    for one in dataclasses.fields(BackendSettings)
+    if one.default is not dataclasses.MISSING
+}
+
+
+def _name_of(base_url: str) -> str:
+    """`host:port`, and the path where it says more than `/v1`."""
+    return base_url.partition("://")[2].removesuffix("/v1")
+
+
+def _headers(value: object, place: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: expected a table of texts")
+    for name, text in value.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{place}: {name}: expected a text")
+        try:
+            check_header(name, text)
+        except ValueError as exc:
+            raise ConfigError(f"{place}: {exc}") from exc
+    return dict(value)
+
+
+def _key(name: str, place: str, env: Mapping[str, str]) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # Not repeated in the message: someone may have written the key itself here.
+        raise ConfigError(f"{place}: expected the name of an environment variable")
+    key = env.get(name, "").strip()
+    if not key:
+        raise ConfigError(f"{place}: the environment variable {name} is not set")
+    try:
+        check_header("Authorization", key)
+    except ValueError as exc:
+        raise ConfigError(f"{place}: the value of {name} cannot be sent in a header") from exc
+    return key
+
+
+# -- the whole ---------------------------------------------------------------------------------
+
+
+def _assemble(
+    values: Mapping[str, object], backends: tuple[BackendSettings, ...], *, probes: str
+) -> Settings:
+    changes: dict[str, Any] = {"backends": backends, "probes": probes}
+    for name, kind in typing.get_type_hints(Settings).items():
+        if dataclasses.is_dataclass(kind):
+            inner = {
+                key.partition(".")[2]: value
+                for key, value in values.items()
+                if key.startswith(f"{name}.")
+            }
+            changes[name] = typing.cast("Callable[..., object]", kind)(**inner)
+        elif name in values:
+            changes[name] = values[name]
+    return Settings(**changes)
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.disk.high_water_bytes < settings.disk.low_water_bytes:
+        raise ConfigError("disk.high_water_bytes: below disk.low_water_bytes")
+    if not is_loopback(settings.server.host):
+        raise ConfigError(
+            f"server.host: {settings.server.host} would let others in, and this version has no"
+            " keys; allowed: 127.0.0.1, ::1, localhost"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
