@@ -149,7 +149,7 @@ def load(
             return checked(from_text(env[env_name], kind), kind, key, env_name)
         return MISSING if found is MISSING else checked(found, kind, key, in_file.place(key))
 
-    values = {key: found for key, kind in keys() if (found := value(key, kind)) is not MISSING}
+    values = {key: found for key, kind in scalars() if (found := value(key, kind)) is not MISSING}
     backends = _backends(upstreams, in_file, env)
     in_file.refuse_leftovers()
     settings = _assemble(values, backends, probes=env.get(f"{ENV_PREFIX}PROBES", ""))
@@ -162,7 +162,7 @@ def env_name_of(key: str) -> str:
     return ENV_PREFIX + key.replace(".", "_").upper()
 
 
-def keys() -> Iterator[tuple[str, Any]]:
+def scalars() -> Iterator[tuple[str, Any]]:
     """Every setting but the backends': its dotted key and its type, in the order of the records."""
     for name, kind in typing.get_type_hints(Settings).items():
         if dataclasses.is_dataclass(kind):

@@ -109,8 +109,10 @@ class _Exchange:
         Closing a socket with unread bytes resets the connection, and the reset can overtake the
         answer: the client would see a broken pipe in the place of `File is too large.`
         """
-        with anyio.move_on_after(LINGER_S):
-            while self._unread:
+        with anyio.move_on_after(LINGER_S) as patience:
+            # The deadline is looked at as well: under uvloop a client that sends all the time has
+            # each wait done before a cancellation could reach it, for ever.
+            while self._unread and anyio.current_time() < patience.deadline:
                 await self.receive()
 
     async def answer(self, problem: Problem) -> None:

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -32,7 +32,7 @@ from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.transport.general import GeneralTransport
 from batchline.service.batches import Batches, BatchSettings
-from batchline.service.disk import DiskGuard, DiskSettings
+from batchline.service.disk import DiskGuard
 from batchline.service.files import FileLimits, Files
 from batchline.service.finalizer import Finalizer
 from batchline.service.jobs import Jobs
@@ -82,18 +82,9 @@ class Parts:
 async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[Parts]:
     """The parts, wired; nothing runs yet but the store. Closed in the reverse order."""
     async with AsyncExitStack() as stack:
-        disk = DiskGuard(
-            directory.root,
-            DiskSettings(
-                low_water_bytes=settings.disk.low_water_bytes,
-                high_water_bytes=settings.disk.high_water_bytes,
-                reserve_bytes=settings.disk.reserve_bytes,
-            ),
-        )
+        disk = DiskGuard(directory.root, settings.disk)
         disk.take_reserve()
-        store = await Database.open(
-            sqlite_url(directory.database), make_room=disk.give_up_reserve
-        )
+        store = await Database.open(sqlite_url(directory.database), make_room=disk.give_up_reserve)
         stack.push_async_callback(store.close)
         blobs = LocalBlobs(directory.blobs)
         jobs = Jobs(directory.children)
@@ -132,9 +123,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             files=Files(
                 store, blobs, limits=FileLimits(max_bytes=settings.limits.max_file_bytes or 2**62)
             ),
-            batches=Batches(
-                store, runner, settings=BatchSettings(windows=settings.windows)
-            ),
+            batches=Batches(store, runner, settings=BatchSettings(windows=settings.windows)),
         )
 
 
@@ -161,7 +150,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
                 async with asyncio.timeout(FIRST_LOOK_S):
                     await parts.catalogue.refresh_all()
             background = [tasks.create_task(parts.catalogue.run())]
-            await _until_started(server)
+            await server.accepting.wait()
             directory.note_listening(settings.server.host, port)
             _say(parts, settings, port)
             await parts.executor.start(parts.scheduler)
@@ -199,8 +188,16 @@ async def _stop(
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handlers: who drains what, in which order, is ours to say."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]  # as in uvicorn
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -230,11 +227,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
     listener.listen(2048)
     return listener
-
-
-async def _until_started(server: uvicorn.Server) -> None:
-    while not server.started:
-        await asyncio.sleep(0.005)
 
 
 def _local_settings(
@@ -315,4 +307,3 @@ def _backend_health(parts: Parts) -> Sequence[BackendHealth]:
 def _say(parts: Parts, settings: Settings, port: int) -> None:
     sys.stdout.write(serve_output.start_up(settings, parts.catalogue.report(), port=port) + "\n")
     sys.stdout.flush()
-
