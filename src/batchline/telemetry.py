@@ -21,19 +21,34 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Final
-
-import structlog
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 from batchline.domain.errors import ConfigError
 
-log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("batchline")
+if TYPE_CHECKING:
+    import structlog
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+_level = "info"
 
 
 def configure_logging(*, level: str = "info") -> None:
     """Readable lines on a terminal, JSON lines otherwise; always on stderr."""
+    global _level  # one process, one log
+    _level = level
+    _log.cache_clear()
+
+
+@cache
+def _log() -> structlog.typing.FilteringBoundLogger:
+    """The logger, made when there is something to say.
+
+    structlog brings rich along, 100 ms of imports that a child without trouble never needs.
+    """
+    import structlog
+
     renderer: structlog.typing.Processor
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer()
@@ -47,20 +62,21 @@ def configure_logging(*, level: str = "info") -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[_level]),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
     )
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger("batchline")
+    return logger
 
 
 def event(name: str, **fields: str | int | float | bool | None) -> None:
     """Something worth knowing happened; `name` is `<thing>_<past participle>`."""
-    log.info(name, **fields)
+    _log().info(name, **fields)
 
 
 def trouble(name: str, **fields: str | int | float | bool | None) -> None:
     """Something is wrong and Batchline goes on; a person may want to look."""
-    log.warning(name, **fields)
+    _log().warning(name, **fields)
 
 
 # -- probes ------------------------------------------------------------------------------------

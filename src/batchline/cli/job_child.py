@@ -20,6 +20,7 @@ import msgspec
 
 from batchline import telemetry
 from batchline.executor import processes
+from batchline.service import leftovers, validation  # noqa: F401  # ready before the first job
 from batchline.service.jobs import CARRIED, LENGTH_BYTES, Reply, Request
 
 _NICENESS: Final = 5  # the server's event loop and the workers go first

@@ -68,6 +68,7 @@ class Parts:
     """Everything that a running server consists of."""
 
     store: Database
+    jobs: Jobs
     executor: LocalExecutor
     catalogue: Catalogue
     scheduler: Scheduler
@@ -114,6 +115,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         )
         yield Parts(
             store=store,
+            jobs=jobs,
             executor=executor,
             catalogue=catalogue,
             scheduler=scheduler,
@@ -145,6 +147,9 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
         started = asyncio.Event()
         server = _Server(serve_config(app, host=settings.server.host, port=port))
         async with asyncio.TaskGroup() as tasks:
+            # Children first: they import while the server looks at its backends.
+            starting = tasks.create_task(parts.executor.start(parts.scheduler))
+            tasks.create_task(parts.jobs.warm())
             serving = tasks.create_task(server.serve(sockets=[listener]))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_S):
@@ -153,7 +158,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             await server.accepting.wait()
             directory.note_listening(settings.server.host, port)
             _say(parts, settings, port)
-            await parts.executor.start(parts.scheduler)
+            await starting
             background += [
                 tasks.create_task(parts.scheduler.run()),
                 tasks.create_task(parts.maintenance.run()),

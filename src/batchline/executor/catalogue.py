@@ -199,7 +199,7 @@ class Catalogue:
     def note_unreachable(self, name: str, reason: str) -> None:
         """A request could not be sent; shown from now on, and looked into soon."""
         before = self._reports[name]
-        if False:
+        if before.reach is Reach.REACHABLE:
             self._set(before, after_failure(before, reason, now_s=self._clock()))
             self._look_now[name].set()
 

