@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from batchline import telemetry
 from tests.support.postgres import postgres_cluster, postgres_database, postgres_url
 
 __all__ = ["postgres_cluster", "postgres_database", "postgres_url"]  # fixtures
@@ -15,6 +16,12 @@ __all__ = ["postgres_cluster", "postgres_database", "postgres_url"]  # fixtures
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> None:
+    """A logger made in an earlier test would write to that test's capture of stderr."""
+    telemetry.configure_logging()
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,19 @@ The first one is a connection beside the store that has changed a row and not ye
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Update, update
+import pytest
+from sqlalchemy import Connection, Engine, Update, select, update
 
 from batchline.store.contract import Store
+from batchline.store.database import Database
 from batchline.store.tables import batch as batch_table
 from batchline.store.tables import file as file_table
+from batchline.store.tables import project as project_table
 from tests.contract.store_rows import (
     NOW,
     asked_for,
@@ -103,3 +108,23 @@ async def test_a_receipt_that_waited_for_another_keeps_its_keys(
     first = update(batch_table).where(batch_table.c.id == batch.id).values(receipt='{"a": 1}')
     await beside(engine, first, store.put_receipt(batch.id, {"b": 2}))
     assert (await store.load_batch(batch.id)).receipt == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+async def test_a_transaction_that_reads_before_it_writes_cannot_be_overtaken(
+    store: Database, engine: Engine
+) -> None:
+    """SQLite would refuse its write at once, and waiting would not help."""
+    database = engine.url.database
+    assert database is not None
+
+    def read_then_write(connection: Connection) -> None:
+        connection.execute(select(project_table)).all()
+        with (
+            contextlib.closing(sqlite3.connect(database, timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("UPDATE project SET name = 'overtaken'")
+        connection.execute(update(project_table).values(name="first"))
+
+    await store._write(read_then_write)

@@ -8,10 +8,12 @@ from typing import NoReturn
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
-from batchline.api.batches import add_batches
+from batchline.api import batches as api_batches
+from batchline.api import files as api_files
+from batchline.api import health
 from batchline.api.edge import Edge
-from batchline.api.files import add_files
-from batchline.api.health import ListedModel, Readiness, add_health
+from batchline.api.health import ListedModel, Readiness
+from batchline.api.request import Services
 from batchline.service.batches import Batches
 from batchline.service.files import Files
 
@@ -35,9 +37,9 @@ def create_app(
         exception_handlers={HTTPException: _to_the_edge},
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    add_files(app.router, files)
-    add_batches(app.router, batches)
-    add_health(app.router, models, readiness)
+    app.state.services = Services(files=files, batches=batches, models=models, readiness=readiness)
+    for module in (api_files, api_batches, health):
+        app.include_router(module.router)
     app.add_middleware(Edge, loopback_only=loopback_only)
     return app
 

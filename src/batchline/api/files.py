@@ -14,43 +14,49 @@ from starlette.types import Receive, Scope, Send
 
 from batchline.api import wire
 from batchline.api.multipart import receive_file
-from batchline.api.request import answer, limit_of, project_of, text_of
+from batchline.api.request import answer, limit_of, project_of, services, text_of
 from batchline.domain.errors import InvalidRequest
-from batchline.service.files import MAX_LIST, Files
+from batchline.service.files import MAX_LIST
+
+router = APIRouter()
 
 
-def add_files(router: APIRouter, files: Files) -> None:
-    """Add the routes to `router`."""
+@router.post("/v1/files", response_model=None)
+async def create_file(request: Request) -> Response:
+    files = services(request).files
+    async with files.begin(project_of(request)) as upload:
+        file = await receive_file(request, upload, max_bytes=files.limits.max_bytes)
+    return answer(wire.file(file))
 
-    @router.post("/v1/files", response_model=None)
-    async def create_file(request: Request) -> Response:
-        async with files.begin(project_of(request)) as upload:
-            file = await receive_file(request, upload, max_bytes=files.limits.max_bytes)
-        return answer(wire.file(file))
 
-    @router.get("/v1/files", response_model=None)
-    async def list_files(request: Request) -> Response:
-        page = await files.list(
-            project_of(request),
-            purpose=text_of(request, "purpose"),
-            after=text_of(request, "after"),
-            limit=limit_of(request, default=MAX_LIST, maximum=MAX_LIST),
-            ascending=_is_ascending(request),
-        )
-        return answer(wire.page(page, wire.file))
+@router.get("/v1/files", response_model=None)
+async def list_files(request: Request) -> Response:
+    page = await services(request).files.list(
+        project_of(request),
+        purpose=text_of(request, "purpose"),
+        after=text_of(request, "after"),
+        limit=limit_of(request, default=MAX_LIST, maximum=MAX_LIST),
+        ascending=_is_ascending(request),
+    )
+    return answer(wire.page(page, wire.file))
 
-    @router.get("/v1/files/{file_id}", response_model=None)
-    async def get_file(request: Request, file_id: str) -> Response:
-        return answer(wire.file(await files.get(project_of(request), file_id)))
 
-    @router.get("/v1/files/{file_id}/content", response_model=None)
-    async def get_content(request: Request, file_id: str) -> Response:
-        file, chunks = await files.content(project_of(request), file_id)
-        return await Download.open(file.filename, file.bytes, chunks)
+@router.get("/v1/files/{file_id}", response_model=None)
+async def get_file(request: Request, file_id: str) -> Response:
+    return answer(wire.file(await services(request).files.get(project_of(request), file_id)))
 
-    @router.delete("/v1/files/{file_id}", response_model=None)
-    async def delete_file(request: Request, file_id: str) -> Response:
-        return answer(wire.file_deleted(await files.delete(project_of(request), file_id)))
+
+@router.get("/v1/files/{file_id}/content", response_model=None)
+async def get_content(request: Request, file_id: str) -> Response:
+    file, chunks = await services(request).files.content(project_of(request), file_id)
+    return await Download.open(file.filename, file.bytes, chunks)
+
+
+@router.delete("/v1/files/{file_id}", response_model=None)
+async def delete_file(request: Request, file_id: str) -> Response:
+    return answer(
+        wire.file_deleted(await services(request).files.delete(project_of(request), file_id))
+    )
 
 
 def _is_ascending(request: Request) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from batchline.api import wire
-from batchline.api.request import answer
+from batchline.api.request import answer, services
 from batchline.domain.errors import NotFound
 
 
@@ -49,36 +49,35 @@ class Readiness:
     disk_free_bytes: int | None = None
 
 
-def add_health(
-    router: APIRouter,
-    models: Callable[[], Sequence[ListedModel]],
-    readiness: Callable[[], Readiness],
-) -> None:
-    """Add the routes to `router`; both callables answer from memory."""
+router = APIRouter()
 
-    @router.get("/healthz/live", response_model=None)
-    async def live() -> Response:
-        return answer({"status": "alive"})
 
-    @router.get("/healthz/ready", response_model=None)
-    async def ready() -> Response:
-        now = readiness()
-        return answer(_readiness(now), status=200 if now.ready else 503)
+@router.get("/healthz/live", response_model=None)
+async def live() -> Response:
+    return answer({"status": "alive"})
 
-    @router.get("/v1/models", response_model=None)
-    async def list_models() -> Response:
-        return answer({"object": "list", "data": [_model(model) for model in models()]})
 
-    # A path: ids such as `org/model` arrive with their slash, escaped or not.
-    @router.get("/v1/models/{model_id:path}", response_model=None)
-    async def get_model(request: Request) -> Response:
-        wanted = request.path_params["model_id"]
-        for model in models():
-            if model.id == wanted:
-                return answer(_model(model))
-        raise NotFound(
-            f"The model '{wanted}' does not exist", param="model", wire_code="model_not_found"
-        )
+@router.get("/healthz/ready", response_model=None)
+async def ready(request: Request) -> Response:
+    now = services(request).readiness()
+    return answer(_readiness(now), status=200 if now.ready else 503)
+
+
+@router.get("/v1/models", response_model=None)
+async def list_models(request: Request) -> Response:
+    models = services(request).models()
+    return answer({"object": "list", "data": [_model(model) for model in models]})
+
+
+# A path: ids such as `org/model` arrive with their slash, escaped or not.
+@router.get("/v1/models/{model_id:path}", response_model=None)
+async def get_model(request: Request, model_id: str) -> Response:
+    for model in services(request).models():
+        if model.id == model_id:
+            return answer(_model(model))
+    raise NotFound(
+        f"The model '{model_id}' does not exist", param="model", wire_code="model_not_found"
+    )
 
 
 def _model(model: ListedModel) -> wire.Shape:

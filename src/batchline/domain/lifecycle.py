@@ -72,9 +72,9 @@ TRANSITIONS: Final[Mapping[tuple[BatchStatus, BatchEvent], frozenset[BatchStatus
             (S.FINALIZING, E.FILES_WRITTEN): frozenset(FINALIZED_AS.values()),
             (S.CANCELLING, E.CANCEL_REQUESTED): frozenset({S.CANCELLING}),  # repeated: a no-op
             # The never-run lines cannot be written any more: the batch ends with what was settled.
-        (S.FINALIZING, E.INPUT_LOST): frozenset({S.FINALIZING}),
-        (S.CANCELLING, E.INPUT_LOST): frozenset({S.CANCELLING}),
-        (S.CANCELLING, E.FILES_WRITTEN): frozenset({S.CANCELLED}),
+            (S.FINALIZING, E.INPUT_LOST): frozenset({S.FINALIZING}),
+            (S.CANCELLING, E.INPUT_LOST): frozenset({S.CANCELLING}),
+            (S.CANCELLING, E.FILES_WRITTEN): frozenset({S.CANCELLED}),
             (S.CANCELLED, E.CANCEL_REQUESTED): frozenset({S.CANCELLED}),  # repeated: a no-op, 200
         }
     )

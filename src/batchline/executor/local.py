@@ -121,7 +121,9 @@ class LocalExecutor:
             worker, settings.command, children=settings.children, environment=os.environ
         )
         self._links[worker] = link
-        link.tell(m.Configure(_named(settings.worker, worker), settings.probes))
+        # For the first workers only: a probe that ends one would end its successors too.
+        probes = settings.probes if self._started <= settings.workers else ""
+        link.tell(m.Configure(_named(settings.worker, worker), probes))
         if self._paused is not None:
             link.tell(m.Pause(paused=True))
         ordered: asyncio.Queue[m.ToControl | None] = asyncio.Queue()

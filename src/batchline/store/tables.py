@@ -48,7 +48,8 @@ USAGE_COLUMNS: Final = (
 # NULL passes.
 _STOPPING_FITS: Final = (
     "(status IN ('validating', 'in_progress', 'completed') AND stopping IS NULL)"
-    " OR (status IN ('cancelling', 'cancelled') AND stopping IS NOT NULL AND stopping = 'cancel')"
+    " OR (status IN ('cancelling', 'cancelled')"
+    " AND stopping IS NOT NULL AND stopping IN ('cancel', 'input_lost'))"
     " OR (status = 'expired' AND stopping IS NOT NULL AND stopping = 'window')"
     " OR (status = 'finalizing' AND (stopping IS NULL OR stopping IN ('window', 'input_lost')))"
     " OR (status = 'failed' AND (stopping IS NULL OR stopping = 'input_lost'))"

@@ -422,7 +422,9 @@ async def test_a_cancel_has_no_body_with_or_without_a_content_type(
 
 
 @pytest.mark.rule("C7")
-async def test_of_fifty_cancels_at_once_one_moves_the_batch(api: ApiServer, store: Database) -> None:
+async def test_of_fifty_cancels_at_once_one_moves_the_batch(
+    api: ApiServer, store: Database
+) -> None:
     batch = await brought_to(store, BatchStatus.IN_PROGRESS)
     replies = await asyncio.gather(
         *[api.request("POST", f"/v1/batches/{batch.id}/cancel") for _ in range(50)]

@@ -176,7 +176,7 @@ def _batch_checks() -> list[sa.CheckConstraint]:
         sa.CheckConstraint(
             "(status IN ('validating', 'in_progress', 'completed') AND stopping IS NULL)"
             " OR (status IN ('cancelling', 'cancelled')"
-            " AND stopping IS NOT NULL AND stopping = 'cancel')"
+            " AND stopping IS NOT NULL AND stopping IN ('cancel', 'input_lost'))"
             " OR (status = 'expired' AND stopping IS NOT NULL AND stopping = 'window')"
             " OR (status = 'finalizing'"
             " AND (stopping IS NULL OR stopping IN ('window', 'input_lost')))"

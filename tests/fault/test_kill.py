@@ -1,0 +1,220 @@
+"""kill -9 before and after each durable step, of the server, of a worker, of both.
+
+Each case dies at a named point of the program (`telemetry.probe`), is started again without help,
+and ends with every line accounted for. The backend's log is the witness.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.support.inputs import make_lines
+from tests.support.scripted_backend import Answer, Script, backend_process
+from tests.support.server import conserved, server, submit, wait_for
+
+LINES = 400
+SLOW = Script(answer=Answer(latency_s=0.05))
+MAX_IN_FLIGHT = 64
+# What may be sent twice: what was in flight, and what was answered within one commit interval.
+MOST_RESENT = MAX_IN_FLIGHT + MAX_IN_FLIGHT * 4
+
+SERVER_STEPS = [
+    "batch.create.after=kill",
+    "blob.renamed=kill@2",  # the plan; the first blob is the upload
+    "blob.durable=kill@2",
+    "batch.start.before=kill",
+    "batch.start.inside=kill",
+    "batch.start.after=kill",
+    "validation.done=kill",
+    "commit.before=kill@2",
+    "commit.inside=kill@2",
+    "commit.after=kill@2",
+    "finalize.starting=kill",
+    "finalize.before=kill",
+    "finalize.inside=kill",
+    "finalize.after=kill",
+]
+WORKER_STEPS = [
+    f"{step}={action}"
+    for step in (
+        "worker.dispatching",
+        "worker.answered",
+        "segment.writing",
+        "segment.written",
+        "segment.synced",
+        "commit.sending",
+        "commit.sent",
+        "shard.releasing",
+    )
+    for action in ("kill", "kill_both")
+]
+
+
+@pytest.mark.parametrize("probe", SERVER_STEPS + WORKER_STEPS)
+async def test_a_death_at_a_step_loses_nothing_and_leaves_nothing_stuck(
+    tmp_path: Path, probe: str
+) -> None:
+    content = make_lines(LINES)
+    async with backend_process(SLOW) as backend:
+        with server(tmp_path, backend.base_url, probes=probe) as running:
+            client = running.client()
+            file = client.files.create(file=("in.jsonl", content), purpose="batch")
+            batch_id = ""
+            try:
+                batch_id = client.batches.create(
+                    input_file_id=file.id,
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                ).id
+            except openai.APIConnectionError:
+                assert probe.startswith("batch.create")
+            kills_server = probe in SERVER_STEPS or probe.endswith("kill_both")
+            if kills_server:
+                running.wait_ended()
+                running.start()
+                client = running.client()
+            if not batch_id:
+                # The create's answer was lost, and it had been committed: the batch is there.
+                batch_id = client.batches.list().data[0].id
+            ended = wait_for(client, batch_id)
+            assert ended.status == "completed"
+            summary = conserved(client, ended, content, await backend.log())
+            assert summary.finished == LINES
+            assert summary.resent <= MOST_RESENT
+
+
+CANCEL_STEPS = [
+    "cancel.before=kill",
+    "cancel.inside=kill",
+    "cancel.after=kill",
+    "finalize.before=kill",
+    "finalize.inside=kill",
+    "finalize.after=kill",
+    "never_run.written=kill",
+]
+
+
+@pytest.mark.parametrize("probe", [*CANCEL_STEPS, "gate.closed=kill", "gate.closed=kill_both"])
+async def test_a_death_during_a_cancel_ends_cancelled_or_was_never_accepted(
+    tmp_path: Path, probe: str
+) -> None:
+    content = make_lines(LINES)
+    settings = {"cancel": {"grace_s": 0.05}}
+    async with backend_process(SLOW) as backend:
+        with server(tmp_path, backend.base_url, settings=settings, probes=probe) as running:
+            client = running.client()
+            batch = submit(client, content)
+            await backend.wait_for_arrivals(100)
+            accepted = True
+            try:
+                client.batches.cancel(batch.id)
+            except openai.APIConnectionError:
+                accepted = probe not in ("cancel.before=kill", "cancel.inside=kill")
+            if probe != "gate.closed=kill":
+                running.wait_ended()
+                running.start()
+                client = running.client()
+            ended = wait_for(client, batch.id)
+            assert ended.status == ("cancelled" if accepted else "completed")
+            conserved(client, ended, content, await backend.log())
+
+
+async def test_children_of_a_killed_server_are_gone_before_new_ones_dispatch(
+    tmp_path: Path,
+) -> None:
+    content = make_lines(LINES)
+    async with backend_process(Script(answer=Answer(hold=True))) as backend:
+        with server(tmp_path, backend.base_url) as running:
+            batch = submit(running.client(), content)
+            await backend.wait_until(min_held=MAX_IN_FLIGHT)
+            old = running.workers()
+            running.signal_workers(signal.SIGSTOP)  # cannot notice that its server is gone
+            running.kill()
+            running.start()
+            assert not set(old) & set(running.workers())
+            await backend.wait_until(min_aborted=MAX_IN_FLIGHT)
+            await backend.stop_holding()
+            ended = wait_for(running.client(), batch.id)
+            log = await backend.log()
+            conserved(running.client(), ended, content, log)
+            assert (await backend.stats()).max_in_flight <= MAX_IN_FLIGHT
+
+
+async def test_a_killed_server_takes_its_children_with_it(tmp_path: Path) -> None:
+    async with backend_process(Script(answer=Answer(hold=True))) as backend:
+        with server(tmp_path, backend.base_url, options=["--workers", "2"]) as running:
+            submit(running.client(), make_lines(LINES))
+            await backend.wait_until(min_held=1)
+            running.kill()
+            began = time.monotonic()
+            while running.children():
+                assert time.monotonic() - began < 2.0
+                time.sleep(0.005)
+            await backend.wait_until(in_flight=0, timeout_s=2)
+
+
+async def test_a_silent_worker_is_replaced(tmp_path: Path) -> None:
+    content = make_lines(LINES)
+    settings = {"worker": {"silent_s": 0.5}}
+    async with backend_process(SLOW) as backend:
+        with server(tmp_path, backend.base_url, settings=settings) as running:
+            client = running.client()
+            batch = submit(client, content)
+            await backend.wait_for_arrivals(50)
+            running.signal_workers(signal.SIGSTOP)
+            ended = wait_for(client, batch.id)
+            assert conserved(client, ended, content, await backend.log()).finished == LINES
+
+
+async def test_a_terminated_server_commits_and_exits_0_and_the_next_one_goes_on(
+    tmp_path: Path,
+) -> None:
+    content = make_lines(LINES)
+    async with backend_process(SLOW) as backend:
+        with server(tmp_path, backend.base_url) as running:
+            batch = submit(running.client(), content)
+            await backend.wait_for_arrivals(100)
+            assert running.terminate() == 0
+            assert running.children() == []
+            sent = (await backend.stats()).arrivals
+            running.start()
+            ended = wait_for(running.client(), batch.id)
+            summary = conserved(running.client(), ended, content, await backend.log())
+            assert summary.finished == LINES
+            assert summary.resent == 0
+            assert sent < LINES
+
+
+async def test_a_second_server_on_the_directory_is_refused(tmp_path: Path) -> None:
+    with server(tmp_path, "http://127.0.0.1:9") as running:
+        (tmp_path / "second").mkdir()
+        second = type(running)(tmp_path / "second", ["http://127.0.0.1:9"])
+        second.data = running.data
+        second.start(wait=False)
+        assert second.wait_ended() == 2
+        assert "another server is using it" in second.tail()
+
+
+async def test_a_batch_past_its_window_at_start_expires_before_any_dispatch(
+    tmp_path: Path,
+) -> None:
+    content = make_lines(LINES)
+    settings = {"windows": ["3s"], "expire": {"grace_s": 0.0}}
+    async with backend_process(Script(answer=Answer(hold=True))) as backend:
+        with server(tmp_path, backend.base_url, settings=settings) as running:
+            batch = submit(running.client(), content, window="3s")
+            await backend.wait_until(min_held=MAX_IN_FLIGHT)
+            running.kill_all()
+            sent = (await backend.stats()).arrivals
+            while time.time() <= batch.expires_at:  # type: ignore[operator]  # ours is never null
+                time.sleep(0.01)
+            running.start()
+            ended = wait_for(running.client(), batch.id)
+            assert ended.status == "expired"
+            assert conserved(running.client(), ended, content).expired == LINES
+            assert (await backend.stats()).arrivals == sent

@@ -1,0 +1,290 @@
+"""A real `batchline serve` process: started, killed, stopped, started again where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import openai
+from openai.types import Batch
+
+from batchline.executor import processes
+from tests.support.conserved import Conserved, assert_conserved
+from tests.support.scripted_backend import BackendLog
+
+START_S: Final = 20.0  # a cold start under a loaded test run
+POLL_S: Final = 0.01
+TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "expired"})
+
+
+class ServerProcess:
+    """One data directory and the server on it, if there is one now."""
+
+    def __init__(
+        self,
+        directory: Path,
+        upstreams: Sequence[str],
+        *,
+        settings: Mapping[str, object] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.log = directory / "server.log"
+        self._config = directory / "batchline.toml"
+        self._config.write_text(to_toml(settings or {}))
+        self._arguments = ["--config", str(self._config), *options]
+        for upstream in upstreams:
+            self._arguments += ["--upstream", upstream]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # -- life ------------------------------------------------------------------------------
+
+    def start(self, *, probes: str = "", wait: bool = True) -> None:
+        """Start on a free port; returns when the server is ready (or at once: `wait=False`)."""
+        assert self._process is None, "one server at a time"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "batchline.cli.main",
+                    "serve",
+                    "--port",
+                    "0",
+                    "--data-dir",
+                    str(self.data),
+                    *self._arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "BATCHLINE_PROBES": probes},
+                start_new_session=True,
+            )
+        if wait:
+            self._until_ready()
+
+    def _until_ready(self) -> None:
+        client = self.client(timeout_s=2.0)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.is_running, f"the server ended:\n{self.tail()}"
+            try:
+                if self.note is not None and self._ready(client.with_options()):
+                    return
+            except (openai.APIError, OSError):
+                pass
+            time.sleep(POLL_S)
+        raise AssertionError(f"the server did not become ready:\n{self.tail()}")
+
+    def _ready(self, client: openai.OpenAI) -> bool:
+        answer = client.with_options(base_url=self.origin).get("/healthz/ready", cast_to=object)
+        return isinstance(answer, dict) and answer["status"] == "ready"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def wait_ended(self, timeout_s: float = 15.0) -> int:
+        """The exit status of a server that is on its way out."""
+        assert self._process is not None
+        status = self._process.wait(timeout_s)
+        self._process = None
+        return status
+
+    def kill(self) -> None:
+        """SIGKILL the server alone; its children are to notice by themselves."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait_ended()
+
+    def kill_all(self) -> None:
+        """SIGKILL the server and its children at once."""
+        for pid in [self.pid, *self.children()]:
+            _signal(pid, signal.SIGKILL)
+        self.wait_ended()
+
+    def terminate(self) -> int:
+        """SIGTERM, and the exit status of the orderly end."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.wait_ended()
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        children = self.children()
+        if self.is_running:
+            self.kill_all()
+        for pid in children:
+            _signal(pid, signal.SIGKILL)
+
+    # -- children --------------------------------------------------------------------------
+
+    def children(self) -> list[int]:
+        """Process ids of recorded children that run."""
+        folder = self.data / "children"
+        return [
+            int(record.name)
+            for record in (folder.iterdir() if folder.exists() else ())
+            if record.name.isdigit() and _text(record) == processes.start_time(int(record.name))
+        ]
+
+    def workers(self) -> list[int]:
+        """The children that dispatch."""
+        return [pid for pid in self.children() if "worker_child" in _command(pid)]
+
+    def signal_workers(self, number: int) -> int:
+        """Send a signal to each worker; how many there were."""
+        workers = self.workers()
+        for pid in workers:
+            _signal(pid, number)
+        return len(workers)
+
+    # -- talking ---------------------------------------------------------------------------
+
+    @property
+    def note(self) -> dict[str, object] | None:
+        """`server.json` of the running server, None before it listens."""
+        try:
+            note = json.loads((self.data / "server.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return note if note["pid"] == self.pid else None
+
+    @property
+    def origin(self) -> str:
+        note = self.note
+        assert note is not None
+        return f"http://127.0.0.1:{note['port']}"
+
+    def client(self, *, timeout_s: float = 30.0, retries: int = 0) -> openai.OpenAI:
+        """The official client. Before the server listens it points nowhere."""
+        base = f"{self.origin}/v1" if self.is_running and self.note else "http://127.0.0.1:1/v1"
+        return openai.OpenAI(base_url=base, api_key="any", max_retries=retries, timeout=timeout_s)
+
+    def tail(self) -> str:
+        """The end of what the server said."""
+        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+
+
+@contextmanager
+def server(
+    directory: Path,
+    *upstreams: str,
+    settings: Mapping[str, object] | None = None,
+    options: Sequence[str] = (),
+    start: bool = True,
+    probes: str = "",
+) -> Iterator[ServerProcess]:
+    """A server process for the length of the block; nothing of it is left afterwards."""
+    process = ServerProcess(directory, upstreams, settings=settings, options=options)
+    try:
+        if start:
+            process.start(probes=probes)
+        yield process
+    except BaseException:
+        print(process.tail())  # noqa: T201  # pytest shows it with the failure
+        raise
+    finally:
+        process.close()
+
+
+# -- what tests do with a server ---------------------------------------------------------------
+
+
+def submit(
+    client: openai.OpenAI,
+    content: bytes,
+    *,
+    endpoint: str = "/v1/chat/completions",
+    window: str = "24h",
+) -> Batch:
+    """Upload `content` and create a batch of it."""
+    file = client.files.create(file=("input.jsonl", content), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id,
+        endpoint=endpoint,  # type: ignore[arg-type]  # any of ours, also where the SDK is older
+        completion_window=window,  # type: ignore[arg-type]  # short windows, by a setting
+    )
+
+
+def wait_for(
+    client: openai.OpenAI, batch_id: str, *statuses: str, timeout_s: float = 30.0
+) -> Batch:
+    """Poll until the batch has one of `statuses` (any terminal one without), or fail."""
+    wanted = frozenset(statuses) or TERMINAL
+    deadline = time.monotonic() + timeout_s
+    while True:
+        batch = client.batches.retrieve(batch_id)
+        if batch.status in wanted:
+            return batch
+        assert batch.status not in TERMINAL, f"{batch_id} ended {batch.status}: {batch.errors}"
+        assert time.monotonic() < deadline, f"{batch_id} is {batch.status}: {batch}"
+        time.sleep(POLL_S)
+
+
+def content_of(client: openai.OpenAI, file_id: str | None) -> bytes | None:
+    return None if file_id is None else client.files.content(file_id).content
+
+
+def conserved(
+    client: openai.OpenAI, batch: Batch, content: bytes, log: BackendLog | None = None
+) -> Conserved:
+    """`assert_conserved` on a batch's downloaded files."""
+    return assert_conserved(
+        content,
+        batch,
+        content_of(client, batch.output_file_id),
+        content_of(client, batch.error_file_id),
+        witness=log,
+    )
+
+
+# -- small things ------------------------------------------------------------------------------
+
+
+def to_toml(settings: Mapping[str, object]) -> str:
+    """Settings as a TOML file: tables one level deep, arrays of tables, scalars."""
+    scalars = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not _is_table(v)]
+    tables = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            tables += [f"[{name}]", to_toml(value)]
+        elif _is_table(value) and isinstance(value, list):
+            for one in value:
+                tables += [f"[[{name}]]", to_toml(one)]
+    return "\n".join([*scalars, *tables]) + "\n"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+    )
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _command(pid: int) -> str:
+    return _text(Path(f"/proc/{pid}/cmdline")).replace("\0", " ")
