@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.lifecycle import BatchStatus, Stopping
@@ -217,6 +217,14 @@ class ShardCommit:
     completed: int
     failed: int
     usage: Usage
+
+
+class PendingShard(NamedTuple):
+    """A shard with an unsettled line; `deaths` as in `Shard`."""
+
+    number: int
+    model: str
+    deaths: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,9 +44,10 @@ class ShardWork:
     """A shard with all that a worker needs to run it, and nothing of the database.
 
     Lines are read from `input_path` by the entries of `plan_path`. `serial` asks for one line at a
-    time (the shard has killed workers before). `backends` are those that may serve its model, by
-    name; `listed_by` are those whose own catalogue lists it. `refuse` is a `results.Failure`: every
-    line is settled with it and nothing is sent.
+    time, each announced before it is touched (the shard has killed workers before); `lost` are the
+    entries of it, from 0, that are to be settled as `worker_lost` and not sent. `backends` are those that may serve its model, by
+    name; `listed_by` are those whose own catalogue lists it. `refuse` is a `results.Failure`:
+    every line is settled with it and nothing is sent.
     """
 
     shard: Shard
@@ -56,6 +57,7 @@ class ShardWork:
     backends: Sequence[str]
     listed_by: Sequence[str] = ()
     serial: bool = False
+    lost: Sequence[int] = ()
     refuse: str | None = None
 
 
@@ -90,11 +92,15 @@ class GateReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """A worker that could take `shards` more shards of a model that `backend` serves."""
+    """A worker that could take `shards` more shards of a model that `backend` serves.
+
+    `serial`: it is there for shards that killed their workers, takes one, and nothing else.
+    """
 
     worker: WorkerId
     backend: str
     shards: int
+    serial: bool = False
 
 
 class ExecutorEvents(Protocol):
@@ -106,8 +112,13 @@ class ExecutorEvents(Protocol):
     async def on_released(self, worker: WorkerId, released: Released) -> None:
         """The worker no longer runs the shard."""
 
-    async def on_lost(self, worker: WorkerId, held: Sequence[ShardKey]) -> None:
-        """The worker died or was killed, and is reaped: it can neither send nor commit."""
+    async def on_lost(
+        self, worker: WorkerId, held: Sequence[ShardKey], *, running: Mapping[ShardKey, int]
+    ) -> None:
+        """The worker died or was killed, and is reaped: it can neither send nor commit.
+
+        `running` is the one entry (from 0) that was under way in a serial shard, if any was.
+        """
 
     async def on_input_unreadable(self, key: ShardKey) -> None:
         """The batch's input or plan is short, gone or damaged; the shard follows as released."""
@@ -127,6 +138,12 @@ class Executor(Protocol):
 
     def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
         """Hand a claimed shard to a worker. False when the worker is gone: the claim is void."""
+
+    def set_quarantine(self, wanted: bool) -> None:
+        """Whether there is to be a worker for serial shards, beside the others. Never blocks.
+
+        Of its own, so that the next death can only be the shard's, and stalls nobody else.
+        """
 
     def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:
         """Which shards of a batch are held, and by whom."""

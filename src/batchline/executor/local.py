@@ -62,6 +62,8 @@ class LocalExecutor:
         self._deaths_at_start = 0
         self._all_ready = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
+        self._quarantine: asyncio.Task[None] | None = None
+        self._quarantine_wanted = False
         self._ticker: asyncio.Task[None] | None = None
         self._events: ExecutorEvents | None = None
 
@@ -83,7 +85,7 @@ class LocalExecutor:
 
     @property
     def ready_workers(self) -> int:
-        return sum(link.ready for link in self._links.values())
+        return sum(link.ready and not link.quarantine for link in self._links.values())
 
     def waiting_reasons(self) -> Mapping[str, str]:
         """Backend to why lines wait for it."""
@@ -97,14 +99,25 @@ class LocalExecutor:
         """Keep one worker running: start it, serve it, reap it, start the next."""
         deaths = 0
         while not await self._stops_within(_RESTART_S[min(deaths, len(_RESTART_S) - 1)]):
-            self._started += 1
-            worker = WorkerId(f"{self._settings.worker_prefix}-{slot}-{self._started}")
-            was_ready = False
-            try:
-                was_ready = await self._serve(worker)
-            except Exception as exc:  # noqa: BLE001  # whatever it was, the slot must go on
-                telemetry.trouble("worker_link_failed", worker=worker, error=repr(exc))
-            deaths = 1 if was_ready else deaths + 1
+            deaths = 1 if await self._one_life(f"{slot}") else deaths + 1
+
+    async def _keep_quarantine(self) -> None:
+        """As `_keep`, for as long as it is wanted."""
+        deaths = 0
+        while self._quarantine_wanted and not await self._stops_within(
+            _RESTART_S[min(deaths, len(_RESTART_S) - 1)]
+        ):
+            deaths = 1 if await self._one_life("q", quarantine=True) else deaths + 1
+
+    async def _one_life(self, slot: str, *, quarantine: bool = False) -> bool:
+        """One worker from start to reaped; whether it ever said hello."""
+        self._started += 1
+        worker = WorkerId(f"{self._settings.worker_prefix}-{slot}-{self._started}")
+        try:
+            return await self._serve(worker, quarantine=quarantine)
+        except Exception as exc:  # noqa: BLE001  # whatever it was, the slot must go on
+            telemetry.trouble("worker_link_failed", worker=worker, error=repr(exc))
+            return False
 
     async def _stops_within(self, delay_s: float) -> bool:
         """Wait `delay_s`, less when the executor stops meanwhile; whether it does."""
@@ -114,11 +127,14 @@ class LocalExecutor:
                     await self._stopping.wait()
         return self._stopping.is_set()
 
-    async def _serve(self, worker: WorkerId) -> bool:
-        """One worker from start to reaped; whether it ever said hello."""
+    async def _serve(self, worker: WorkerId, *, quarantine: bool) -> bool:
         settings = self._settings
         link = await WorkerLink.start(
-            worker, settings.command, children=settings.children, environment=os.environ
+            worker,
+            settings.command,
+            children=settings.children,
+            environment=os.environ,
+            quarantine=quarantine,
         )
         self._links[worker] = link
         # For the first workers only: a probe that ends one would end its successors too.
@@ -126,6 +142,8 @@ class LocalExecutor:
         link.tell(m.Configure(_named(settings.worker, worker), probes))
         if self._paused is not None:
             link.tell(m.Pause(paused=True))
+        if quarantine and not self._quarantine_wanted:
+            link.tell(m.Drain(0.0))
         ordered: asyncio.Queue[m.ToControl | None] = asyncio.Queue()
         serving = asyncio.get_running_loop().create_task(self._serve_in_order(link, ordered))
         # A worker whose commits nobody answers any more would hold its shards for ever.
@@ -136,24 +154,27 @@ class LocalExecutor:
             link.kill()
             status = await link.reap()
             ordered.put_nowait(None)
-            # What was received before the end is durable in the worker's segment: it counts.
-            await serving
-            await self._after_reaped(link, status)
+            try:
+                # What was received before the end is durable in the worker's segment: it counts.
+                await serving
+            finally:
+                await self._after_reaped(link, status)
         return link.ready
 
     async def _after_reaped(self, link: WorkerLink, status: int) -> None:
         self._links.pop(link.worker, None)
         self._admission.worker_gone(link.worker)
-        if not self._stopping.is_set():
+        expected = self._stopping.is_set() or (link.quarantine and not self._quarantine_wanted)
+        if not expected:
             telemetry.trouble(
                 "worker_ended", worker=link.worker, status=status, shards=len(link.held)
             )
-            if not link.ready:
+            if not link.ready and not link.quarantine:
                 self._deaths_at_start += 1
                 if self._deaths_at_start >= FAILING_DEATHS:
                     self._all_ready.set()
         events = self._must_events()
-        await events.on_lost(link.worker, list(link.held))
+        await events.on_lost(link.worker, list(link.held), running=link.trying)
         link.held.clear()
         events.on_room()
 
@@ -197,6 +218,12 @@ class LocalExecutor:
             case m.Handed(key=key):
                 link.handed.add(key)
                 self._must_events().on_room()
+            case m.Trying(key=key, index=index):
+                if index is None:
+                    link.trying.pop(key, None)
+                else:
+                    link.trying[key] = index
+                    link.tell(m.Proceed(key))
             case m.PermitsHeld():
                 self._admission.permits_held(link.worker, message)
             case m.BackendFault():
@@ -244,15 +271,28 @@ class LocalExecutor:
                         for key, work in link.held.items()
                         if key not in link.handed
                     )
-                    if waiting < OPEN_SHARDS:
+                    most = OPEN_SHARDS
+                    if link.quarantine:  # one at a time, to its end
+                        most, waiting = 1, len(link.held)
+                    if waiting < most:
                         rooms.append(
                             Room(
                                 worker=link.worker,
                                 backend=backend.name,
-                                shards=OPEN_SHARDS - waiting,
+                                shards=most - waiting,
+                                serial=link.quarantine,
                             )
                         )
         return rooms
+
+    def set_quarantine(self, wanted: bool) -> None:
+        self._quarantine_wanted = wanted
+        if wanted and (self._quarantine is None or self._quarantine.done()):
+            self._quarantine = asyncio.get_running_loop().create_task(self._keep_quarantine())
+        elif not wanted:
+            for link in self._links.values():
+                if link.quarantine:
+                    link.tell(m.Drain(0.0))
 
     def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
         link = self._links.get(worker)
@@ -354,7 +394,8 @@ class LocalExecutor:
                     await link.gone.wait()
         for link in links:
             link.kill()
-        await asyncio.gather(*self._keepers)
+        quarantine = [] if self._quarantine is None else [self._quarantine]
+        await asyncio.gather(*self._keepers, *quarantine)
         if self._ticker is not None:
             self._ticker.cancel()
 

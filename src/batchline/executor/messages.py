@@ -70,6 +70,12 @@ class SetCircuit(msgspec.Struct, frozen=True, tag=True):
     trials: int = 0
 
 
+class Proceed(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Trying`: the control process knows which line it is."""
+
+    key: ShardKey
+
+
 class Committed(msgspec.Struct, frozen=True, tag=True):
     """The store's answer to the oldest unanswered `Commit`, one flag per shard commit."""
 
@@ -88,7 +94,17 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     grace_s: float
 
 
-ToWorker = Configure | OpenShard | CloseGate | SetPermits | SetCircuit | Committed | Pause | Drain
+ToWorker = (
+    Configure
+    | OpenShard
+    | CloseGate
+    | SetPermits
+    | SetCircuit
+    | Proceed
+    | Committed
+    | Pause
+    | Drain
+)
 
 
 # -- worker to control process -----------------------------------------------------------------
@@ -154,6 +170,16 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
     worked: bool
 
 
+class Trying(msgspec.Struct, frozen=True, tag=True):
+    """A serial shard's entry `index` is about to be touched; nothing happens before `Proceed`.
+
+    None: the one before has ended.
+    """
+
+    key: ShardKey
+    index: int | None
+
+
 class InputUnreadable(msgspec.Struct, frozen=True, tag=True):
     """The batch's input or plan is short, gone or damaged; the shard follows as released."""
 
@@ -180,6 +206,7 @@ ToControl = (
     | PermitsHeld
     | BackendFault
     | TrialOver
+    | Trying
     | InputUnreadable
     | StorageTrouble
     | Drained

@@ -92,6 +92,7 @@ class ShardRun:
     outputs: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
     uncommitted_groups: int = 0  # sent to the segment writer, not yet answered by the store
+    proceed: asyncio.Event = field(default_factory=asyncio.Event)  # of a serial run's next line
     handed: bool = False  # the scheduler knows that every line was dispatched once
     aborted: int = 0
     finished_late: int = 0
@@ -140,8 +141,10 @@ class ShardRun:
         while index < last and bitmap.is_marked(self.settled, index):
             index += 1  # settled under an earlier epoch
         self.cursor = index + 1
-        if index >= last:
-            return None
+        return None if index >= last else self.line_at(index)
+
+    def line_at(self, index: int) -> Line:
+        """The line of entry `index`, before its first attempt."""
         offset, length, number, _ = plan.ENTRY.unpack_from(self.entries, index * plan.ENTRY_BYTES)
         return Line(run=self, index=index, offset=offset, length=length, line_number=number)
 

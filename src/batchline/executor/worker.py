@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from batchline import telemetry
-from batchline.domain import plan, results
+from batchline.domain import bitmap, plan, results
 from batchline.domain.attempts import (
     BACKEND_OUTCOMES,
     Outcome,
@@ -129,6 +129,9 @@ class Worker:
                 self._set_permits(self._lanes[backend], permits)
             case m.SetCircuit():
                 self._set_circuit(message)
+            case m.Proceed(key=key):
+                if (run := self._runs.get(key)) is not None:
+                    run.proceed.set()
             case m.Committed(accepted=accepted):
                 self._writer.answered(accepted)
             case m.Pause(paused=paused):
@@ -154,18 +157,25 @@ class Worker:
             run.close(Gate.CLOSED)
         if work.refuse is not None:
             self._refuse(run, Failure(work.refuse))
+        for index in work.lost:
+            if not bitmap.is_marked(run.settled, index):
+                self._settle_unsent(run.line_at(index), Failure.WORKER_LOST)
         self._offer(run)
         self._release_if_over(run)
 
     def _refuse(self, run: ShardRun, failure: Failure) -> None:
         """Settle every line of the shard with `failure`; none is sent."""
         while (line := run.take()) is not None:
-            request = self._read(line)
-            if request is None:
-                self._unreadable(run)
-                return
-            result = results.failure_line(line.line_id, request.custom_id_raw, failure)
-            self._settle(line, Verdict(Outcome.REFUSED, failure.value, result))
+            self._settle_unsent(line, failure)
+
+    def _settle_unsent(self, line: Line, failure: Failure) -> None:
+        request = self._read(line)
+        if request is None:
+            line.run.in_flight.discard(line)
+            self._unreadable(line.run)
+            return
+        result = results.failure_line(line.line_id, request.custom_id_raw, failure)
+        self._settle(line, Verdict(Outcome.REFUSED, failure.value, result))
 
     def _unreadable(self, run: ShardRun) -> None:
         run.close(Gate.CLOSED)
@@ -290,6 +300,8 @@ class Worker:
         line.written = False
         ended = _Ended.ABORTED
         try:
+            if line.run.work.serial:
+                await self._announce(line)
             request = self._read(line)
             if request is None:
                 ended = _Ended.UNREADABLE
@@ -298,6 +310,13 @@ class Worker:
             ended = _Ended.NOT_ADMITTED if found is None else self._apply(lane, line, found)
         finally:
             self._ended(lane, line, ended)
+
+    async def _announce(self, line: Line) -> None:
+        """Have the control process know of the line before anything of it is touched."""
+        run = line.run
+        run.proceed.clear()
+        self._send(m.Trying(run.work.shard.key, line.index))
+        await run.proceed.wait()
 
     def _read(self, line: Line) -> RequestLine | None:
         try:
@@ -394,6 +413,8 @@ class Worker:
     def _ended(self, lane: Lane, line: Line, ended: _Ended) -> None:
         """Whatever happened: the permit and the bytes are free, and the shard may be over."""
         run = line.run
+        if run.work.serial:
+            self._send(m.Trying(run.work.shard.key, None))
         was_over_budget = self._held_bytes >= self._settings.byte_budget
         self._held_bytes -= line.held_bytes
         line.held_bytes = 0

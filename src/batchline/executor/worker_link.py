@@ -25,7 +25,10 @@ _MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 
 
 class WorkerLink:
-    """A started worker. `held` are the shards that it may be running, by key."""
+    """A started worker. `held` are the shards that it may be running, by key.
+
+    `trying` is the entry that is under way in each serial shard. `quarantine`: see `Room.serial`.
+    """
 
     def __init__(
         self,
@@ -35,10 +38,13 @@ class WorkerLink:
         writer: asyncio.StreamWriter,
         *,
         children: Path,
+        quarantine: bool,
     ) -> None:
         self.worker = worker
+        self.quarantine = quarantine
         self.held: dict[ShardKey, ShardWork] = {}
         self.handed: set[ShardKey] = set()
+        self.trying: dict[ShardKey, int] = {}
         self.ready = False
         self.storage_trouble: str | None = None
         self.silent_beats = 0
@@ -58,6 +64,7 @@ class WorkerLink:
         *,
         children: Path,
         environment: Mapping[str, str],
+        quarantine: bool = False,
     ) -> WorkerLink:
         """Spawn `command --fd N`; the child inherits that socket and nothing else."""
         ours, theirs = socket.socketpair()
@@ -76,7 +83,7 @@ class WorkerLink:
         finally:
             theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(worker, process, reader, writer, children=children)
+        return cls(worker, process, reader, writer, children=children, quarantine=quarantine)
 
     @property
     def pid(self) -> int:

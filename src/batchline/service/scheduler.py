@@ -17,15 +17,16 @@ from batchline import telemetry
 from batchline.domain.errors import StoreError
 from batchline.domain.fairness import Waiting, next_batch
 from batchline.domain.ids import BatchId, BlobName, WorkerId
-from batchline.domain.model import Batch, Shard, ShardCommit, ShardKey
+from batchline.domain.lifecycle import BatchStatus
+from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.domain.results import Failure
 from batchline.executor.contract import Executor, Released, Room, ShardWork
+from batchline.service.suspects import Suspects, is_suspect
 from batchline.store.contract import BlobStore, Store
 
 T = TypeVar("T")
 
 RETRY_S: Final = 0.5  # between tries while the store does not answer
-SERIAL_AFTER_DEATHS: Final = 3  # a shard that killed this many workers runs one line at a time
 
 
 class Backends(Protocol):
@@ -49,9 +50,11 @@ class Running:
     """
 
     batch: Batch
-    pending: dict[str, deque[int]]  # by model
     unsettled: int
+    pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
+    suspects: dict[str, deque[int]] = field(default_factory=dict)  # the same of suspect shards
     held: set[int] = field(default_factory=set)
+    held_suspects: set[int] = field(default_factory=set)
     stopped: bool = False
     input_lost: bool = False
     aborted: int = 0
@@ -71,11 +74,28 @@ class Running:
     def all_settled(self) -> bool:
         return self.unsettled == 0
 
-    def put_back(self, number: int, model: str) -> None:
-        self.pending.setdefault(model, deque()).appendleft(number)
+    def waiting_in(self, *, serial: bool) -> dict[str, deque[int]]:
+        """The shards that wait, by model: the suspect ones, or all others."""
+        return self.suspects if serial else self.pending
+
+    def take(self, model: str, *, serial: bool) -> int:
+        """The next shard of `model`, now counted as held."""
+        queues = self.waiting_in(serial=serial)
+        number = queues[model].popleft()
+        if not queues[model]:
+            del queues[model]
+        self.held.add(number)
+        if serial:
+            self.held_suspects.add(number)
+        self.idle.clear()
+        return number
+
+    def put_back(self, number: int, model: str, *, serial: bool) -> None:
+        self.waiting_in(serial=serial).setdefault(model, deque()).appendleft(number)
 
     def let_go(self, number: int) -> None:
         self.held.discard(number)
+        self.held_suspects.discard(number)
         if not self.held:
             self.idle.set()
         self.changed.set()
@@ -99,20 +119,21 @@ class Scheduler:
         self._backends = backends
         self._clock = clock
         self._running: dict[BatchId, Running] = {}
-        self._models: dict[ShardKey, str] = {}  # of held shards
+        self._held: dict[ShardKey, tuple[str, bool]] = {}  # model, serial
+        self._suspects = Suspects()
         self._room = asyncio.Event()
 
     # -- batches come and go ---------------------------------------------------------------
 
     async def activate(self, batch: Batch) -> Running:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
-        pending: dict[str, deque[int]] = {}
         shards = await self._store.pending_shards(batch.id)
-        for number, model in shards:
-            pending.setdefault(model, deque()).append(number)
-        running = Running(batch=batch, pending=pending, unsettled=len(shards))
+        running = Running(batch=batch, unsettled=len(shards))
+        for number, model, deaths in reversed(shards):
+            running.put_back(number, model, serial=is_suspect(deaths))
         running.idle.set()
         self._running[batch.id] = running
+        self._set_quarantine()
         self._room.set()
         return running
 
@@ -122,11 +143,19 @@ class Scheduler:
         if running is not None:
             running.stopped = True
             running.pending.clear()
+            running.suspects.clear()
             running.changed.set()
 
     def deactivate(self, batch_id: BatchId) -> None:
         """The batch is terminal."""
         self._running.pop(batch_id, None)
+        self._suspects.forget(batch_id)
+        self._set_quarantine()
+
+    def _set_quarantine(self) -> None:
+        self._executor.set_quarantine(
+            any(running.suspects or running.held_suspects for running in self._running.values())
+        )
 
     def find(self, batch_id: BatchId) -> Running | None:
         return self._running.get(batch_id)
@@ -154,42 +183,52 @@ class Scheduler:
                 progress |= await self._give(room)
 
     async def _give(self, room: Room) -> bool:
-        choice = self._choose(room.backend)
+        choice = self._choose(room)
         if choice is None:
             return False
         running, model = choice
-        number = running.pending[model].popleft()
-        if not running.pending[model]:
-            del running.pending[model]
+        number = running.take(model, serial=room.serial)
         key = ShardKey(batch_id=running.batch.id, number=number)
-        running.held.add(number)
-        running.idle.clear()
-        given = False
+        given = settled = False
         try:
             shard = await self._store.claim_shard(key)
-            if shard is not None and not running.stopped:
-                self._models[key] = model
-                given = self._executor.open_shard(room.worker, self._work(running, shard))
+            if shard is None:
+                settled = await self._is_settled(running)
+                return True
+            if not running.stopped:
+                self._held[key] = (model, room.serial)
+                given = self._executor.open_shard(
+                    room.worker, self._work(running, shard, serial=room.serial)
+                )
+            return given
         finally:
             if not given:
-                self._models.pop(key, None)
-                if not running.stopped:
-                    running.put_back(number, model)
+                self._held.pop(key, None)
+                if settled:
+                    running.unsettled -= 1
+                elif not running.stopped:
+                    running.put_back(number, model, serial=room.serial)
                 running.let_go(number)
-        if shard is None:
-            # Its gate is closed in the store and we have not heard of it yet: no more of this one.
-            self.stop(running.batch.id)
-            return True
-        return given
 
-    def _choose(self, backend: str) -> tuple[Running, str] | None:
-        """The batch, and its model, whose shard goes to `backend` next."""
+    async def _is_settled(self, running: Running) -> bool:
+        """Why a shard could not be claimed: it is settled, or its batch's gate is closed.
+
+        Then we have not heard of it yet: no more of this batch, and who closed it does the rest.
+        """
+        batch = await self._store.load_batch(running.batch.id)
+        if batch.status is BatchStatus.IN_PROGRESS:
+            return True
+        self.stop(running.batch.id)
+        return False
+
+    def _choose(self, room: Room) -> tuple[Running, str] | None:
+        """The batch, and its model, whose shard goes to `room` next."""
         known = self._backends.known()
         candidates: dict[int, tuple[Running, str]] = {}
         for running in self._running.values():
-            for model in running.pending:
+            for model in running.waiting_in(serial=room.serial):
                 serving = self._backends.backends_for(model)
-                if backend in serving or (known and not serving):
+                if room.backend in serving or (known and not serving):
                     candidates[running.batch.sequence] = (running, model)
                     break
         chosen = next_batch(
@@ -197,7 +236,7 @@ class Scheduler:
         )
         return None if chosen is None else candidates[chosen.sequence]
 
-    def _work(self, running: Running, shard: Shard) -> ShardWork:
+    def _work(self, running: Running, shard: Shard, *, serial: bool) -> ShardWork:
         batch = running.batch
         serving = self._backends.backends_for(shard.model)
         return ShardWork(
@@ -207,7 +246,8 @@ class Scheduler:
             plan_path=str(self._blobs.path(BlobName(batch.plan_blob or ""))),
             backends=list(serving),
             listed_by=[name for name in serving if self._backends.lists(name, shard.model)],
-            serial=shard.deaths >= SERIAL_AFTER_DEATHS,
+            serial=serial,
+            lost=self._suspects.lost(shard.key) if serial else (),
             refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
         )
 
@@ -226,7 +266,7 @@ class Scheduler:
                 await asyncio.sleep(RETRY_S)
 
     async def on_released(self, worker: WorkerId, released: Released) -> None:  # noqa: ARG002  # part of the contract
-        model = self._models.pop(released.key, None)
+        model, serial = self._held.pop(released.key, (None, False))
         running = self._running.get(released.key.batch_id)
         if running is None:
             return
@@ -235,11 +275,18 @@ class Scheduler:
         if released.settled:
             running.unsettled -= 1
         elif model is not None and not running.stopped:
-            running.put_back(released.key.number, model)
+            running.put_back(released.key.number, model, serial=serial)
         running.let_go(released.key.number)
+        if serial:
+            self._set_quarantine()
 
-    async def on_lost(self, worker: WorkerId, held: Sequence[ShardKey]) -> None:
+    async def on_lost(
+        self, worker: WorkerId, held: Sequence[ShardKey], *, running: Mapping[ShardKey, int]
+    ) -> None:
         """Outdate what the dead worker held, then let others have it."""
+        for key, entry in running.items():
+            telemetry.trouble("worker_lost_with_line", worker=worker, batch_id=key.batch_id)
+            self._suspects.died(key, entry)
         await self._until_stored(lambda: self._store.fence_shards(held, died=True))
         await self._until_stored(lambda: self._store.release_worker_references(worker))
         for batch_id in {key.batch_id for key in held}:
@@ -248,16 +295,20 @@ class Scheduler:
     async def _recover(self, batch_id: BatchId, lost: Sequence[ShardKey]) -> None:
         """Put the lost shards back, except those that the last commits had settled."""
         running = self._running.get(batch_id)
-        unsettled = dict(await self._until_stored(lambda: self._store.pending_shards(batch_id)))
+        shards = await self._until_stored(lambda: self._store.pending_shards(batch_id))
+        unsettled = {shard.number: shard for shard in shards}
         for key in lost:
-            self._models.pop(key, None)
-            if running is None:
-                continue
-            if key.number not in unsettled:
-                running.unsettled -= 1
-            elif not running.stopped:
-                running.put_back(key.number, unsettled[key.number])
-            running.let_go(key.number)
+            self._held.pop(key, None)
+            if running is not None:
+                self._recover_one(running, key.number, unsettled.get(key.number))
+        self._set_quarantine()
+
+    def _recover_one(self, running: Running, number: int, shard: PendingShard | None) -> None:
+        if shard is None:
+            running.unsettled -= 1
+        elif not running.stopped:
+            running.put_back(number, shard.model, serial=is_suspect(shard.deaths))
+        running.let_go(number)
 
     async def _until_stored(self, call: Callable[[], Awaitable[T]]) -> T:
         while True:

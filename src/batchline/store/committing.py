@@ -26,7 +26,7 @@ from sqlalchemy import (
 from batchline.domain import bitmap, lifecycle
 from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.lifecycle import BatchStatus
-from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey
+from batchline.domain.model import BlobRange, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.store import references, rows
 from batchline.store.tables import ERROR, OUTPUT, USAGE_COLUMNS, batch, segment_commit, shard
 
@@ -38,14 +38,14 @@ def _has_unsettled_lines() -> ColumnElement[bool]:
     return shard.c.completed + shard.c.failed < shard.c.entries
 
 
-def pending(connection: Connection, batch_id: BatchId) -> list[tuple[int, str]]:
+def pending(connection: Connection, batch_id: BatchId) -> list[PendingShard]:
     query = (
-        select(shard.c.number, shard.c.model)
+        select(shard.c.number, shard.c.model, shard.c.deaths)
         .join(batch, batch.c.sequence == shard.c.batch_sequence)
         .where(batch.c.id == batch_id, _has_unsettled_lines())
         .order_by(shard.c.number)
     )
-    return [(row.number, row.model) for row in connection.execute(query)]
+    return [PendingShard._make(row) for row in connection.execute(query)]
 
 
 def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, bytes]]:

@@ -30,6 +30,7 @@ from batchline.domain.model import (
     File,
     LineProblem,
     Page,
+    PendingShard,
     PlannedShard,
     Shard,
     ShardCommit,
@@ -190,8 +191,8 @@ class Store(Protocol):
 
     # -- shards and commits --------------------------------------------------------------------
 
-    async def pending_shards(self, batch_id: BatchId) -> Sequence[tuple[int, str]]:
-        """(number, model) of each shard with an unsettled line, ascending."""
+    async def pending_shards(self, batch_id: BatchId) -> Sequence[PendingShard]:
+        """Each shard with an unsettled line, by number."""
 
     async def claim_shard(self, key: ShardKey) -> Shard | None:
         """Take the right to run a shard: raises its epoch by one and returns it.

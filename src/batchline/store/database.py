@@ -26,6 +26,7 @@ from batchline.domain.model import (
     File,
     LineProblem,
     Page,
+    PendingShard,
     PlannedShard,
     Shard,
     ShardCommit,
@@ -219,7 +220,7 @@ class Database:
 
     # -- shards and commits --------------------------------------------------------------------
 
-    async def pending_shards(self, batch_id: BatchId) -> Sequence[tuple[int, str]]:
+    async def pending_shards(self, batch_id: BatchId) -> Sequence[PendingShard]:
         return await self._read(lambda c: committing.pending(c, batch_id))
 
     async def claim_shard(self, key: ShardKey) -> Shard | None:
