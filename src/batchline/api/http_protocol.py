@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Final
 
 import httptools
@@ -121,8 +122,10 @@ class EnvelopeProtocol(HttpToolsProtocol):
         self._linger = self.loop.call_later(LINGER_S, self.transport.close)
 
 
-def serve_config(app: ASGIApp, *, host: str, port: int) -> Config:
+def serve_config(app: ASGIApp, *, host: str, port: int, grace_s: float = 10.0) -> Config:
     """How uvicorn is to serve `app`; port 0 lets the kernel choose.
+
+    Requests that still run `grace_s` after the end was asked for are answered with 503 or cut off.
 
     uvicorn says nothing of its own: what happens is logged by the edge, with ids and no paths.
     """
@@ -139,6 +142,7 @@ def serve_config(app: ASGIApp, *, host: str, port: int) -> Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(grace_s),  # a slow download must not keep us for ever
         timeout_keep_alive=75,  # longer than the SDKs keep idle connections, so they close first
         backlog=2048,
     )

@@ -145,7 +145,11 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             lambda: _readiness(parts, settings, started.is_set()),
         )
         started = asyncio.Event()
-        server = _Server(serve_config(app, host=settings.server.host, port=port))
+        server = _Server(
+            serve_config(
+                app, host=settings.server.host, port=port, grace_s=settings.shutdown.grace_s
+            )
+        )
         async with asyncio.TaskGroup() as tasks:
             # Children first: they import while the server looks at its backends.
             starting = tasks.create_task(parts.executor.start(parts.scheduler))

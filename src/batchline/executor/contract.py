@@ -45,9 +45,9 @@ class ShardWork:
 
     Lines are read from `input_path` by the entries of `plan_path`. `serial` asks for one line at a
     time, each announced before it is touched (the shard has killed workers before); `lost` are the
-    entries of it, from 0, that are to be settled as `worker_lost` and not sent. `backends` are those that may serve its model, by
-    name; `listed_by` are those whose own catalogue lists it. `refuse` is a `results.Failure`:
-    every line is settled with it and nothing is sent.
+    entries of it, from 0, that are to be settled as `worker_lost` and not sent. `backends` are
+    those that may serve its model, by name; `listed_by` are those whose own catalogue lists it.
+    `refuse` is a `results.Failure`: every line is settled with it and nothing is sent.
     """
 
     shard: Shard

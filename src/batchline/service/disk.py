@@ -56,14 +56,11 @@ class DiskGuard:
             return
         if self.free_bytes < want + self._settings.low_water_bytes:
             return
-        fd = os.open(self._reserve, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            if want:
-                os.posix_fallocate(fd, 0, want)
+            # Written, not fallocated: macOS cannot do that, and some file systems only pretend to.
+            self._reserve.write_bytes(bytes(want))
         except OSError:
             self._reserve.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
 
     def give_up_reserve(self) -> bool:
         """Free the reserve for a control write; False when it was free already."""

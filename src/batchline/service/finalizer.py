@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from batchline import telemetry
@@ -90,7 +89,9 @@ class Finalizer:
                 ),
                 now=now,
             )
-        except BaseException:
+        except Exception:
+            # Not for a cancelled task: its transaction goes on to its end on the store's thread,
+            # and the file then has these bytes. If it does not, the next start sweeps the orphan.
             await self._drop(never_run)
             raise
         if ended is None:
@@ -124,13 +125,15 @@ class Finalizer:
         )
         try:
             await self.jobs.run(write_leftovers, job)
+            telemetry.probe("never_run.written")
+            return await self.blobs.adopt(scratch, BlobKind.NEVER_RUN)
         except BlobUnreadable:
             await self._input_lost(batch)
             return None
         except JobFailed as exc:
             raise StoreUnavailable(f"the never-run lines were not written: {exc}") from exc
-        telemetry.probe("never_run.written")
-        return await self.blobs.adopt(Path(scratch), BlobKind.NEVER_RUN)
+        finally:
+            await self.blobs.drop_scratch(scratch)
 
     async def _input_lost(self, batch: Batch) -> None:
         """Nobody can name the lines that never ran: end with the files of what was settled."""

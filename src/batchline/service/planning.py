@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BlobName
-from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
+from batchline.domain.model import Batch, Blob, BlobKind, LineProblem, Purpose
 from batchline.service.jobs import JobFailed, Jobs
-from batchline.service.validation import ValidationJob, validate
+from batchline.service.validation import ValidationJob, ValidationResult, validate
 from batchline.store.contract import BlobStore, Store
 
 RETRY_S: Final = 0.5
@@ -113,36 +114,47 @@ class Planner:
 
     async def _in_child(self, batch: Batch) -> bool:
         scratch = self.blobs.scratch()
+        try:
+            result = await self.jobs.run(validate, self._job(batch, scratch))
+            telemetry.probe("validation.done")
+            if result.problems:
+                return await self._refuse(batch, result.problems)
+            return await self._start(batch, result, await self.blobs.adopt(scratch, BlobKind.PLAN))
+        finally:
+            await self.blobs.drop_scratch(scratch)
+
+    def _job(self, batch: Batch, plan_path: Path) -> ValidationJob:
         unlimited = 2**62
         limits = self.limits
-        result = await self.jobs.run(
-            validate,
-            ValidationJob(
-                input_path=str(self.blobs.path(BlobName(batch.input_blob or ""))),
-                input_bytes=batch.input_bytes,
-                plan_path=str(scratch),
-                endpoint=batch.endpoint,
-                max_file_bytes=limits.max_file_bytes or unlimited,
-                max_lines=limits.max_lines or unlimited,
-                max_line_bytes=limits.max_line_bytes or unlimited,
-                max_embedding_inputs=limits.max_embedding_inputs,
-                known_models=list(self.models.models()) if self.models.known() else None,
-                allow_mixed_models=limits.allow_mixed_models,
-                max_problems=limits.max_problems,
-            ),
+        return ValidationJob(
+            input_path=str(self.blobs.path(BlobName(batch.input_blob or ""))),
+            input_bytes=batch.input_bytes,
+            plan_path=str(plan_path),
+            endpoint=batch.endpoint,
+            max_file_bytes=limits.max_file_bytes or unlimited,
+            max_lines=limits.max_lines or unlimited,
+            max_line_bytes=limits.max_line_bytes or unlimited,
+            max_embedding_inputs=limits.max_embedding_inputs,
+            known_models=list(self.models.models()) if self.models.known() else None,
+            allow_mixed_models=limits.allow_mixed_models,
+            max_problems=limits.max_problems,
         )
-        telemetry.probe("validation.done")
-        if result.problems:
-            return await self._refuse(batch, result.problems)
-        plan = await self.blobs.adopt(scratch, BlobKind.PLAN)
-        started = await self.store.start_batch(
-            batch.id,
-            plan=plan,
-            shards=result.shards,
-            lines=result.lines,
-            model=result.model,
-            now=int(self.clock()),
-        )
+
+    async def _start(self, batch: Batch, result: ValidationResult, plan: Blob) -> bool:
+        try:
+            started = await self.store.start_batch(
+                batch.id,
+                plan=plan,
+                shards=result.shards,
+                lines=result.lines,
+                model=result.model,
+                now=int(self.clock()),
+            )
+        except Exception:
+            # Not for a cancelled task: its transaction goes on to its end on the store's thread,
+            # and the batch then needs the plan. If not, the next start sweeps the orphan.
+            await self.blobs.delete([plan.name])
+            raise
         if started:
             telemetry.event("batch_started", batch_id=batch.id, lines=result.lines)
         else:

@@ -89,12 +89,13 @@ class Runner:
         self._drive(batch.id)
 
     async def stop(self, batch: Batch, *, was: BatchStatus) -> None:  # noqa: ARG002  # of the contract
+        if batch.status in TERMINAL:
+            return
         driven = self._drive(batch.id)
         if driven.planning is not None:
             driven.planning.cancel()
-        if batch.status not in TERMINAL:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._close_gate(driven, self._settings.cancel_grace_s))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(self._close_gate(driven, self._settings.cancel_grace_s))
         driven.wake.set()
 
     async def resume(self) -> int:

@@ -98,6 +98,9 @@ class LocalBlobs:
     def scratch(self) -> Path:
         return self._scratch / secrets.token_hex(16)
 
+    async def drop_scratch(self, path: Path) -> None:
+        await asyncio.to_thread(_unlink_all, [path])
+
     async def sweep_scratch(self) -> None:
         await asyncio.to_thread(lambda: _unlink_all(list(self._scratch.iterdir())))
 
