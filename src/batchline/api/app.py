@@ -12,8 +12,7 @@ from batchline.api import batches as api_batches
 from batchline.api import files as api_files
 from batchline.api import health
 from batchline.api.edge import Edge
-from batchline.api.health import ListedModel, Readiness
-from batchline.api.request import Services
+from batchline.api.services import ListedModel, Readiness, Services
 from batchline.service.batches import Batches
 from batchline.service.files import Files
 

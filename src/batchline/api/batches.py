@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from batchline.api import wire
-from batchline.api.request import answer, json_body, limit_of, project_of, services, text_of
+from batchline.api.request import answer, json_body, limit_of, project_of, text_of
+from batchline.api.services import services
 from batchline.service.batches import MAX_LIST
 
 DEFAULT_LIST: Final = 20

@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from batchline.api import wire
 from batchline.api.multipart import receive_file
-from batchline.api.request import answer, limit_of, project_of, services, text_of
+from batchline.api.request import answer, limit_of, project_of, text_of
+from batchline.api.services import services
 from batchline.domain.errors import InvalidRequest
 from batchline.service.files import MAX_LIST
 

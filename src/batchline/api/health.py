@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from batchline.api import wire
-from batchline.api.request import answer, services
+from batchline.api.request import answer
+from batchline.api.services import ListedModel, Readiness, services
 from batchline.domain.errors import NotFound
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedModel:
-    """A model that some backend serves. `created` is in Unix seconds, 0 when nobody said."""
-
-    id: str
-    created: int = 0
-    owned_by: str = "backend"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendHealth:
-    """A backend as the scheduler sees it; `reason` says why it is not `up`. Backends do not make
-    the server unready: its batches wait."""
-
-    name: str
-    state: str
-    reason: str | None = None
-    models: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readiness:
-    """Whether the server can do its work; `reasons` says why not, one sentence each.
-
-    `disk` is `ok` or why dispatch is paused; `disk_free_bytes` None when it is not known.
-    """
-
-    ready: bool
-    reasons: Sequence[str] = ()
-    backends: Sequence[BackendHealth] = ()
-    workers_wanted: int = 0
-    workers_running: int = 0
-    disk: str = "ok"
-    disk_free_bytes: int | None = None
-
 
 router = APIRouter()
 

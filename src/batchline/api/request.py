@@ -1,11 +1,9 @@
-"""What a request says: its query parameters, its JSON body, whose it is, and whom it is for."""
+"""What a request says: its query parameters, its JSON body, whose it is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from starlette.requests import Request
@@ -15,31 +13,10 @@ from batchline.api import wire
 from batchline.api.errors import PayloadTooLarge
 from batchline.domain.errors import InvalidRequest
 from batchline.domain.ids import DEFAULT_PROJECT, ProjectId
-from batchline.service.batches import Batches
-from batchline.service.files import Files
-
-if TYPE_CHECKING:  # health.py has routes too and imports this module
-    from batchline.api.health import ListedModel, Readiness
 
 MAX_JSON_BYTES: Final = 1024 * 1024  # a batch with all its metadata is 40 KiB at most
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What the routes translate for; both callables answer from memory."""
-
-    files: Files
-    batches: Batches
-    models: Callable[[], Sequence[ListedModel]]
-    readiness: Callable[[], Readiness]
-
-
-def services(request: Request) -> Services:
-    """The services of the application that the request came to."""
-    found: Services = request.app.state.services
-    return found
 
 
 def answer(shape: wire.Shape, *, status: int = 200) -> Response:

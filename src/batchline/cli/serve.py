@@ -19,8 +19,8 @@ import uvloop
 
 from batchline import telemetry
 from batchline.api.app import create_app
-from batchline.api.health import BackendHealth, ListedModel, Readiness
 from batchline.api.http_protocol import serve_config
+from batchline.api.services import BackendHealth, ListedModel, Readiness
 from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.worker_child import raise_file_limit

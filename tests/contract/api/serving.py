@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from batchline.api.app import create_app
-from batchline.api.health import ListedModel, Readiness
 from batchline.api.http_protocol import EnvelopeProtocol, serve_config
+from batchline.api.services import ListedModel, Readiness
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobKind
 from batchline.service.batches import Batches, BatchSettings

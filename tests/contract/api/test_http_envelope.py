@@ -13,9 +13,9 @@ from openai import AsyncOpenAI
 
 from batchline.api import http_protocol
 from batchline.api.errors import PayloadTooLarge
-from batchline.api.health import BackendHealth, ListedModel, Readiness
 from batchline.api.http_protocol import MAX_HEAD_BYTES, serve_config
 from batchline.api.request import MAX_JSON_BYTES
+from batchline.api.services import BackendHealth, ListedModel, Readiness
 from batchline.domain import errors
 from tests.contract.api.serving import (
     FILE,

@@ -1,0 +1,63 @@
+"""Whom the routes translate for: the services, and what `serve` tells of models and readiness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from batchline.service.batches import Batches
+from batchline.service.files import Files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedModel:
+    """A model that some backend serves. `created` is in Unix seconds, 0 when nobody said."""
+
+    id: str
+    created: int = 0
+    owned_by: str = "backend"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendHealth:
+    """A backend as the scheduler sees it; `reason` says why it is not `up`. Backends do not make
+    the server unready: its batches wait."""
+
+    name: str
+    state: str
+    reason: str | None = None
+    models: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether the server can do its work; `reasons` says why not, one sentence each.
+
+    `disk` is `ok` or why dispatch is paused; `disk_free_bytes` None when it is not known.
+    """
+
+    ready: bool
+    reasons: Sequence[str] = ()
+    backends: Sequence[BackendHealth] = ()
+    workers_wanted: int = 0
+    workers_running: int = 0
+    disk: str = "ok"
+    disk_free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the routes translate for; both callables answer from memory."""
+
+    files: Files
+    batches: Batches
+    models: Callable[[], Sequence[ListedModel]]
+    readiness: Callable[[], Readiness]
+
+
+def services(request: Request) -> Services:
+    """The services of the application that the request came to."""
+    found: Services = request.app.state.services
+    return found
