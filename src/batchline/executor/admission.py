@@ -81,13 +81,13 @@ class Admission:
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
         for worker, permits in desk.pool.rebalance(desk.wanting).items():
-            self._tell(worker, m.SetPermits(name, permits))
+            self._tell(worker, m.SetPermits(name, permits, desk.pool.orders[worker]))
 
     # -- what workers report ---------------------------------------------------------------
 
     def permits_held(self, worker: str, message: m.PermitsHeld) -> None:
         desk = self._desks[message.backend]
-        desk.pool.given_back(worker, message.permits)
+        desk.pool.given_back(worker, message.permits, order=message.order)
         self._rebalance(message.backend, desk)
 
     def fault(self, worker: str, message: m.BackendFault) -> None:
@@ -110,8 +110,9 @@ class Admission:
                 outcome=message.outcome,
                 reason=message.reason,
             )
-            for other in desk.wanting - {worker}:
-                self._tell(other, m.SetCircuit(message.backend, admitting=False))
+            # Also the one that met the fault: an earlier word to admit may be on its way to it.
+            for each in desk.wanting:
+                self._tell(each, m.SetCircuit(message.backend, admitting=False))
 
     def trial_over(self, worker: str, message: m.TrialOver) -> None:
         desk = self._desks[message.backend]

@@ -19,6 +19,7 @@ class Lane:
     backend: str
     transport: Transport
     permits: int = 0
+    permits_order: int = 0
     in_flight: int = 0
     admitting: bool = True
     trials: int = 0

@@ -56,10 +56,14 @@ class CloseGate(msgspec.Struct, frozen=True, tag=True):
 
 
 class SetPermits(msgspec.Struct, frozen=True, tag=True):
-    """`permits` requests may be in flight at `backend`; answered by `PermitsHeld`."""
+    """`permits` requests may be in flight at `backend`; answered by `PermitsHeld`.
+
+    `order` numbers a worker's orders of one backend, from 1.
+    """
 
     backend: str
     permits: int
+    order: int
 
 
 class SetCircuit(msgspec.Struct, frozen=True, tag=True):
@@ -144,10 +148,14 @@ class Handed(msgspec.Struct, frozen=True, tag=True):
 
 
 class PermitsHeld(msgspec.Struct, frozen=True, tag=True):
-    """The worker will not have more than `permits` in flight at `backend` from now on."""
+    """The worker will not have more than `permits` in flight at `backend` from now on.
+
+    Sent once that is so; `order` is the newest one that it obeyed.
+    """
 
     backend: str
     permits: int
+    order: int
 
 
 class BackendFault(msgspec.Struct, frozen=True, tag=True):

@@ -1,8 +1,9 @@
 """Permits of one backend, lent to workers so that the limit holds for all of them together.
 
 A permit is counted where it *may* be in use: a raised share counts at once, a lowered one only when
-the worker says that it holds no more than that, and a dead worker's share only after it is reaped.
-So the sum over workers never exceeds the limit, whatever is still on its way. Arithmetic only.
+the worker says that it holds no more than that, in answer to its newest order (an answer to an
+older one says nothing of what is still on its way), and a dead worker's share only after it is
+reaped. So the sum over workers never exceeds the limit, whatever is still on its way. Arithmetic only.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class PermitPool:
-    """Shares of one limit. `told` is what a worker was last told, `held` what it may be using."""
+    """Shares of one limit. `told` is what a worker was last told, `held` what it may be using.
+
+    `orders` counts what each worker was told: the number of its newest order.
+    """
 
     limit: int
     told: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    orders: dict[str, int] = field(default_factory=dict)
 
     def rebalance(self, wanting: Collection[str]) -> Mapping[str, int]:
         """New shares for the workers that want permits; what to tell whom.
@@ -40,16 +45,20 @@ class PermitPool:
             if grown > now:
                 orders[worker] = self.told[worker] = grown
                 self.held[worker] = max(self.held.get(worker, 0), grown)
+        for worker in orders:
+            self.orders[worker] = self.orders.get(worker, 0) + 1
         return orders
 
-    def given_back(self, worker: str, permits: int) -> None:
-        """The worker holds no more than `permits` now (or what it was told since, if more)."""
-        self.held[worker] = max(permits, self.told.get(worker, 0))
+    def given_back(self, worker: str, permits: int, *, order: int) -> None:
+        """The worker's answer to an order: with that one it holds no more than `permits`."""
+        if order == self.orders.get(worker):
+            self.held[worker] = permits
 
     def gone(self, worker: str) -> None:
         """The worker is reaped: its permits are free."""
         self.told.pop(worker, None)
         self.held.pop(worker, None)
+        self.orders.pop(worker, None)
 
 
 def _even_split(limit: int, workers: list[str]) -> dict[str, int]:

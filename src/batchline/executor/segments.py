@@ -214,6 +214,9 @@ class SegmentWriter:
         directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(directory)  # else the name, and all behind it, may be gone after a power cut
+        except OSError:
+            self._abandon()
+            raise
         finally:
             os.close(directory)
 

@@ -136,12 +136,18 @@ class ShardRun:
         return line
 
     def _next_fresh(self) -> Line | None:
-        last = self.work.shard.entries
-        index = self.cursor
-        while index < last and bitmap.is_marked(self.settled, index):
-            index += 1  # settled under an earlier epoch
+        index = self._next_index()
+        if index >= self.work.shard.entries:
+            return None
         self.cursor = index + 1
-        return None if index >= last else self.line_at(index)
+        self._next_index()  # past a settled tail, so that the shard counts as handed out
+        return self.line_at(index)
+
+    def _next_index(self) -> int:
+        """The cursor, moved past what settled under an earlier epoch."""
+        while self.cursor < self.work.shard.entries and bitmap.is_marked(self.settled, self.cursor):
+            self.cursor += 1
+        return self.cursor
 
     def line_at(self, index: int) -> Line:
         """The line of entry `index`, before its first attempt."""
@@ -152,7 +158,7 @@ class ShardRun:
     def has_line(self) -> bool:
         """Whether `take` could give a line now (or once the one in flight of a serial run ends)."""
         return self.gate is Gate.OPEN and (
-            bool(self.returned) or self.cursor < self.work.shard.entries
+            bool(self.returned) or self._next_index() < self.work.shard.entries
         )
 
     # -- how a line ended ------------------------------------------------------------------

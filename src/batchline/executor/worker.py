@@ -125,8 +125,8 @@ class Worker:
                 self._open(work)
             case m.CloseGate():
                 self._close_gate(message)
-            case m.SetPermits(backend=backend, permits=permits):
-                self._set_permits(self._lanes[backend], permits)
+            case m.SetPermits():
+                self._set_permits(message)
             case m.SetCircuit():
                 self._set_circuit(message)
             case m.Proceed(key=key):
@@ -220,8 +220,9 @@ class Worker:
             if line.task is not None:
                 line.task.cancel()
 
-    def _set_permits(self, lane: Lane, permits: int) -> None:
-        lane.permits = permits
+    def _set_permits(self, order: m.SetPermits) -> None:
+        lane = self._lanes[order.backend]
+        lane.permits, lane.permits_order = order.permits, order.order
         lane.owes_permits = True
         self._settle_permits(lane)
         self._pump(lane)
@@ -229,7 +230,7 @@ class Worker:
     def _settle_permits(self, lane: Lane) -> None:
         if lane.owes_permits and lane.in_flight <= lane.permits:
             lane.owes_permits = False
-            self._send(m.PermitsHeld(lane.backend, lane.permits))
+            self._send(m.PermitsHeld(lane.backend, lane.permits, lane.permits_order))
 
     def _set_circuit(self, order: m.SetCircuit) -> None:
         lane = self._lanes[order.backend]

@@ -187,8 +187,10 @@ class Files:
             await self._store.create_file(file, blob)
         except Exception:
             # Not for a cancelled task: its transaction goes on to its end on the store's thread, so
-            # the row may yet appear; if it does not, the next start sweeps the orphan.
-            await self._blobs.delete([blob.name])
+            # the row may yet appear; if it does not, the next start sweeps the orphan. Nor where
+            # it committed and only the answer was lost.
+            if not await self._store.known_blobs([blob.name]):
+                await self._blobs.delete([blob.name])
             raise
         event("file_created", file_id=file.id, purpose=purpose.value, bytes=file.bytes)
         return file

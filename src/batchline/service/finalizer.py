@@ -17,7 +17,7 @@ from batchline import telemetry
 from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, StorageFull, StoreUnavailable
 from batchline.domain.ids import BatchId, BlobName
-from batchline.domain.lifecycle import TERMINAL, BatchEvent, Stopping
+from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus, Stopping, advance
 from batchline.domain.model import DAY_S, Batch, Blob, BlobKind, LineProblem
 from batchline.domain.results import Failure
 from batchline.service.jobs import JobFailed, Jobs
@@ -85,7 +85,7 @@ class Finalizer:
                     error_filename=f"{batch.id}_error.jsonl",
                     expires_at=now + (batch.output_expires_after_s or OUTPUT_LIFETIME_S),
                     never_run=never_run,
-                    problems=([INPUT_UNREADABLE] if batch.stopping is Stopping.INPUT_LOST else []),
+                    problems=[INPUT_UNREADABLE] if _failed(batch) else [],
                 ),
                 now=now,
             )
@@ -99,7 +99,8 @@ class Finalizer:
         return ended
 
     async def _drop(self, blob: Blob | None) -> None:
-        if blob is not None:
+        """Delete the lines, unless the transaction committed and only its answer was lost."""
+        if blob is not None and not await self.store.known_blobs([blob.name]):
             await self.blobs.delete([blob.name])
 
     async def _never_run(self, batch: Batch) -> Blob | None:
@@ -144,3 +145,8 @@ class Finalizer:
             event=BatchEvent.INPUT_LOST,
             now=int(self.clock()),
         )
+
+
+def _failed(batch: Batch) -> bool:
+    """Whether the batch ends FAILED; a cancelled one whose input was lost is still cancelled."""
+    return advance(batch.status, BatchEvent.FILES_WRITTEN, batch.stopping) is BatchStatus.FAILED

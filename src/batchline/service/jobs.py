@@ -11,6 +11,7 @@ Messages are msgpack behind four bytes of length, big-endian.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -74,6 +75,7 @@ class Jobs:
         self._slots = asyncio.Semaphore(max_children)
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
+        self._starting: set[asyncio.Task[_Child]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -114,35 +116,40 @@ class Jobs:
         """Start the child that the first job will find ready; its imports take half a second."""
         async with self._slots:
             if not self._idle and not self._closed:
-                await self._put_back(await self._start())
+                with contextlib.suppress(JobFailed):  # closed meanwhile
+                    await self._put_back(await self._start())
 
     async def close(self) -> None:
         """End and reap every child; jobs that run or wait fail. Idempotent."""
         self._closed = True
         for child in list(self._children):
             self._end_soon(child)
-        while self._ending:
-            await _to_the_end(asyncio.wait(set(self._ending)))
+        while at_work := {*self._starting, *self._ending}:
+            await _to_the_end(asyncio.wait(at_work))
 
     async def _child(self) -> _Child:
         if self._idle and not self._closed:
             return self._idle.pop()
         self._refuse_when_closed()
-        starting = asyncio.ensure_future(self._start())
-        try:
-            child = await _to_the_end(starting)
-            self._refuse_when_closed()
-            return child
-        except BaseException:
-            if starting.exception() is None:
-                await _to_the_end(self._end(starting.result()))
-            raise
+        return await self._start()
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
             raise JobFailed("the server is stopping", retryable=True)
 
     async def _start(self) -> _Child:
+        """A new child; a caller that is cancelled meanwhile leaves none."""
+        starting = asyncio.ensure_future(self._spawned())
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+        try:
+            return await _to_the_end(starting)
+        except BaseException:
+            if starting.exception() is None:
+                await _to_the_end(self._end(starting.result()))
+            raise
+
+    async def _spawned(self) -> _Child:
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
@@ -156,6 +163,9 @@ class Jobs:
         child = _Child(process, self._lost)
         self._children.add(child)
         await asyncio.get_running_loop().create_connection(lambda: child, sock=ours)
+        if self._closed:
+            await self._end(child)
+            self._refuse_when_closed()
         return child
 
     async def _put_back(self, child: _Child) -> None:

@@ -84,17 +84,6 @@ class Planner:
 
     async def _before_reading(self, batch: Batch) -> Sequence[LineProblem]:
         """V1 and V2: what the store knows of the input file."""
-        if batch.input_blob is None:
-            return [
-                LineProblem(
-                    code="invalid_request",
-                    message=(
-                        f"Cannot find file {batch.input_file_id}, or organization "
-                        f"{batch.project_id} does not have access to it."
-                    ),
-                    param="file_id",
-                )
-            ]
         file = await self.store.get_file(
             batch.project_id, batch.input_file_id, now=int(self.clock())
         )
@@ -106,6 +95,17 @@ class Planner:
                     message=(
                         f"File {file.id} has purpose '{file.purpose}'; a batch needs a file "
                         "that was uploaded with purpose 'batch'."
+                    ),
+                    param="file_id",
+                )
+            ]
+        if batch.input_blob is None:
+            return [
+                LineProblem(
+                    code="invalid_request",
+                    message=(
+                        f"Cannot find file {batch.input_file_id}, or organization "
+                        f"{batch.project_id} does not have access to it."
                     ),
                     param="file_id",
                 )
@@ -153,7 +153,9 @@ class Planner:
         except Exception:
             # Not for a cancelled task: its transaction goes on to its end on the store's thread,
             # and the batch then needs the plan. If not, the next start sweeps the orphan.
-            await self.blobs.delete([plan.name])
+            # Nor where it committed and only the answer was lost.
+            if not await self.store.known_blobs([plan.name]):
+                await self.blobs.delete([plan.name])
             raise
         if started:
             telemetry.event("batch_started", batch_id=batch.id, lines=result.lines)

@@ -217,7 +217,7 @@ class Runner:
         if batch.stopping is not None:
             await self._quiesce(driven, batch)
         ended = await self._finalizer.finalize(batch.id)
-        if ended.stopping is Stopping.CANCEL:
+        if ended.status is BatchStatus.CANCELLED:
             await self._complete_receipt(driven, ended)
 
     async def _quiesce(self, driven: _Driven, batch: Batch) -> None:

@@ -139,7 +139,7 @@ class _Scan:
             self._too_many = self._planned.entries > job.max_lines
             # A repeated id is a problem already, though it is named only at the end; a file that
             # repeats one id a million times would otherwise pile up in one partition.
-            if self._too_many or len(self._problems) + self._ids.repeats >= job.max_problems:
+            if self._too_many or max(len(self._problems), self._ids.repeats) >= job.max_problems:
                 return
 
     def _take(self, offset: int, lines: list[bytes]) -> None:

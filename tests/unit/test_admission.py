@@ -1,0 +1,237 @@
+"""What workers are told of permits and circuits, message by message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from batchline.domain.attempts import Outcome
+from batchline.executor import messages as m
+from batchline.executor.admission import Admission
+from batchline.executor.circuit import FIRST_WAIT_S
+from batchline.executor.contract import BackendSettings
+
+ONE = "one"
+TWO = "two"
+
+
+@dataclass(slots=True)
+class Desk:
+    """An admission for two backends of eight permits, with a clock that the test moves."""
+
+    now: float = 1_000.0
+    told: list[tuple[str, m.ToWorker]] = field(default_factory=list)
+    admission: Admission = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(
+            [
+                BackendSettings(name=name, base_url=f"http://{name}/v1", max_in_flight=8)
+                for name in (ONE, TWO)
+            ],
+            tell=lambda worker, message: self.told.append((worker, message)),
+            clock=lambda: self.now,
+        )
+
+    def news(self) -> list[tuple[str, m.ToWorker]]:
+        """What was told since the last call."""
+        told, self.told = self.told, []
+        return told
+
+    def all_want(self, *workers: str) -> None:
+        """The workers hold shards for one backend, and have answered what they were told."""
+        for worker in workers:
+            self.admission.set_wanting(worker, [ONE])
+        self.settle()
+
+    def settle(self) -> None:
+        """Every worker gives back at once what it is told to."""
+        while news := self.news():
+            for worker, message in news:
+                if isinstance(message, m.SetPermits):
+                    answer = m.PermitsHeld(message.backend, message.permits, message.order)
+                    self.admission.permits_held(worker, answer)
+
+    def fault(
+        self, worker: str, *, trial: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        self.admission.fault(
+            worker,
+            m.BackendFault(
+                backend=ONE,
+                outcome=Outcome.SHED,
+                reason="status 429",
+                retry_after_s=retry_after_s,
+                trial=trial,
+            ),
+        )
+
+    def trial(self) -> str | None:
+        """Which worker a tick asks to try a line; None when it asks nobody."""
+        self.admission.tick()
+        asked = [
+            worker
+            for worker, message in self.news()
+            if message == m.SetCircuit(ONE, admitting=False, trials=1)
+        ]
+        assert len(asked) <= 1
+        return asked[0] if asked else None
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+# -- permits ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_hears_of_the_circuit_before_it_gets_permits(desk: Desk) -> None:
+    desk.admission.set_wanting("a", [ONE])
+    assert desk.news() == [
+        ("a", m.SetCircuit(ONE, admitting=True)),
+        ("a", m.SetPermits(ONE, 8, 1)),
+    ]
+
+
+def test_nothing_is_told_while_nothing_changes(desk: Desk) -> None:
+    desk.admission.set_wanting("a", [ONE])
+    desk.news()
+    desk.admission.set_wanting("a", [ONE])
+    assert desk.news() == []
+
+
+def test_the_second_worker_waits_for_what_the_first_gives_back(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.admission.set_wanting("b", [ONE])
+    assert desk.news() == [
+        ("b", m.SetCircuit(ONE, admitting=True)),
+        ("a", m.SetPermits(ONE, 4, 2)),
+    ]
+    desk.admission.permits_held("a", m.PermitsHeld(ONE, 4, 2))
+    assert desk.news() == [("b", m.SetPermits(ONE, 4, 1))]
+
+
+def test_backends_are_apart(desk: Desk) -> None:
+    desk.admission.set_wanting("a", [ONE, TWO])
+    desk.settle()
+    desk.fault("a")
+    assert list(desk.admission.waiting_reasons()) == [ONE]
+    desk.news()
+    desk.admission.set_wanting("a", [TWO])
+    assert desk.news() == [("a", m.SetPermits(ONE, 0, 2))]
+
+
+def test_the_permits_of_a_reaped_worker_go_to_the_others(desk: Desk) -> None:
+    desk.all_want("a", "b")
+    desk.admission.worker_gone("a")
+    assert desk.news() == [("b", m.SetPermits(ONE, 8, 2))]
+
+
+# -- circuits --------------------------------------------------------------------------------------
+
+
+def test_a_fault_closes_the_circuit_to_all_who_want_it(desk: Desk) -> None:
+    desk.all_want("a", "b", "c")
+    desk.fault("a")
+    closed = m.SetCircuit(ONE, admitting=False)
+    # Also to the one that met it: an earlier word to admit may be on its way there.
+    assert sorted(desk.news(), key=lambda told: told[0]) == [(who, closed) for who in "abc"]
+    assert desk.admission.waiting_reasons() == {ONE: "shed: status 429"}
+    desk.fault("b")
+    assert desk.news() == []
+
+
+def test_who_comes_while_it_is_closed_is_told_so(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.admission.set_wanting("b", [ONE])
+    assert ("b", m.SetCircuit(ONE, admitting=False)) in desk.news()
+
+
+def test_one_worker_is_asked_to_try_and_only_once(desk: Desk) -> None:
+    desk.all_want("a", "b")
+    desk.fault("a")
+    desk.news()
+    assert desk.trial() is None
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() in {"a", "b"}
+    desk.now += 1_000
+    assert desk.trial() is None
+
+
+def test_nobody_is_asked_while_nobody_has_lines(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.admission.set_wanting("a", [])
+    desk.now += 1_000
+    desk.news()
+    assert desk.trial() is None
+
+
+def test_an_answered_trial_admits_everywhere(desk: Desk) -> None:
+    desk.all_want("a", "b")
+    desk.fault("a")
+    desk.now += FIRST_WAIT_S
+    trier = desk.trial()
+    assert trier is not None
+    desk.admission.trial_over(trier, m.TrialOver(ONE, worked=True))
+    admits = m.SetCircuit(ONE, admitting=True)
+    assert sorted(desk.news(), key=lambda told: told[0]) == [("a", admits), ("b", admits)]
+    assert desk.admission.waiting_reasons() == {}
+
+
+def test_a_failed_trial_keeps_it_closed_for_longer(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "a"
+    desk.fault("a", trial=True)
+    desk.now += FIRST_WAIT_S - 0.001  # less than half of the doubled wait would be due
+    assert desk.trial() is None
+    desk.now += FIRST_WAIT_S + 0.001
+    assert desk.trial() == "a"
+
+
+def test_the_trial_of_a_reaped_worker_goes_to_another(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "a"
+    desk.all_want("b")
+    desk.admission.worker_gone("a")
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "b"
+
+
+def test_a_trial_without_a_line_goes_round_again(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "a"
+    desk.admission.trial_over("a", m.TrialOver(ONE, worked=False))
+    assert desk.trial() is None
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "a"
+    assert ONE in desk.admission.waiting_reasons()
+
+
+def test_the_fault_of_an_outdated_trial_is_not_the_present_ones(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "a"
+    desk.fault("b", trial=True)
+    desk.admission.trial_over("a", m.TrialOver(ONE, worked=False))
+    desk.now += FIRST_WAIT_S
+    assert desk.trial() == "a"  # the wait had not doubled
+
+
+def test_what_a_backend_asks_for_is_believed_up_to_five_minutes(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a", retry_after_s=1e9)
+    desk.now += 299.0
+    assert desk.trial() is None
+    desk.now += 1.0
+    assert desk.trial() == "a"

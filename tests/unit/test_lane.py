@@ -1,0 +1,175 @@
+"""Whether a line may go to a backend now: permits, circuit, slow start, and whose turn it is."""
+
+from __future__ import annotations
+
+from batchline.domain import bitmap, plan
+from batchline.domain.ids import BatchId
+from batchline.domain.model import Shard, ShardKey
+from batchline.executor.contract import Answer, ShardWork
+from batchline.executor.lane import Lane
+from batchline.executor.shard_run import Gate, Line, ShardRun
+
+
+class Nowhere:
+    """A lane only hands its transport on."""
+
+    async def send(self, *_: object, **__: object) -> Answer:
+        raise AssertionError("a lane sends nothing")
+
+    async def get_json(self, *_: object, **__: object) -> Answer:
+        raise AssertionError("a lane sends nothing")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def shard_run(entries: int, *, number: int = 0, serial: bool = False) -> ShardRun:
+    shard = Shard(
+        key=ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=number),
+        first_entry=0,
+        entries=entries,
+        model="m",
+        epoch=1,
+        settled=bytes(bitmap.empty(entries)),
+    )
+    work = ShardWork(
+        shard=shard,
+        endpoint="/v1/chat/completions",
+        input_path="unused",
+        plan_path="unused",
+        backends=["b"],
+        serial=serial,
+    )
+    raw = b"".join(plan.ENTRY.pack(0, 1, 1 + i, 0) for i in range(entries))
+    return ShardRun.open(work, input_fd=-1, entries=raw)
+
+
+def lane(*runs: ShardRun, permits: int = 100) -> Lane:
+    return Lane("b", Nowhere(), permits=permits, runs=dict.fromkeys(runs))
+
+
+def take_all(one: Lane) -> list[Line]:
+    lines = []
+    while (line := one.take()) is not None:
+        lines.append(line)
+    return lines
+
+
+def test_no_more_lines_go_than_there_are_permits() -> None:
+    one = lane(shard_run(10), permits=3)
+    lines = take_all(one)
+    assert (len(lines), one.in_flight) == (3, 3)
+    one.ended(lines[0], answered=True)
+    assert len(take_all(one)) == 1
+
+
+def test_a_lowered_share_lets_nothing_go_until_enough_ended() -> None:
+    one = lane(shard_run(10), permits=4)
+    lines = take_all(one)
+    one.permits = 2
+    for line in lines[:2]:
+        one.ended(line, answered=True)
+        assert one.take() is None
+    one.ended(lines[2], answered=True)
+    assert one.take() is not None
+
+
+def test_the_oldest_shard_goes_first_and_an_empty_one_is_dropped() -> None:
+    old, new = shard_run(2, number=0), shard_run(2, number=1)
+    one = lane(old, new)
+    assert [line.run for line in take_all(one)] == [old, old, new, new]
+    assert list(one.runs) == []
+
+
+def test_a_serial_shard_holds_up_nobody_and_is_kept() -> None:
+    serial, other = shard_run(2, number=0, serial=True), shard_run(1, number=1)
+    one = lane(serial, other)
+    assert [line.run for line in take_all(one)] == [serial, other]
+    assert list(one.runs) == [serial]
+
+
+def test_a_shard_with_a_closed_gate_is_dropped() -> None:
+    closed, open_one = shard_run(2, number=0), shard_run(1, number=1)
+    closed.close(Gate.CLOSED)
+    one = lane(closed, open_one)
+    assert [line.run for line in take_all(one)] == [open_one]
+
+
+def test_after_a_fault_nothing_goes() -> None:
+    one = lane(shard_run(3))
+    one.fault()
+    assert one.take() is None
+
+
+def test_a_closed_circuit_lets_as_many_through_as_there_are_trials() -> None:
+    one = lane(shard_run(3))
+    one.fault()
+    one.set_circuit(admitting=False, trials=1)
+    (line,) = take_all(one)
+    assert line.trial
+    one.ended(line, answered=False)
+    assert one.take() is None
+
+
+def test_a_line_is_a_trial_only_while_the_circuit_is_closed() -> None:
+    one = lane(shard_run(1))
+    one.set_circuit(admitting=False, trials=1)
+    (line,) = take_all(one)
+    one.ended(line, answered=False)
+    line.run.put_back(line)
+    one.runs[line.run] = None
+    one.set_circuit(admitting=True, trials=0)
+    assert [again.trial for again in take_all(one)] == [False]
+
+
+def test_a_trial_needs_a_permit_too() -> None:
+    one = lane(shard_run(3), permits=0)
+    one.set_circuit(admitting=False, trials=1)
+    assert one.take() is None
+    assert one.trials == 1
+
+
+def test_a_fault_takes_back_an_unused_trial() -> None:
+    one = lane(shard_run(3))
+    one.set_circuit(admitting=False, trials=1)
+    one.fault()
+    assert one.take() is None
+
+
+def test_after_a_closed_circuit_the_load_comes_back_one_line_for_each_answer() -> None:
+    one = lane(shard_run(100), permits=8)
+    one.set_circuit(admitting=False, trials=0)
+    one.set_circuit(admitting=True, trials=0)
+    out = take_all(one)
+    sizes = [len(out)]
+    while one.window is not None:
+        one.ended(out.pop(0), answered=True)
+        out += take_all(one)
+        sizes.append(len(out))
+    assert sizes == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_an_end_without_an_answer_does_not_widen_a_slow_start() -> None:
+    one = lane(shard_run(100), permits=8)
+    one.set_circuit(admitting=False, trials=0)
+    one.set_circuit(admitting=True, trials=0)
+    (line,) = take_all(one)
+    one.ended(line, answered=False)
+    assert len(take_all(one)) == 1
+
+
+def test_what_was_still_in_flight_counts_in_the_slow_start() -> None:
+    one = lane(shard_run(100), permits=8)
+    lines = take_all(one)
+    one.fault()
+    for line in lines[:5]:
+        one.ended(line, answered=False)
+    one.set_circuit(admitting=True, trials=0)
+    assert len(take_all(one)) == 1
+    assert one.in_flight == 4
+
+
+def test_to_be_told_again_that_it_admits_slows_nothing_down() -> None:
+    one = lane(shard_run(100), permits=8)
+    one.set_circuit(admitting=True, trials=0)
+    assert len(take_all(one)) == 8
