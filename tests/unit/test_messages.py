@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, BlobName
@@ -174,3 +176,22 @@ def test_each_side_understands_only_what_is_said_to_it() -> None:
     payload = m.frame(m.Drained())[4:]
     with pytest.raises(ValueError, match="Drained"):
         m.decode_to_worker(payload)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.integers(1, 7))
+def test_a_stream_is_cut_into_the_same_payloads_whatever_pieces_it_comes_in(
+    payloads: list[bytes], piece: int
+) -> None:
+    stream = b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads)
+    reader = m.FrameReader()
+    found = [
+        payload
+        for start in range(0, len(stream), piece)
+        for payload in reader.feed(stream[start : start + piece])
+    ]
+    assert found == payloads
+
+
+def test_a_stream_that_is_out_of_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="out of step"):
+        list(m.FrameReader().feed(b"\xff\xff\xff\xff"))

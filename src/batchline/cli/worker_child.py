@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -44,37 +45,81 @@ def main() -> None:
 
 
 async def serve(control: socket.socket) -> None:
-    """Work for the control process at the other end of `control` until it is gone."""
-    reader, writer = await asyncio.open_connection(sock=control)
-    first = await m.read_frame(reader)
-    if first is None:
-        return
-    configure = m.decode_to_worker(first)
-    if not isinstance(configure, m.Configure):
-        raise TypeError("the first message to a worker is its configuration")
-    telemetry.arm(configure.probes)
+    """Work for the control process at the other end of `control` until it is gone.
 
-    def send(message: m.ToControl) -> None:
-        writer.write(m.frame(message))
-
-    worker = Worker(configure.settings, send=send, transport=GeneralTransport)
-    working = asyncio.ensure_future(worker.run())
-    send(m.Hello(pid=os.getpid()))
-    listening = asyncio.ensure_future(_listen(reader, worker))
-    await asyncio.wait([working, listening], return_when=asyncio.FIRST_COMPLETED)
-    listening.cancel()
-    if not working.done():
-        working.cancel()
-        return
-    working.result()
-    await writer.drain()
-    writer.close()
-    await writer.wait_closed()
+    Raises:
+        Exception: something of ours failed; the process must end.
+    """
+    link = _Link()
+    await asyncio.get_running_loop().create_connection(lambda: link, sock=control)
+    await link.ended
 
 
-async def _listen(reader: asyncio.StreamReader, worker: Worker) -> None:
-    while (payload := await m.read_frame(reader)) is not None:
-        worker.handle(m.decode_to_worker(payload))
+class _Link(asyncio.Protocol):
+    """The socket to the control process.
+
+    A protocol and not a stream: each message is obeyed in the loop step in which its bytes came.
+    With hundreds of answers ready in every step, a stream's reader task is a step of up to 20 ms
+    later, and a cancel waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._frames = m.FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._worker: Worker | None = None
+        self._working: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._frames.feed(data):
+                self._obey(m.decode_to_worker(payload))
+        except Exception as exc:  # noqa: BLE001  # out of step with the control process: end
+            self._end(exc)
+
+    def _obey(self, message: m.ToWorker) -> None:
+        if self._worker is not None:
+            self._worker.handle(message)
+        elif isinstance(message, m.Configure):
+            self._begin(message)
+        else:
+            raise TypeError("the first message to a worker is its configuration")
+
+    def _begin(self, configure: m.Configure) -> None:
+        telemetry.arm(configure.probes)
+        self._worker = Worker(configure.settings, send=self._send, transport=GeneralTransport)
+        self._working = asyncio.ensure_future(self._worker.run())
+        self._working.add_done_callback(self._worked)
+        self._send(m.Hello(pid=os.getpid()))
+
+    def _send(self, message: m.ToControl) -> None:
+        if self._transport is not None:
+            self._transport.write(m.frame(message))
+
+    def _worked(self, working: asyncio.Task[None]) -> None:
+        """The worker drained: its last messages go out before the socket closes. Or it failed."""
+        if working.cancelled():
+            return
+        if (exc := working.exception()) is not None:
+            self._end(exc)
+        elif self._transport is not None:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's own name
+        if self._working is not None:
+            self._working.cancel()
+        self._end(None)
+
+    def _end(self, exc: BaseException | None) -> None:
+        if self.ended.done():
+            return
+        if exc is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(exc)
 
 
 def raise_file_limit() -> None:

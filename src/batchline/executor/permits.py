@@ -3,7 +3,7 @@
 A permit is counted where it *may* be in use: a raised share counts at once, a lowered one only when
 the worker says that it holds no more than that, in answer to its newest order (an answer to an
 older one says nothing of what is still on its way), and a dead worker's share only after it is
-reaped. So the sum over workers never exceeds the limit, whatever is still on its way. Arithmetic only.
+reaped. So the sum over workers never exceeds the limit, whatever is on its way. Arithmetic only.
 """
 
 from __future__ import annotations
