@@ -90,7 +90,7 @@ TERMINAL: Final = frozenset(
 )
 
 
-# Which event sets `stopping`, and to what. A cancel may replace a closed window; see `closes_gate`.
+# Which event sets `stopping`, and to what. A cancel may replace a closed window; see `advance`.
 STOPS: Final[Mapping[BatchEvent, Stopping]] = MappingProxyType(
     {
         E.CANCEL_REQUESTED: Stopping.CANCEL,

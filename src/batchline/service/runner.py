@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from batchline import telemetry
 from batchline.domain.errors import BatchlineError
 from batchline.domain.ids import BatchId
-from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus, Stopping
+from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus
 from batchline.domain.model import Batch
 from batchline.executor.contract import Executor, GateReport
 from batchline.service.finalizer import Finalizer
@@ -224,7 +224,7 @@ class Runner:
         """Wait until no worker holds a shard of the batch; kill those that do not let go."""
         grace_s = (
             self._settings.cancel_grace_s
-            if batch.stopping is Stopping.CANCEL
+            if batch.status is BatchStatus.CANCELLING
             else self._settings.expire_grace_s
         )
         await self._close_gate(driven, grace_s)
