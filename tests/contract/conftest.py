@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from batchline.store.database import Database
 from batchline.store.engine import open_engine, sqlite_url
 from batchline.store.tables import project
 from tests.contract.store_rows import OTHER_PROJECT
+from tests.support.small_disk import mounted_disk
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -55,14 +55,5 @@ def blobs(tmp_path: Path) -> LocalBlobs:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 2 MiB, for filling up."""
-    mount_point = tmp_path / "small"
-    mount_point.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount_point)],  # noqa: S607  # where it is differs between systems
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip("only root may mount the small file system that this test fills")
-    yield mount_point
-    subprocess.run(["umount", str(mount_point)], check=True)  # noqa: S607  # as above
+    with mounted_disk(tmp_path / "small", mib=2) as mount_point:
+        yield mount_point

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import openai
 from openai.types import Batch
@@ -168,6 +168,23 @@ class ServerProcess:
         note = self.note
         assert note is not None
         return f"http://127.0.0.1:{note['port']}"
+
+    def readiness(self) -> dict[str, Any]:
+        """The body of `/healthz/ready` of a server that is ready."""
+        with self.client() as client:
+            answer = client.with_options(base_url=self.origin).get("/healthz/ready", cast_to=object)
+        assert isinstance(answer, dict)
+        return answer
+
+    def wait_readiness(
+        self, holds: Callable[[dict[str, Any]], bool], *, timeout_s: float = 10.0
+    ) -> dict[str, Any]:
+        """Poll readiness until `holds` of it; the body of then."""
+        deadline = time.monotonic() + timeout_s
+        while not holds(body := self.readiness()):
+            assert time.monotonic() < deadline, f"readiness is {body}"
+            time.sleep(POLL_S)
+        return body
 
     def client(self, *, timeout_s: float = 30.0, retries: int = 0) -> openai.OpenAI:
         """The official client. Before the server listens it points nowhere."""
