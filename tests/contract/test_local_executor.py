@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class Recorder:
         worker: WorkerId,
         held: Sequence[ShardKey],
         *,
-        running: Mapping[ShardKey, int],  # noqa: ARG002  # part of the contract
+        under_way: Mapping[ShardKey, Collection[int]],  # noqa: ARG002  # part of the contract
     ) -> None:
         self.on_loss()
         self.lost[worker] = held

@@ -1,4 +1,4 @@
-"""A request that kills whatever runs it: found among thousands, settled, and nobody else pays."""
+"""A request that kills whatever runs it is found among thousands, settled, and nobody else pays."""
 
 from __future__ import annotations
 
@@ -64,6 +64,21 @@ async def test_a_line_that_only_shared_the_worker_is_not_blamed(tmp_path: Path) 
             ended = wait_for(client, batch.id)
             summary = conserved(client, ended, content, await backend.log())
             assert (summary.finished, summary.failed) == (LINES - 1, 1)
+
+
+async def test_deaths_that_no_line_caused_cost_little_and_blame_nobody(tmp_path: Path) -> None:
+    """Kills from outside: what was under way at all of them runs alone, the rest as ever."""
+    content = make_lines(LINES)
+    async with backend_process(Script(answer=Answer(latency_s=0.04))) as backend:
+        with server(tmp_path, backend.base_url) as running:
+            client = running.client()
+            batch = submit(client, content)
+            for _ in range(3):
+                await backend.wait_for_arrivals((await backend.stats()).arrivals + 100)
+                running.signal_workers(signal.SIGKILL)
+            # One line at a time would take a minute; 64 of them take 3 s, beside the others.
+            ended = wait_for(client, batch.id, timeout_s=20)
+            assert conserved(client, ended, content, await backend.log()).finished == LINES
 
 
 async def test_a_cancel_reaches_the_suspect_shard(tmp_path: Path) -> None:

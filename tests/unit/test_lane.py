@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId
 from batchline.domain.model import Shard, ShardKey
@@ -23,7 +25,7 @@ class Nowhere:
         """Nothing is open."""
 
 
-def shard_run(entries: int, *, number: int = 0, serial: bool = False) -> ShardRun:
+def shard_run(entries: int, *, number: int = 0, suspects: Sequence[int] = ()) -> ShardRun:
     shard = Shard(
         key=ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=number),
         first_entry=0,
@@ -38,7 +40,7 @@ def shard_run(entries: int, *, number: int = 0, serial: bool = False) -> ShardRu
         input_path="unused",
         plan_path="unused",
         backends=["b"],
-        serial=serial,
+        suspects=suspects,
     )
     raw = b"".join(plan.ENTRY.pack(0, 1, 1 + i, 0) for i in range(entries))
     return ShardRun.open(work, input_fd=-1, entries=raw)
@@ -81,11 +83,11 @@ def test_the_oldest_shard_goes_first_and_an_empty_one_is_dropped() -> None:
     assert list(one.runs) == []
 
 
-def test_a_serial_shard_holds_up_nobody_and_is_kept() -> None:
-    serial, other = shard_run(2, number=0, serial=True), shard_run(1, number=1)
-    one = lane(serial, other)
-    assert [line.run for line in take_all(one)] == [serial, other]
-    assert list(one.runs) == [serial]
+def test_a_shard_of_suspects_holds_up_nobody_and_is_kept() -> None:
+    alone, other = shard_run(2, number=0, suspects=[0, 1]), shard_run(1, number=1)
+    one = lane(alone, other)
+    assert [line.run for line in take_all(one)] == [alone, other]
+    assert list(one.runs) == [alone]
 
 
 def test_a_shard_with_a_closed_gate_is_dropped() -> None:

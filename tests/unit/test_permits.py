@@ -195,3 +195,9 @@ def test_who_wants_no_more_keeps_its_permits_until_it_gave_them_back() -> None:
     assert pool.rebalance(["b"]) == {}
     pool.given_back("a", 0, order=pool.orders["a"])
     assert pool.rebalance(["b"]) == {"b": 8}
+
+
+def test_who_can_use_one_permit_only_gets_one_and_first() -> None:
+    pool = PermitPool(8)
+    assert pool.rebalance(["a", "q", "b"], single=["q"]) == {"q": 1, "a": 4, "b": 3}
+    assert PermitPool(1).rebalance(["a", "q"], single=["q"]) == {"q": 1}

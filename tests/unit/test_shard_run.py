@@ -23,7 +23,7 @@ USAGE = Usage(
 
 
 def shard_run(
-    entries: int = 4, *, settled: Sequence[int] = (), serial: bool = False, **more: int
+    entries: int = 4, *, settled: Sequence[int] = (), suspects: Sequence[int] = (), **more: int
 ) -> ShardRun:
     """A run over `entries` lines of 10 bytes; line numbers begin at 101."""
     marks = bitmap.empty(entries)
@@ -45,7 +45,7 @@ def shard_run(
         input_path="unused",
         plan_path="unused",
         backends=["b"],
-        serial=serial,
+        suspects=suspects,
     )
     raw = b"".join(plan.ENTRY.pack(1_000 + 10 * i, 10, 101 + i, 0) for i in range(entries))
     return ShardRun.open(work, input_fd=-1, entries=raw)
@@ -104,13 +104,19 @@ def test_a_line_that_came_back_goes_before_new_ones() -> None:
     assert take_all(run)[0] is first
 
 
-def test_a_serial_shard_runs_one_line_at_a_time() -> None:
-    run = shard_run(3, serial=True)
+def test_suspects_run_one_at_a_time_and_nothing_else_does() -> None:
+    run = shard_run(5, suspects=[1, 3])
     line = taken(run)
+    assert line.index == 1
     assert run.take() is None
     assert run.has_line
     settle(run, line)
-    assert taken(run).index == 1
+    line = taken(run)
+    assert line.index == 3
+    settle(run, line)
+    assert run.take() is None
+    assert run.is_over
+    assert not run.all_settled
 
 
 @settings(deadline=None)  # a shared machine may stop for longer than an example takes

@@ -28,6 +28,7 @@ class _Desk:
     circuit: Circuit
     pool: PermitPool
     wanting: set[str] = field(default_factory=set)
+    single: set[str] = field(default_factory=set)  # of these, who can use one permit only
 
 
 class Admission:
@@ -58,29 +59,35 @@ class Admission:
 
     # -- who holds what --------------------------------------------------------------------
 
-    def set_wanting(self, worker: str, backends: Collection[str]) -> None:
-        """`worker` holds shards for exactly `backends`."""
+    def set_wanting(
+        self, worker: str, backends: Collection[str], *, one_permit: bool = False
+    ) -> None:
+        """`worker` holds shards for exactly `backends`; `one_permit` is all it can use of each."""
         for name, desk in self._desks.items():
             wants = name in backends
             if wants == (worker in desk.wanting):
                 continue
             if wants:
                 desk.wanting.add(worker)
+                if one_permit:
+                    desk.single.add(worker)
                 self._tell(worker, m.SetCircuit(name, admitting=desk.circuit.admitting))
             else:
                 desk.wanting.discard(worker)
+                desk.single.discard(worker)
             self._rebalance(name, desk)
 
     def worker_gone(self, worker: str) -> None:
         """The worker is reaped: its permits and its trial are free."""
         for name, desk in self._desks.items():
             desk.wanting.discard(worker)
+            desk.single.discard(worker)
             desk.pool.gone(worker)
             desk.circuit.trial_returned(worker, self._clock())
             self._rebalance(name, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
-        for worker, permits in desk.pool.rebalance(desk.wanting).items():
+        for worker, permits in desk.pool.rebalance(desk.wanting, single=desk.single).items():
             self._tell(worker, m.SetPermits(name, permits, desk.pool.orders[worker]))
 
     # -- what workers report ---------------------------------------------------------------

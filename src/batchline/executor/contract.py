@@ -12,7 +12,7 @@ request in flight at one backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,11 +43,13 @@ class BackendSettings:
 class ShardWork:
     """A shard with all that a worker needs to run it, and nothing of the database.
 
-    Lines are read from `input_path` by the entries of `plan_path`. `serial` asks for one line at a
-    time, each announced before it is touched (the shard has killed workers before); `lost` are the
-    entries of it, from 0, that are to be settled as `worker_lost` and not sent. `backends` are
-    those that may serve its model, by name; `listed_by` are those whose own catalogue lists it.
-    `refuse` is a `results.Failure`: every line is settled with it and nothing is sent.
+    Lines are read from `input_path` by the entries of `plan_path`. `backends` are those that may
+    serve its model, by name; `listed_by` are those whose own catalogue lists it. `refuse` is a
+    `results.Failure`: every line is settled with it and nothing is sent.
+
+    For shards that killed workers: `announced` asks to tell of each line before it is touched.
+    `suspects`, where there are any, are the only entries (from 0) to run, one at a time; `lost` are
+    settled as `worker_lost` and not sent.
     """
 
     shard: Shard
@@ -56,7 +58,8 @@ class ShardWork:
     plan_path: str
     backends: Sequence[str]
     listed_by: Sequence[str] = ()
-    serial: bool = False
+    announced: bool = False
+    suspects: Sequence[int] = ()
     lost: Sequence[int] = ()
     refuse: str | None = None
 
@@ -94,13 +97,13 @@ class GateReport:
 class Room:
     """A worker that could take `shards` more shards of a model that `backend` serves.
 
-    `serial`: it is there for shards that killed their workers, takes one, and nothing else.
+    `quarantine`: it is there for the suspect lines of one shard, and nothing else.
     """
 
     worker: WorkerId
     backend: str
     shards: int
-    serial: bool = False
+    quarantine: bool = False
 
 
 class ExecutorEvents(Protocol):
@@ -113,11 +116,15 @@ class ExecutorEvents(Protocol):
         """The worker no longer runs the shard."""
 
     async def on_lost(
-        self, worker: WorkerId, held: Sequence[ShardKey], *, running: Mapping[ShardKey, int]
+        self,
+        worker: WorkerId,
+        held: Sequence[ShardKey],
+        *,
+        under_way: Mapping[ShardKey, Collection[int]],
     ) -> None:
         """The worker died or was killed, and is reaped: it can neither send nor commit.
 
-        `running` is the one entry (from 0) that was under way in a serial shard, if any was.
+        `under_way` has, for each announced shard, the entries (from 0) that were being tried.
         """
 
     async def on_input_unreadable(self, key: ShardKey) -> None:
@@ -140,9 +147,9 @@ class Executor(Protocol):
         """Hand a claimed shard to a worker. False when the worker is gone: the claim is void."""
 
     def set_quarantine(self, wanted: bool) -> None:
-        """Whether there is to be a worker for serial shards, beside the others. Never blocks.
+        """Whether there is to be a worker for suspect lines, beside the others. Never blocks.
 
-        Of its own, so that the next death can only be the shard's, and stalls nobody else.
+        Of its own, so that the next death can only be theirs, and stalls nobody else.
         """
 
     def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:

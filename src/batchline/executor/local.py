@@ -174,7 +174,7 @@ class LocalExecutor:
                 if self._deaths_at_start >= FAILING_DEATHS:
                     self._all_ready.set()
         events = self._must_events()
-        await events.on_lost(link.worker, list(link.held), running=link.trying)
+        await events.on_lost(link.worker, list(link.held), under_way=link.trying)
         link.held.clear()
         events.on_room()
 
@@ -219,11 +219,10 @@ class LocalExecutor:
                 link.handed.add(key)
                 self._must_events().on_room()
             case m.Trying(key=key, index=index):
-                if index is None:
-                    link.trying.pop(key, None)
-                else:
-                    link.trying[key] = index
-                    link.tell(m.Proceed(key))
+                link.trying.setdefault(key, set()).add(index)
+                link.tell(m.Proceed(key, index))
+            case m.Tried(key=key, index=index):
+                link.trying.get(key, set()).discard(index)
             case m.PermitsHeld():
                 self._admission.permits_held(link.worker, message)
             case m.BackendFault():
@@ -251,6 +250,7 @@ class LocalExecutor:
                 case m.ShardReleased(released=released):
                     link.held.pop(released.key, None)
                     link.handed.discard(released.key)
+                    link.trying.pop(released.key, None)
                     self._want(link)
                     await events.on_released(link.worker, released)
                     events.on_room()
@@ -280,7 +280,7 @@ class LocalExecutor:
                                 worker=link.worker,
                                 backend=backend.name,
                                 shards=most - waiting,
-                                serial=link.quarantine,
+                                quarantine=link.quarantine,
                             )
                         )
         return rooms
@@ -311,7 +311,7 @@ class LocalExecutor:
 
     def _want(self, link: WorkerLink) -> None:
         wanted = {name for work in link.held.values() for name in work.backends}
-        self._admission.set_wanting(link.worker, wanted)
+        self._admission.set_wanting(link.worker, wanted, one_permit=link.quarantine)
 
     def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:
         return {

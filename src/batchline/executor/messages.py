@@ -75,9 +75,10 @@ class SetCircuit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Proceed(msgspec.Struct, frozen=True, tag=True):
-    """The answer to `Trying`: the control process knows which line it is."""
+    """The answer to `Trying`: the control process knows of the line."""
 
     key: ShardKey
+    index: int
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):
@@ -179,13 +180,17 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
 
 
 class Trying(msgspec.Struct, frozen=True, tag=True):
-    """A serial shard's entry `index` is about to be touched; nothing happens before `Proceed`.
-
-    None: the one before has ended.
-    """
+    """Entry `index` of an announced shard is about to be touched: not before `Proceed`."""
 
     key: ShardKey
-    index: int | None
+    index: int
+
+
+class Tried(msgspec.Struct, frozen=True, tag=True):
+    """That attempt has ended, and the worker lives."""
+
+    key: ShardKey
+    index: int
 
 
 class InputUnreadable(msgspec.Struct, frozen=True, tag=True):
@@ -215,6 +220,7 @@ ToControl = (
     | BackendFault
     | TrialOver
     | Trying
+    | Tried
     | InputUnreadable
     | StorageTrouble
     | Drained

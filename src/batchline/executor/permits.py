@@ -24,14 +24,18 @@ class PermitPool:
     held: dict[str, int] = field(default_factory=dict)
     orders: dict[str, int] = field(default_factory=dict)
 
-    def rebalance(self, wanting: Collection[str]) -> Mapping[str, int]:
+    def rebalance(
+        self, wanting: Collection[str], *, single: Collection[str] = ()
+    ) -> Mapping[str, int]:
         """New shares for the workers that want permits; what to tell whom.
 
-        The limit is split evenly between `wanting`; workers outside it go to zero. A share grows
-        only into permits that nobody may still be using; call again when one was given back.
+        The limit is split evenly between `wanting`, after one permit for each of them that is in
+        `single` and can use no more; workers outside it go to zero. A share grows only into permits
+        that nobody may still be using; call again when one was given back.
         """
         orders: dict[str, int] = {}
-        targets = _even_split(self.limit, sorted(wanting))
+        targets = dict.fromkeys(sorted(single)[: self.limit], 1)
+        targets |= _even_split(self.limit - len(targets), sorted(set(wanting) - set(single)))
         for worker in list(self.told):
             target = targets.get(worker, 0)
             if target < self.told[worker]:

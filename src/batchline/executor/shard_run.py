@@ -92,7 +92,7 @@ class ShardRun:
     outputs: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
     uncommitted_groups: int = 0  # sent to the segment writer, not yet answered by the store
-    proceed: asyncio.Event = field(default_factory=asyncio.Event)  # of a serial run's next line
+    announced: dict[int, asyncio.Future[None]] = field(default_factory=dict)  # until `Proceed`
     handed: bool = False  # the scheduler knows that every line was dispatched once
     aborted: int = 0
     finished_late: int = 0
@@ -128,7 +128,7 @@ class ShardRun:
 
     def take(self) -> Line | None:
         """The next line to dispatch, now counted as in flight; None when there is none now."""
-        if self.gate is not Gate.OPEN or (self.work.serial and self.in_flight):
+        if self.gate is not Gate.OPEN or (self.work.suspects and self.in_flight):
             return None
         line = self.returned.popleft() if self.returned else self._next_fresh()
         if line is not None:
@@ -144,8 +144,12 @@ class ShardRun:
         return self.line_at(index)
 
     def _next_index(self) -> int:
-        """The cursor, moved past what settled under an earlier epoch."""
-        while self.cursor < self.work.shard.entries and bitmap.is_marked(self.settled, self.cursor):
+        """The cursor, moved past what settled under an earlier epoch and what is not to run."""
+        suspects = self.work.suspects
+        while self.cursor < self.work.shard.entries and (
+            bitmap.is_marked(self.settled, self.cursor)
+            or (suspects and self.cursor not in suspects)
+        ):
             self.cursor += 1
         return self.cursor
 
@@ -156,7 +160,7 @@ class ShardRun:
 
     @property
     def has_line(self) -> bool:
-        """Whether `take` could give a line now (or once the one in flight of a serial run ends)."""
+        """Whether `take` could give a line now (or once the one in flight of suspects ends)."""
         return self.gate is Gate.OPEN and (
             bool(self.returned) or self._next_index() < self.work.shard.entries
         )

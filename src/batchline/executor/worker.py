@@ -129,9 +129,8 @@ class Worker:
                 self._set_permits(message)
             case m.SetCircuit():
                 self._set_circuit(message)
-            case m.Proceed(key=key):
-                if (run := self._runs.get(key)) is not None:
-                    run.proceed.set()
+            case m.Proceed(key=key, index=index):
+                self._proceed(key, index)
             case m.Committed(accepted=accepted):
                 self._writer.answered(accepted)
             case m.Pause(paused=paused):
@@ -301,7 +300,7 @@ class Worker:
         line.written = False
         ended = _Ended.ABORTED
         try:
-            if line.run.work.serial:
+            if line.run.work.announced:
                 await self._announce(line)
             request = self._read(line)
             if request is None:
@@ -315,9 +314,19 @@ class Worker:
     async def _announce(self, line: Line) -> None:
         """Have the control process know of the line before anything of it is touched."""
         run = line.run
-        run.proceed.clear()
+        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        run.announced[line.index] = heard
         self._send(m.Trying(run.work.shard.key, line.index))
-        await run.proceed.wait()
+        try:
+            await heard
+        finally:
+            run.announced.pop(line.index, None)
+
+    def _proceed(self, key: ShardKey, index: int) -> None:
+        run = self._runs.get(key)
+        heard = run.announced.get(index) if run is not None else None
+        if heard is not None and not heard.done():
+            heard.set_result(None)
 
     def _read(self, line: Line) -> RequestLine | None:
         try:
@@ -414,8 +423,8 @@ class Worker:
     def _ended(self, lane: Lane, line: Line, ended: _Ended) -> None:
         """Whatever happened: the permit and the bytes are free, and the shard may be over."""
         run = line.run
-        if run.work.serial:
-            self._send(m.Trying(run.work.shard.key, None))
+        if run.work.announced:
+            self._send(m.Tried(run.work.shard.key, line.index))
         was_over_budget = self._held_bytes >= self._settings.byte_budget
         self._held_bytes -= line.held_bytes
         line.held_bytes = 0

@@ -27,7 +27,7 @@ _MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 class WorkerLink:
     """A started worker. `held` are the shards that it may be running, by key.
 
-    `trying` is the entry that is under way in each serial shard. `quarantine`: see `Room.serial`.
+    `trying` are the entries under way in each announced shard. `quarantine`: see `Room`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class WorkerLink:
         self.quarantine = quarantine
         self.held: dict[ShardKey, ShardWork] = {}
         self.handed: set[ShardKey] = set()
-        self.trying: dict[ShardKey, int] = {}
+        self.trying: dict[ShardKey, set[int]] = {}
         self.ready = False
         self.storage_trouble: str | None = None
         self.silent_beats = 0

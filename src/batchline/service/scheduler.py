@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.domain.results import Failure
 from batchline.executor.contract import Executor, Released, Room, ShardWork
-from batchline.service.suspects import Suspects, is_suspect
+from batchline.service.suspects import Suspects
 from batchline.store.contract import BlobStore, Store
 
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class Running:
     batch: Batch
     unsettled: int
     pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
-    suspects: dict[str, deque[int]] = field(default_factory=dict)  # the same of suspect shards
+    quarantined: dict[str, deque[int]] = field(default_factory=dict)  # those with suspect lines
     held: set[int] = field(default_factory=set)
-    held_suspects: set[int] = field(default_factory=set)
+    held_quarantined: set[int] = field(default_factory=set)
     stopped: bool = False
     input_lost: bool = False
     aborted: int = 0
@@ -74,28 +74,28 @@ class Running:
     def all_settled(self) -> bool:
         return self.unsettled == 0
 
-    def waiting_in(self, *, serial: bool) -> dict[str, deque[int]]:
-        """The shards that wait, by model: the suspect ones, or all others."""
-        return self.suspects if serial else self.pending
+    def waiting_in(self, *, quarantine: bool) -> dict[str, deque[int]]:
+        """The shards that wait, by model: those with suspect lines, or all others."""
+        return self.quarantined if quarantine else self.pending
 
-    def take(self, model: str, *, serial: bool) -> int:
+    def take(self, model: str, *, quarantine: bool) -> int:
         """The next shard of `model`, now counted as held."""
-        queues = self.waiting_in(serial=serial)
+        queues = self.waiting_in(quarantine=quarantine)
         number = queues[model].popleft()
         if not queues[model]:
             del queues[model]
         self.held.add(number)
-        if serial:
-            self.held_suspects.add(number)
+        if quarantine:
+            self.held_quarantined.add(number)
         self.idle.clear()
         return number
 
-    def put_back(self, number: int, model: str, *, serial: bool) -> None:
-        self.waiting_in(serial=serial).setdefault(model, deque()).appendleft(number)
+    def put_back(self, number: int, model: str, *, quarantine: bool) -> None:
+        self.waiting_in(quarantine=quarantine).setdefault(model, deque()).appendleft(number)
 
     def let_go(self, number: int) -> None:
         self.held.discard(number)
-        self.held_suspects.discard(number)
+        self.held_quarantined.discard(number)
         if not self.held:
             self.idle.set()
         self.changed.set()
@@ -119,7 +119,7 @@ class Scheduler:
         self._backends = backends
         self._clock = clock
         self._running: dict[BatchId, Running] = {}
-        self._held: dict[ShardKey, tuple[str, bool]] = {}  # model, serial
+        self._held: dict[ShardKey, tuple[str, bool]] = {}  # model, in quarantine
         self._suspects = Suspects()
         self._room = asyncio.Event()
 
@@ -129,8 +129,8 @@ class Scheduler:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
         shards = await self._store.pending_shards(batch.id)
         running = Running(batch=batch, unsettled=len(shards))
-        for number, model, deaths in reversed(shards):
-            running.put_back(number, model, serial=is_suspect(deaths))
+        for shard in reversed(shards):
+            running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
         self._running[batch.id] = running
         self._set_quarantine()
@@ -143,7 +143,7 @@ class Scheduler:
         if running is not None:
             running.stopped = True
             running.pending.clear()
-            running.suspects.clear()
+            running.quarantined.clear()
             running.changed.set()
 
     def deactivate(self, batch_id: BatchId) -> None:
@@ -154,7 +154,7 @@ class Scheduler:
 
     def _set_quarantine(self) -> None:
         self._executor.set_quarantine(
-            any(running.suspects or running.held_suspects for running in self._running.values())
+            any(one.quarantined or one.held_quarantined for one in self._running.values())
         )
 
     def find(self, batch_id: BatchId) -> Running | None:
@@ -187,7 +187,7 @@ class Scheduler:
         if choice is None:
             return False
         running, model = choice
-        number = running.take(model, serial=room.serial)
+        number = running.take(model, quarantine=room.quarantine)
         key = ShardKey(batch_id=running.batch.id, number=number)
         given = settled = False
         try:
@@ -196,9 +196,9 @@ class Scheduler:
                 settled = await self._is_settled(running)
                 return True
             if not running.stopped:
-                self._held[key] = (model, room.serial)
+                self._held[key] = (model, room.quarantine)
                 given = self._executor.open_shard(
-                    room.worker, self._work(running, shard, serial=room.serial)
+                    room.worker, self._work(running, shard, quarantine=room.quarantine)
                 )
             return given
         finally:
@@ -207,7 +207,7 @@ class Scheduler:
                 if settled:
                     running.unsettled -= 1
                 elif not running.stopped:
-                    running.put_back(number, model, serial=room.serial)
+                    running.put_back(number, model, quarantine=room.quarantine)
                 running.let_go(number)
 
     async def _is_settled(self, running: Running) -> bool:
@@ -226,7 +226,7 @@ class Scheduler:
         known = self._backends.known()
         candidates: dict[int, tuple[Running, str]] = {}
         for running in self._running.values():
-            for model in running.waiting_in(serial=room.serial):
+            for model in running.waiting_in(quarantine=room.quarantine):
                 serving = self._backends.backends_for(model)
                 if room.backend in serving or (known and not serving):
                     candidates[running.batch.sequence] = (running, model)
@@ -236,7 +236,7 @@ class Scheduler:
         )
         return None if chosen is None else candidates[chosen.sequence]
 
-    def _work(self, running: Running, shard: Shard, *, serial: bool) -> ShardWork:
+    def _work(self, running: Running, shard: Shard, *, quarantine: bool) -> ShardWork:
         batch = running.batch
         serving = self._backends.backends_for(shard.model)
         return ShardWork(
@@ -246,8 +246,9 @@ class Scheduler:
             plan_path=str(self._blobs.path(BlobName(batch.plan_blob or ""))),
             backends=list(serving),
             listed_by=[name for name in serving if self._backends.lists(name, shard.model)],
-            serial=serial,
-            lost=self._suspects.lost(shard.key) if serial else (),
+            announced=shard.deaths > 0,
+            suspects=self._suspects.suspects(shard.key, deaths=shard.deaths) if quarantine else (),
+            lost=self._suspects.lost(shard.key),
             refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
         )
 
@@ -266,7 +267,7 @@ class Scheduler:
                 await asyncio.sleep(RETRY_S)
 
     async def on_released(self, worker: WorkerId, released: Released) -> None:  # noqa: ARG002  # part of the contract
-        model, serial = self._held.pop(released.key, (None, False))
+        model, quarantine = self._held.pop(released.key, (None, False))
         running = self._running.get(released.key.batch_id)
         if running is None:
             return
@@ -275,18 +276,24 @@ class Scheduler:
         if released.settled:
             running.unsettled -= 1
         elif model is not None and not running.stopped:
-            running.put_back(released.key.number, model, serial=serial)
+            # Out of quarantine its suspects are settled: the rest runs like any other shard.
+            running.put_back(released.key.number, model, quarantine=False)
         running.let_go(released.key.number)
-        if serial:
+        if quarantine:
+            self._suspects.cleared(released.key)
             self._set_quarantine()
 
     async def on_lost(
-        self, worker: WorkerId, held: Sequence[ShardKey], *, running: Mapping[ShardKey, int]
+        self,
+        worker: WorkerId,
+        held: Sequence[ShardKey],
+        *,
+        under_way: Mapping[ShardKey, Collection[int]],
     ) -> None:
         """Outdate what the dead worker held, then let others have it."""
-        for key, entry in running.items():
-            telemetry.trouble("worker_lost_with_line", worker=worker, batch_id=key.batch_id)
-            self._suspects.died(key, entry)
+        for key, entries in under_way.items():
+            _, quarantined = self._held.get(key, (None, False))
+            self._suspects.died(key, entries, quarantined=quarantined)
         await self._until_stored(lambda: self._store.fence_shards(held, died=True))
         await self._until_stored(lambda: self._store.release_worker_references(worker))
         for batch_id in {key.batch_id for key in held}:
@@ -300,15 +307,18 @@ class Scheduler:
         for key in lost:
             self._held.pop(key, None)
             if running is not None:
-                self._recover_one(running, key.number, unsettled.get(key.number))
+                self._recover_one(running, key, unsettled.get(key.number))
         self._set_quarantine()
 
-    def _recover_one(self, running: Running, number: int, shard: PendingShard | None) -> None:
+    def _recover_one(self, running: Running, key: ShardKey, shard: PendingShard | None) -> None:
         if shard is None:
             running.unsettled -= 1
         elif not running.stopped:
-            running.put_back(number, shard.model, serial=is_suspect(shard.deaths))
-        running.let_go(number)
+            suspects = self._suspects.suspects(key, deaths=shard.deaths)
+            if suspects:
+                telemetry.trouble("lines_suspected", batch_id=key.batch_id, lines=len(suspects))
+            running.put_back(key.number, shard.model, quarantine=bool(suspects))
+        running.let_go(key.number)
 
     async def _until_stored(self, call: Callable[[], Awaitable[T]]) -> T:
         while True:
