@@ -59,7 +59,7 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
-	$(BIN)/python -m pytest $(args)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(args)
 
 chaos: $(VENV)/.dev ## A longer kill campaign: make chaos KILLS=200 SEED=7
 	BATCHLINE_KILLS=$(or $(KILLS),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m campaign -s --timeout 1800 $(args)

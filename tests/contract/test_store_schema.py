@@ -10,7 +10,9 @@ from zipfile import ZipFile
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, func, inspect, select, text
 
 import batchline
@@ -21,6 +23,7 @@ from batchline.domain.model import BlobKind, Purpose
 from batchline.store import tables
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
+from batchline.store.schema import HEAD
 
 
 async def test_a_migrated_database_has_exactly_the_tables_of_the_code(engine: Engine) -> None:
@@ -121,6 +124,7 @@ import asyncio, sys, batchline
 from pathlib import Path
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
+from batchline.store.schema import HEAD
 assert batchline.__file__.startswith(sys.argv[1]), batchline.__file__
 async def main():
     store = await Database.open(sqlite_url(Path(sys.argv[1]) / "x.db"))
@@ -134,3 +138,31 @@ asyncio.run(main())
         env={"PYTHONPATH": str(tmp_path / "site")},
         check=True,
     )
+
+
+def test_the_newest_migration_is_the_one_that_the_code_knows() -> None:
+    """If this fails, set `schema.HEAD` to the new migration: else it is never applied."""
+    config = Config()
+    config.set_main_option("script_location", "batchline.store:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+def test_a_start_on_a_current_database_needs_no_alembic(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from batchline.store.database import Database
+async def main():
+    await (await Database.open(sys.argv[1])).close()
+asyncio.run(main())
+print("alembic" in sys.modules)
+"""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program, sqlite_url(tmp_path / "x.db")],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ["True", "False"]

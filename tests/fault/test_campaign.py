@@ -44,8 +44,8 @@ KILLS: Final = int(os.environ.get("BATCHLINE_KILLS") or 20)
 SEED: Final = int(os.environ.get("BATCHLINE_SEED") or random.SystemRandom().randrange(2**32))
 
 KILLS_PER_BATCH: Final = 7
-# Deaths of a worker alone. From the third on what was under way runs alone, in a worker whose deaths
-# are blamed on its line: that is test_worker_lost.py's.
+# Deaths of a worker alone. From the third on what was under way runs alone, in a worker whose
+# deaths are blamed on its line: that is test_worker_lost.py's.
 WORKER_KILLS_PER_BATCH: Final = 2
 LINES_PER_KILL: Final = 100  # more than can be answered between two kills
 PAUSE_S: Final = (0.05, 0.8)

@@ -99,7 +99,12 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         )
         scheduler = Scheduler(store, blobs, executor, catalogue)
         planner = Planner(
-            store=store, blobs=blobs, jobs=jobs, models=catalogue, limits=_input_limits(settings)
+            store=store,
+            blobs=blobs,
+            jobs=jobs,
+            models=catalogue,
+            limits=_input_limits(settings),
+            has_room=lambda: disk.has_room,
         )
         runner = Runner(
             store,
@@ -123,7 +128,10 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             disk=disk,
             maintenance=Maintenance(store=store, blobs=blobs),
             files=Files(
-                store, blobs, limits=FileLimits(max_bytes=settings.limits.max_file_bytes or 2**62)
+                store,
+                blobs,
+                limits=FileLimits(max_bytes=settings.limits.max_file_bytes or 2**62),
+                has_room=lambda: disk.has_room,
             ),
             batches=Batches(store, runner, settings=BatchSettings(windows=settings.windows)),
         )

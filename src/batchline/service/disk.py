@@ -1,8 +1,9 @@
 """Room on the disk of the data directory: dispatch stops before it is full, control writes go on.
 
-Below the low-water mark no new line is dispatched; above the high-water mark dispatch resumes. A
-reserve file is given up when a control write (a cancel, a commit row) meets a full disk, and taken
-again when there is room.
+Below the low-water mark no new line is dispatched, uploads are refused and validation waits; above
+the high-water mark all of it resumes. What is left is for what must be written: answers in flight,
+the files of a batch that ends, rows. A reserve file is given up, slice by slice, to control writes
+(a cancel, a commit row) that meet a full disk all the same, and taken again when there is room.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from batchline.executor.contract import Executor
 
 LOOK_S: Final = 0.5
 REASON: Final = "disk_low"
+SLICE_BYTES: Final = 1024 * 1024  # of the reserve, at a time: hundreds of control writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +45,17 @@ class DiskGuard:
         self._directory = directory
         self._settings = settings
         self._reserve = directory / "reserve"
+        self._low = False
         self._free_bytes = free_bytes or free_bytes_of
 
     @property
     def free_bytes(self) -> int:
         return self._free_bytes(self._directory)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for what can wait: uploads, plans."""
+        return not self._low
 
     def take_reserve(self) -> None:
         """Occupy the reserve if there is room for it; harmless when it is there already."""
@@ -63,27 +71,30 @@ class DiskGuard:
             self._reserve.unlink(missing_ok=True)
 
     def give_up_reserve(self) -> bool:
-        """Free the reserve for a control write; False when it was free already."""
-        if not self._reserve.exists():
+        """Free a slice of the reserve for a control write; False when nothing is left of it.
+
+        Not all at once: what else waits for room would use it up, and the next cancel have none.
+        """
+        size = self._reserve.stat().st_size if self._reserve.exists() else 0
+        if size == 0:
             return False
-        self._reserve.unlink(missing_ok=True)
-        telemetry.trouble("disk_reserve_released", free_bytes=self.free_bytes)
+        os.truncate(self._reserve, max(0, size - SLICE_BYTES))
+        telemetry.trouble("disk_reserve_released", left_bytes=max(0, size - SLICE_BYTES))
         return True
 
     async def run(self, executor: Executor) -> None:
         """Pause and resume `executor` by the marks, for ever."""
-        low = False
         while True:
             free = await asyncio.to_thread(self._free_bytes, self._directory)
-            if not low and free < self._settings.low_water_bytes:
-                low = True
+            if not self._low and free < self._settings.low_water_bytes:
+                self._low = True
                 telemetry.trouble("disk_low", free_bytes=free)
                 executor.pause(REASON)
-            elif low and free > self._settings.high_water_bytes:
-                low = False
+            elif self._low and free > self._settings.high_water_bytes:
+                self._low = False
                 telemetry.event("disk_has_room", free_bytes=free)
                 executor.resume()
-            if not low:
+            if not self._low:
                 await asyncio.to_thread(self.take_reserve)
             await asyncio.sleep(LOOK_S)
 

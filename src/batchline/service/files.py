@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from batchline.domain import ids
-from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound
+from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StorageFull
 from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
 from batchline.store.contract import BlobStore, BlobWriter, Store
@@ -67,15 +67,24 @@ class Files:
         clock: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
         limits: FileLimits | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`has_room` False: the disk is low, and uploads are refused before it is full."""
         self._store = store
         self._blobs = blobs
         self._clock = clock
         self._random = random
         self.limits = limits or FileLimits()
+        self._has_room = has_room
 
     def begin(self, project_id: ProjectId) -> Upload:
-        """Start an upload; use it as `async with`, which discards what was not finished."""
+        """Start an upload; use it as `async with`, which discards what was not finished.
+
+        Raises:
+            StorageFull: the disk is low.
+        """
+        if not self._has_room():
+            raise StorageFull("the disk is low: no uploads until there is room again")
         return Upload(self, project_id, self._blobs.writer(BlobKind.INPUT))
 
     async def get(self, project_id: ProjectId, file_id: str) -> File:

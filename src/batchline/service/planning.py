@@ -57,6 +57,7 @@ class Planner:
     models: KnownModels
     limits: InputLimits
     clock: Callable[[], float] = time.time
+    has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
 
     async def plan(self, batch: Batch) -> bool:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
@@ -66,6 +67,9 @@ class Planner:
         problems = await self._before_reading(batch)
         if problems:
             return await self._refuse(batch, problems)
+        if not self.has_room():
+            await asyncio.sleep(RETRY_S)
+            return False  # whoever asked asks again while the batch is validating
         for _ in range(CHILD_TRIES):
             try:
                 return await self._in_child(batch)

@@ -51,7 +51,7 @@ class Database:
         *,
         make_room: Callable[[], bool] | None = None,
     ) -> None:
-        """`make_room` frees space on a full disk, from any thread; False when it has none left."""
+        """`make_room` frees some space on a full disk, from any thread; False when none is left."""
         self._make_room = make_room
         self._engine = engine
         self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
@@ -61,7 +61,7 @@ class Database:
     async def open(cls, url: str, *, make_room: Callable[[], bool] | None = None) -> Self:
         """Open the database at `url` and bring its schema up to date.
 
-        A write that meets a full disk is tried once more after `make_room` said True.
+        A write that meets a full disk is tried again for as long as `make_room` says True.
 
         `sqlite:///path` (see `engine.sqlite_url`) or `postgresql+psycopg://…`.
 
@@ -98,12 +98,12 @@ class Database:
         return await loop.run_in_executor(self._threads, self._with_room, work)
 
     def _with_room(self, work: Callable[[], T]) -> T:
-        try:
-            return _with_our_errors(work)
-        except StorageFull:
-            if self._make_room is None or not self._make_room():
-                raise
-            return _with_our_errors(work)
+        while True:
+            try:
+                return _with_our_errors(work)
+            except StorageFull:
+                if self._make_room is None or not self._make_room():
+                    raise
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, text
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection, Engine, inspect, text
 
 from batchline.domain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# The newest migration. Alembic is asked only when the database is not there yet: its imports (a
+# template language, a highlighter) are a tenth of a restart.
+HEAD: Final = "0001"
 
 # Any constant will do; it only has to be the same in every process ("batchline" on a keypad).
 _MIGRATION_LOCK = 228_245_463
@@ -23,15 +29,32 @@ def migrate(engine: Engine) -> None:
         if connection.dialect.name == "postgresql":
             # Two servers that start at once; SQLite's BEGIN IMMEDIATE is that lock already.
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        try:
-            command.upgrade(_config(connection), "head")
-        except CommandError as exc:
-            raise ConfigError(
-                "the database was written by a newer version of Batchline; start that version"
-            ) from exc
+        if _version(connection) != HEAD:
+            _upgrade(connection)
+
+
+def _version(connection: Connection) -> str | None:
+    """The migration that the database was brought to last; None for an empty one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        command.upgrade(_config(connection), "head")
+    except CommandError as exc:
+        raise ConfigError(
+            "the database was written by a newer version of Batchline; start that version"
+        ) from exc
 
 
 def _config(connection: Connection) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", "batchline.store:migrations")
     config.attributes["connection"] = connection
