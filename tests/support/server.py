@@ -45,6 +45,7 @@ class ServerProcess:
         for upstream in upstreams:
             self._arguments += ["--upstream", upstream]
         self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[openai.OpenAI] = []
 
     # -- life ------------------------------------------------------------------------------
 
@@ -123,7 +124,9 @@ class ServerProcess:
         return self.wait_ended()
 
     def close(self) -> None:
-        """End whatever still runs."""
+        """End whatever still runs, connections of clients as well."""
+        for client in self._clients:
+            client.close()
         children = self.children()
         if self.is_running:
             self.kill_all()
@@ -189,7 +192,9 @@ class ServerProcess:
     def client(self, *, timeout_s: float = 30.0, retries: int = 0) -> openai.OpenAI:
         """The official client. Before the server listens it points nowhere."""
         base = f"{self.origin}/v1" if self.is_running and self.note else "http://127.0.0.1:1/v1"
-        return openai.OpenAI(base_url=base, api_key="any", max_retries=retries, timeout=timeout_s)
+        client = openai.OpenAI(base_url=base, api_key="any", max_retries=retries, timeout=timeout_s)
+        self._clients.append(client)
+        return client
 
     def tail(self) -> str:
         """The end of what the server said."""

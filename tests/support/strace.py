@@ -51,10 +51,15 @@ class Trace:
         self._path = path
 
     def calls(self) -> list[Call]:
-        """Every call that worked and has returned, in the order of their beginnings."""
+        """Every call that worked, in the order of their beginnings.
+
+        One that was not seen to return (its effect may have been, by whoever ended the trace) ended
+        after all others.
+        """
         under_way: dict[int, Call] = {}
         calls: list[Call] = []
-        for place, line in enumerate(self._path.read_text(errors="replace").splitlines()):
+        lines = self._path.read_text(errors="replace").splitlines()
+        for place, line in enumerate(lines):
             found = _LINE.match(line)
             if found is None:
                 continue
@@ -70,6 +75,9 @@ class Trace:
                     under_way[pid] = call
                 else:
                     calls.append(call)
+        for call in under_way.values():
+            call.ended = len(lines)
+            calls.append(call)
         return sorted((call for call in calls if call.worked), key=lambda call: call.began)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class BackendControl:
     async def clear(self) -> None:
         """Forget what was seen so far."""
         await self._post("clear")
+
+    async def caught_up(self) -> float:
+        """Have everything read that was sent until now; the instant after that (`time.time()`).
+
+        A busy backend stamps a request when it reads it, up to 80 ms after it came. It accepts
+        connections in order and reads them in order (on one port), so one more round trip will do.
+        """
+        async with self.session.get(f"{self.base_url}/models") as answer:
+            await answer.read()
+        return time.time()
 
     async def stats(self) -> Stats:
         async with self.session.get(f"{self.control_url}/_control/stats") as answer:
