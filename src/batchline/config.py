@@ -40,11 +40,15 @@ ENV_PREFIX: Final = "BATCHLINE_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """Where the API listens and where its state lives. Port 0: the kernel chooses."""
+    """Where the API listens and where its state lives. Port 0: the kernel chooses.
+
+    `insecure_no_auth` lets it listen for other machines although there are no keys.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8484
     data_dir: Path = Path("batchline-data")
+    insecure_no_auth: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,23 @@ def load(
     settings = _assemble(values, backends, probes=env.get(f"{ENV_PREFIX}PROBES", ""))
     _check_together(settings)
     return settings
+
+
+def data_directory(given: Path | None, *, environ: Mapping[str, str] | None = None) -> Path:
+    """The data directory by the same order, for commands that need no other setting.
+
+    Raises:
+        ConfigError: the file of `BATCHLINE_CONFIG` cannot be read.
+    """
+    env = os.environ if environ is None else environ
+    key = "server.data_dir"
+    config = path_or_none(env.get(f"{ENV_PREFIX}CONFIG"))
+    if given is not None or config is None or env_name_of(key) in env:
+        found: object = given or env.get(env_name_of(key)) or default_of(key)
+    else:
+        found = Table(str(config), read_file(config)).take(key)
+        found = default_of(key) if found is MISSING else found
+    return typing.cast("Path", checked(found, Path, key, key))
 
 
 def env_name_of(key: str) -> str:
@@ -322,10 +343,19 @@ def _assemble(
 def _check_together(settings: Settings) -> None:
     if settings.disk.high_water_bytes < settings.disk.low_water_bytes:
         raise ConfigError("disk.high_water_bytes: below disk.low_water_bytes")
-    if not is_loopback(settings.server.host):
+
+
+def check_reach(server: ServerSettings, *, has_keys: bool) -> None:
+    """Hold a server that takes everybody to its own machine.
+
+    Raises:
+        ConfigError: others could reach it, there are no keys, and nobody said that this is meant.
+    """
+    if not has_keys and not server.insecure_no_auth and not is_loopback(server.host):
         raise ConfigError(
-            f"server.host: {settings.server.host} would let others in, and this version has no"
-            " keys; allowed: 127.0.0.1, ::1, localhost"
+            f"server.host: {server.host} would let others in, and there are no keys; make one with"
+            " `batchline keys create --project NAME`, or listen on 127.0.0.1, ::1 or localhost, or"
+            " start with --insecure-no-auth"
         )
 
 

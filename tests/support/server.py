@@ -189,12 +189,33 @@ class ServerProcess:
             time.sleep(POLL_S)
         return body
 
-    def client(self, *, timeout_s: float = 30.0, retries: int = 0) -> openai.OpenAI:
+    def client(
+        self, *, timeout_s: float = 30.0, retries: int = 0, key: str = "any"
+    ) -> openai.OpenAI:
         """The official client. Before the server listens it points nowhere."""
         base = f"{self.origin}/v1" if self.is_running and self.note else "http://127.0.0.1:1/v1"
-        client = openai.OpenAI(base_url=base, api_key="any", max_retries=retries, timeout=timeout_s)
+        client = openai.OpenAI(base_url=base, api_key=key, max_retries=retries, timeout=timeout_s)
         self._clients.append(client)
         return client
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `batchline` with this data directory, whether the server runs or not."""
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "batchline.cli.main", *arguments),
+                *("--data-dir", str(self.data)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def new_key(self, project: str) -> str:
+        """A key of that project, made with the program's own command."""
+        ran = self.command("keys", "create", "--project", project)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.splitlines()[-1]
 
     def tail(self) -> str:
         """The end of what the server said."""

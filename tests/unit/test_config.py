@@ -10,13 +10,22 @@ import pytest
 from batchline import config
 from batchline.cli.network_disk import network_file_system
 from batchline.cli.serve_output import start_up
-from batchline.config import Settings, base_url_of, env_name_of, load
+from batchline.config import (
+    ServerSettings,
+    Settings,
+    base_url_of,
+    check_reach,
+    data_directory,
+    env_name_of,
+    load,
+)
 from batchline.config_values import window_s
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
 from batchline.executor.catalogue import BackendReport, Reach
 from batchline.executor.contract import BackendSettings
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104  # nothing is bound here
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
 A_FILE = """
@@ -142,8 +151,6 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('windows = "24h"', r"windows: expected a list"),
         ("windows = []", r"windows: expected a list of texts with at least one"),
         ('windows = ["1 day"]', r"windows: '1 day' is not a number followed by"),
-        ('[server]\nhost = "0.0.0.0"', r"server\.host: 0\.0\.0\.0 would let others in"),
-        ('[server]\nhost = "example.com"', r"server\.host"),
         ("[disk]\nlow_water_bytes = 2\nhigh_water_bytes = 1", r"disk\.high_water_bytes"),
         ("backend = 1", r"backend: expected tables, \[\[backend\]\]"),
         ("[[backend]]", r"\[\[backend\]\] 1: base_url: missing"),
@@ -169,7 +176,7 @@ def test_a_wrong_setting_is_named_with_its_place_and_what_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(config=written(tmp_path, text), environ={})
-    if "host" not in text and "disk" not in text:
+    if "disk" not in text:
         assert caught.value.message.startswith(str(tmp_path / "batchline.toml"))
 
 
@@ -240,7 +247,7 @@ def test_what_is_no_window_is_refused(window: str) -> None:
         ("127.8.9.1", True),
         ("::1", True),
         ("LocalHost", True),
-        ("0.0.0.0", False),  # noqa: S104  # it is the refusal that is tested
+        (EVERYWHERE, False),
         ("::", False),
         ("192.168.1.2", False),
         ("localhost.example", False),
@@ -249,6 +256,29 @@ def test_what_is_no_window_is_refused(window: str) -> None:
 )
 def test_only_loopback_is_served_without_keys(host: str, loopback: bool) -> None:
     assert config.is_loopback(host) is loopback
+    server = ServerSettings(host=host)
+    if loopback:
+        check_reach(server, has_keys=False)
+    else:
+        with pytest.raises(ConfigError, match=r"server\.host: .*would let others in.*keys create"):
+            check_reach(server, has_keys=False)
+
+
+def test_any_address_is_served_with_keys_or_by_an_explicit_word() -> None:
+    check_reach(ServerSettings(host=EVERYWHERE), has_keys=True)
+    check_reach(ServerSettings(host=EVERYWHERE, insecure_no_auth=True), has_keys=False)
+
+
+def test_the_data_directory_is_looked_for_where_the_server_looks(tmp_path: Path) -> None:
+    file = written(tmp_path, '[server]\ndata_dir = "/from/file"')
+    in_file = {"BATCHLINE_CONFIG": str(file)}
+    in_env = in_file | {"BATCHLINE_SERVER_DATA_DIR": "/from/env"}
+    assert data_directory(Path("/given"), environ=in_env) == Path("/given")
+    assert data_directory(None, environ=in_env) == Path("/from/env")
+    assert data_directory(None, environ=in_file) == Path("/from/file")
+    assert data_directory(None, environ={}) == Settings().server.data_dir
+    for environ in (in_env, in_file, {}):
+        assert data_directory(None, environ=environ) == load(environ=environ).server.data_dir
 
 
 MOUNTS = r"""
@@ -294,7 +324,7 @@ def test_the_start_up_block_says_where_and_with_what() -> None:
             name="d", base_url="http://d/v1", reach=Reach.REACHABLE, trouble="refuses the key"
         ),
     ]
-    lines = start_up(settings, reports, port=1234).splitlines()
+    lines = start_up(settings, reports, port=1234, has_keys=False).splitlines()
     assert lines[1] == "listening on http://127.0.0.1:1234"
     text = "\n".join(lines)
     for part in (
@@ -308,9 +338,27 @@ def test_the_start_up_block_says_where_and_with_what() -> None:
         'base_url="http://127.0.0.1:1234/v1"',
     ):
         assert part in text
-    assert "--upstream" in start_up(settings, [], port=1)
+    assert "--upstream" in start_up(settings, [], port=1, has_keys=False)
     six = load(environ={}, options={"server.host": "::1"})
-    assert "listening on http://[::1]:5\n" in start_up(six, [], port=5)
+    assert "listening on http://[::1]:5\n" in start_up(six, [], port=5, has_keys=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "has_keys", "says", "api_key"),
+    [
+        ("127.0.0.1", False, "keys         none: this machine only", 'api_key="none"'),
+        (EVERYWHERE, False, "keys         NONE, AND OTHERS CAN REACH IT", 'api_key="none"'),
+        (EVERYWHERE, True, "keys         every request needs one", 'api_key="sk-bl-'),
+    ],
+)
+def test_the_start_up_block_says_who_is_let_in(
+    host: str, has_keys: bool, says: str, api_key: str
+) -> None:
+    settings = load(environ={}, options={"server.host": host})
+    backend = BackendReport(name="a", base_url="http://a/v1", reach=Reach.REACHABLE)
+    block = start_up(settings, [backend], port=1, has_keys=has_keys)
+    assert says in block
+    assert api_key in block
 
 
 def test_the_reference_lists_every_setting_with_its_default() -> None:

@@ -13,6 +13,7 @@ from batchline.api import files as api_files
 from batchline.api import health
 from batchline.api.edge import Edge
 from batchline.api.services import ListedModel, Readiness, Services
+from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
 from batchline.service.files import Files
 
@@ -23,12 +24,14 @@ def create_app(
     models: Callable[[], Sequence[ListedModel]],
     readiness: Callable[[], Readiness],
     *,
+    ring: KeyRing | None = None,
     loopback_only: bool = True,
 ) -> FastAPI:
     """The application on these services. It holds no state and needs no lifespan.
 
+    Once `ring` has a key, requests need one; None stands for a ring that stays empty. Until then
     `loopback_only` refuses requests that do not name a loopback address as their host, and writes
-    from web pages of other origins: right as long as there are no keys.
+    from web pages of other origins.
     """
     app = FastAPI(
         openapi_url=None,  # takes /docs and /redoc with it
@@ -39,7 +42,7 @@ def create_app(
     app.state.services = Services(files=files, batches=batches, models=models, readiness=readiness)
     for module in (api_files, api_batches, health):
         app.include_router(module.router)
-    app.add_middleware(Edge, loopback_only=loopback_only)
+    app.add_middleware(Edge, ring=ring or KeyRing(), loopback_only=loopback_only)
     return app
 
 

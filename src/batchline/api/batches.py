@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from batchline.api import wire
-from batchline.api.request import answer, json_body, limit_of, project_of, text_of
+from batchline.api.request import answer, json_body, key_of, limit_of, project_of, text_of
 from batchline.api.services import services
 from batchline.service.batches import MAX_LIST
 
@@ -41,4 +41,7 @@ async def get_batch(request: Request, batch_id: str) -> Response:
 @router.post("/v1/batches/{batch_id}/cancel", response_model=None)
 async def cancel_batch(request: Request, batch_id: str) -> Response:
     # The body is not looked at: SDKs send none, with or without a Content-Type.
-    return answer(wire.batch(await services(request).batches.cancel(project_of(request), batch_id)))
+    batch = await services(request).batches.cancel(
+        project_of(request), batch_id, key_id=key_of(request)
+    )
+    return answer(wire.batch(batch))

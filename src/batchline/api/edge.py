@@ -1,8 +1,9 @@
 """The edge of the application: what holds for every request, whichever route it takes.
 
 Pure ASGI, outside everything but the server. Each answer gets `x-request-id`, `openai-version` and
-`openai-processing-ms`; each exception becomes an envelope here and nowhere else; requests that a
-web page of another site could have made are refused. Starlette's BaseHTTPMiddleware was not taken:
+`openai-processing-ms`; each exception becomes an envelope here and nowhere else; requests without
+a key are refused where there are keys, and those that a web page of another site could have made
+where there are none. Starlette's BaseHTTPMiddleware was not taken:
 it runs the application in a task of its own and hides disconnects from streams.
 """
 
@@ -18,8 +19,9 @@ from typing import Final
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from batchline.api import wire
+from batchline.api import access, wire
 from batchline.api.errors import Problem, place_of, problem_of, refusal, shutting_down
+from batchline.domain.keys import KeyRing
 from batchline.telemetry import event, trouble
 
 Headers = list[tuple[bytes, bytes]]
@@ -38,9 +40,13 @@ def new_request_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The outermost middleware. `loopback_only`: the server has no keys and listens on loopback."""
+    """The outermost middleware.
+
+    `loopback_only`: the server listens on loopback. It matters as long as `ring` is empty.
+    """
 
     app: ASGIApp
+    ring: KeyRing
     loopback_only: bool = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,10 +55,11 @@ class Edge:
             return
         exchange = _Exchange(scope, receive, send)
         try:
-            problem = foreign(scope) if self.loopback_only else None
+            problem = foreign(scope) if self.loopback_only and self.ring.is_empty else None
             if problem is not None:
                 await exchange.answer(problem)
             else:
+                access.admit(scope, self.ring)
                 await self.app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             if not exchange.started:

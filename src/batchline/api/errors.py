@@ -24,6 +24,7 @@ from batchline.domain.errors import (
     RequestError,
     StorageFull,
     StoreError,
+    Unauthorized,
 )
 
 INVALID_REQUEST: Final = "invalid_request_error"
@@ -32,6 +33,7 @@ SERVER_ERROR: Final = "server_error"
 # Every official SDK retries 409 and 5xx twice unless told otherwise.
 _NO_RETRY: Final = {"x-should-retry": "false"}
 _RETRY_SOON: Final = {"retry-after": "1"}
+_GIVE_A_KEY: Final = {"www-authenticate": "Bearer"}  # RFC 9110: a 401 says what it wants
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -58,7 +60,7 @@ def problem_of(exc: Exception, *, method: str, path: str) -> Problem:
                 body=wire.error(
                     exc.message, kind=INVALID_REQUEST, param=exc.param, code=exc.wire_code
                 ),
-                headers=_NO_RETRY if isinstance(exc, IllegalTransition) else {},
+                headers=_headers_of(exc),
             )
         case StoreError():
             return _of_store(exc)
@@ -75,6 +77,16 @@ def problem_of(exc: Exception, *, method: str, path: str) -> Problem:
                     kind=SERVER_ERROR,
                 ),
             )
+
+
+def _headers_of(exc: RequestError) -> Mapping[str, str]:
+    match exc:
+        case Unauthorized():
+            return _GIVE_A_KEY
+        case IllegalTransition():
+            return _NO_RETRY
+        case _:
+            return {}
 
 
 def _of_store(exc: StoreError) -> Problem:

@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from batchline.api import wire
+from batchline.api.access import caller_of
 from batchline.api.errors import PayloadTooLarge
 from batchline.domain.errors import InvalidRequest
-from batchline.domain.ids import DEFAULT_PROJECT, ProjectId
+from batchline.domain.ids import KeyId, ProjectId
 
 MAX_JSON_BYTES: Final = 1024 * 1024  # a batch with all its metadata is 40 KiB at most
 
@@ -24,9 +25,14 @@ def answer(shape: wire.Shape, *, status: int = 200) -> Response:
     return Response(wire.encode(shape), status_code=status, media_type=wire.JSON_TYPE)
 
 
-def project_of(request: Request) -> ProjectId:  # noqa: ARG001  # keys and their projects will be
-    """The project whose key the request carries: the default one, for any key or none."""
-    return DEFAULT_PROJECT
+def project_of(request: Request) -> ProjectId:
+    """The project whose key the request carries; the default one where no key is needed."""
+    return caller_of(request.scope).project_id
+
+
+def key_of(request: Request) -> KeyId | None:
+    """What the request's key is called; None where no key is needed."""
+    return caller_of(request.scope).key_id
 
 
 async def json_body(request: Request) -> object:

@@ -1,4 +1,4 @@
-"""The data directory: one server at a time, and a note of where it listens."""
+"""The data directory: one server at a time, and where it can be found."""
 
 from __future__ import annotations
 
@@ -21,13 +21,25 @@ class DataDirectory:
 
     @classmethod
     def take(cls, root: Path) -> DataDirectory:
-        """Create the directory if need be and lock it.
+        """Create the directory if need be and lock it, as `take_if_free` does.
+
+        Raises:
+            ConfigError: another server uses the directory, or it cannot be used.
+        """
+        directory = cls.take_if_free(root)
+        if directory is None:
+            raise ConfigError(f"data directory {root}: another server is using it")
+        return directory
+
+    @classmethod
+    def take_if_free(cls, root: Path) -> DataDirectory | None:
+        """Create the directory if need be and lock it; None when somebody else holds the lock.
 
         The lock is the kernel's: it ends with this process, however that ends, and children do not
         inherit it (the descriptor is close-on-exec).
 
         Raises:
-            ConfigError: another server uses the directory, or it cannot be used.
+            ConfigError: the directory cannot be used.
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -39,7 +51,7 @@ class DataDirectory:
         except OSError as exc:
             os.close(fd)
             if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ConfigError(f"data directory {root}: another server is using it") from exc
+                return None
             raise ConfigError(f"data directory {root}: it cannot be locked") from exc
         directory = cls(root, fd)
         directory.children.mkdir(exist_ok=True)
@@ -59,6 +71,10 @@ class DataDirectory:
         return self.root / "children"
 
     @property
+    def admin_socket(self) -> Path:
+        return admin_socket(self.root)
+
+    @property
     def note(self) -> Path:
         """`server.json`: {"pid", "host", "port"} of the server that listens, while it does."""
         return self.root / "server.json"
@@ -74,3 +90,8 @@ class DataDirectory:
     def release(self) -> None:
         self.note_stopped()
         os.close(self.lock_fd)
+
+
+def admin_socket(root: Path) -> Path:
+    """Where the server on the directory `root` listens for commands, while there is one."""
+    return root / "admin.sock"

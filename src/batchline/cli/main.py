@@ -53,9 +53,17 @@ def serve(
         typer.Option(help="A backend's base URL, with or without /v1. Repeat for more."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
-    host: Annotated[str | None, typer.Option(help="Loopback only. [127.0.0.1]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Other machines need a key to be let in. [127.0.0.1]")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="0: any free one. [8484]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="[./batchline-data]")] = None,
+    insecure_no_auth: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure-no-auth", help="Listen for other machines although there are no keys."
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [1]")] = None,
     cancel_grace_s: Annotated[
         float | None,
@@ -78,6 +86,7 @@ def serve(
         "server.host": host,
         "server.port": port,
         "server.data_dir": data_dir,
+        "server.insecure_no_auth": insecure_no_auth,
         "workers": workers,
         "cancel.grace_s": cancel_grace_s,
         "shutdown.grace_s": shutdown_grace_s,
@@ -103,14 +112,15 @@ def _with_local_backends(settings: Settings) -> Settings:
     return dataclasses.replace(settings, backends=tuple(one.backend for one in found))
 
 
-def _register_demo() -> None:
-    # The demo's module looks for its packages when it runs, not when it is imported.
-    from batchline.cli.demo import register
+def _register_commands() -> None:
+    # These modules import what they need when they run, not when they are imported.
+    from batchline.cli import demo, keys
 
-    register(app)
+    keys.register(app)
+    demo.register(app)
 
 
-_register_demo()
+_register_commands()
 
 
 def main() -> None:

@@ -18,13 +18,14 @@ import uvicorn
 import uvloop
 
 from batchline import telemetry
+from batchline.api import admin
 from batchline.api.app import create_app
 from batchline.api.http_protocol import serve_config
 from batchline.api.services import BackendHealth, ListedModel, Readiness
 from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.worker_child import raise_file_limit
-from batchline.config import Settings
+from batchline.config import Settings, check_reach, is_loopback
 from batchline.domain.errors import ConfigError
 from batchline.executor import processes
 from batchline.executor.catalogue import Catalogue, Reach
@@ -36,6 +37,7 @@ from batchline.service.disk import DiskGuard
 from batchline.service.files import FileLimits, Files
 from batchline.service.finalizer import Finalizer
 from batchline.service.jobs import Jobs
+from batchline.service.keys import Keys
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.runner import Runner, StopSettings
@@ -68,6 +70,7 @@ class Parts:
     """Everything that a running server consists of."""
 
     store: Database
+    keys: Keys
     jobs: Jobs
     executor: LocalExecutor
     catalogue: Catalogue
@@ -87,6 +90,9 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         disk.take_reserve()
         store = await Database.open(sqlite_url(directory.database), make_room=disk.give_up_reserve)
         stack.push_async_callback(store.close)
+        keys = await Keys.open(store)
+        check_reach(settings.server, has_keys=not keys.ring.is_empty)
+        await stack.enter_async_context(admin.serving(directory.admin_socket, keys))
         blobs = LocalBlobs(directory.blobs)
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
@@ -120,6 +126,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         )
         yield Parts(
             store=store,
+            keys=keys,
             jobs=jobs,
             executor=executor,
             catalogue=catalogue,
@@ -151,6 +158,8 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             parts.batches,
             lambda: [ListedModel(id=model) for model in parts.catalogue.models()],
             lambda: _readiness(parts, settings, started.is_set()),
+            ring=parts.keys.ring,
+            loopback_only=is_loopback(settings.server.host),
         )
         started = asyncio.Event()
         server = _Server(
@@ -322,5 +331,9 @@ def _backend_health(parts: Parts) -> Sequence[BackendHealth]:
 
 
 def _say(parts: Parts, settings: Settings, port: int) -> None:
-    sys.stdout.write(serve_output.start_up(settings, parts.catalogue.report(), port=port) + "\n")
+    has_keys = not parts.keys.ring.is_empty
+    if not has_keys and not is_loopback(settings.server.host):
+        telemetry.trouble("server_open_to_everybody", host=settings.server.host)
+    said = serve_output.start_up(settings, parts.catalogue.report(), port=port, has_keys=has_keys)
+    sys.stdout.write(said + "\n")
     sys.stdout.flush()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from batchline import __version__
-from batchline.config import Settings
+from batchline.config import Settings, is_loopback
 from batchline.executor.catalogue import BackendReport, Reach
 from batchline.executor.discovery import Found, Place
 
@@ -14,7 +14,9 @@ _MODELS_SHOWN: Final = 4  # hosted APIs list hundreds
 _INDENT: Final = " " * 13
 
 
-def start_up(settings: Settings, backends: Sequence[BackendReport], *, port: int) -> str:
+def start_up(
+    settings: Settings, backends: Sequence[BackendReport], *, port: int, has_keys: bool
+) -> str:
     """The start-up block, without a newline at its end. `port` is the one that is listened on.
 
     The line `listening on http://HOST:PORT` stands alone, for people and for scripts.
@@ -25,12 +27,21 @@ def start_up(settings: Settings, backends: Sequence[BackendReport], *, port: int
             f"Batchline {__version__}",
             f"listening on {url}",
             f"data in      {settings.server.data_dir}",
+            f"keys         {_keys(settings, has_keys)}",
             f"workers      {settings.workers}",
             *_backends(backends),
             "",
-            *_what_next(backends, url),
+            *_what_next(backends, url, has_keys=has_keys),
         ]
     )
+
+
+def _keys(settings: Settings, has_keys: bool) -> str:
+    if has_keys:
+        return "every request needs one"
+    if is_loopback(settings.server.host):
+        return "none: this machine only, and everybody on it"
+    return "NONE, AND OTHERS CAN REACH IT: whoever does, may do everything"
 
 
 def address(host: str, port: int) -> str:
@@ -77,13 +88,14 @@ def _short(models: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _what_next(backends: Sequence[BackendReport], url: str) -> list[str]:
+def _what_next(backends: Sequence[BackendReport], url: str, *, has_keys: bool) -> list[str]:
     if not backends:
         return [
             "Start an inference server and then this one again, or name one:",
             "  batchline serve --upstream http://HOST:PORT",
         ]
+    key = "sk-bl-…" if has_keys else "none"
     return [
         "Any OpenAI client works against it, with another base URL:",
-        f'  client = openai.OpenAI(base_url="{url}/v1", api_key="none")',
+        f'  client = openai.OpenAI(base_url="{url}/v1", api_key="{key}")',
     ]

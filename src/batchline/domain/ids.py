@@ -13,12 +13,23 @@ ProjectId = NewType("ProjectId", str)
 FileId = NewType("FileId", str)
 BatchId = NewType("BatchId", str)
 WorkerId = NewType("WorkerId", str)
+KeyId = NewType("KeyId", str)
 BlobName = NewType("BlobName", str)
 
 DEFAULT_PROJECT: Final = ProjectId("proj_default")
 
 BATCH_PREFIX: Final = "batch"
 RANDOM_BYTES: Final = 12  # 24 hex digits: 96 bits, so that two ids of one second never meet
+
+
+def project_id(random: bytes) -> ProjectId:
+    """`proj_` + 24 hex of 12 random bytes."""
+    return ProjectId(f"proj_{random.hex()}")
+
+
+def key_id(random: bytes) -> KeyId:
+    """`key_` + 24 hex of 12 random bytes: what a key is called where the key must not be shown."""
+    return KeyId(f"key_{random.hex()}")
 
 
 def batch_id(created_at: int, random: bytes) -> BatchId:

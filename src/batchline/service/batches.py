@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from batchline.domain import ids
 from batchline.domain.errors import IllegalTransition, InvalidRequest, NotFound, StoreError
-from batchline.domain.ids import BatchId, FileId, ProjectId
+from batchline.domain.ids import BatchId, FileId, KeyId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, advance
 from batchline.domain.model import DAY_S, Batch, Endpoint, Page
 from batchline.service.files import check_expiry, is_plausible_id
@@ -138,8 +138,12 @@ class Batches:
         except NotFound as exc:
             raise NotFound(unknown, param="after") from exc
 
-    async def cancel(self, project_id: ProjectId, batch_id: str) -> Batch:
+    async def cancel(
+        self, project_id: ProjectId, batch_id: str, *, key_id: KeyId | None = None
+    ) -> Batch:
         """Move the batch to `cancelling` and have it stopped; a repeated cancel changes nothing.
+
+        `key_id` is whose key asked, for the receipt; None where no key is needed.
 
         When this returns, for the first caller or a later one, no worker that lives starts another
         request of it.
@@ -166,12 +170,13 @@ class Batches:
         event("batch_cancel_requested", batch_id=batch.id, was=batch.status.value)
         # The gates first: a receipt is a commit of some milliseconds in which requests would start.
         await self._runner.stop(moved, was=batch.status)
-        await self._record(moved, requested_at=now)
+        await self._record(moved, requested_at=now, key_id=key_id)
         return moved
 
-    async def _record(self, batch: Batch, *, requested_at: int) -> None:
+    async def _record(self, batch: Batch, *, requested_at: int, key_id: KeyId | None) -> None:
         """Note who asked and when. The cancel is accepted already, so trouble does not undo it."""
-        receipt = {"requested_at": requested_at, "requested_by": batch.project_id}
+        who = {"project_id": batch.project_id, "key_id": key_id}
+        receipt = {"requested_at": requested_at, "requested_by": who}
         try:
             await self._store.put_receipt(batch.id, receipt)
         except StoreError as exc:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId
+from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
     Batch,
@@ -71,7 +72,25 @@ class FinalFiles:
 
 
 class Store(Protocol):
-    """Files, batches, shards and commits."""
+    """Keys, files, batches, shards and commits."""
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    async def create_key(self, key: ApiKey) -> ApiKey:
+        """Add a key and give it back as it is stored.
+
+        It opens the project of `key.project_name`. Only if there is none, one is made with the id
+        `key.project_id`.
+        """
+
+    async def list_keys(self) -> Sequence[ApiKey]:
+        """Every key there has ever been, revoked ones too, oldest first."""
+
+    async def revoke_key(self, key_id: KeyId, *, now: int) -> ApiKey | None:
+        """Revoke the key for good; None when there is none.
+
+        One that was revoked before keeps its `revoked_at`.
+        """
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """`Store` on SQLite and PostgreSQL, one set of queries: the asynchronous face of this package.
 
-Each method is one transaction on a small pool of threads; what it does is in `files.py`,
+Each method is one transaction on a small pool of threads; what it does is in `keys.py`, `files.py`,
 `batches.py`, `committing.py`, `finalizing.py` and `references.py`, as functions on a connection. A
 caller that is cancelled while it waits changes nothing: its transaction goes on to its end.
 """
@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from batchline.domain.errors import StorageFull
-from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId
+from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
     Batch,
@@ -32,7 +33,7 @@ from batchline.domain.model import (
     ShardCommit,
     ShardKey,
 )
-from batchline.store import batches, committing, files, finalizing, references
+from batchline.store import batches, committing, files, finalizing, keys, references
 from batchline.store.contract import FinalFiles, NewBatch
 from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
 from batchline.store.schema import migrate
@@ -104,6 +105,17 @@ class Database:
             except StorageFull:
                 if self._make_room is None or not self._make_room():
                     raise
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    async def create_key(self, key: ApiKey) -> ApiKey:
+        return await self._write(lambda c: keys.create(c, key))
+
+    async def list_keys(self) -> Sequence[ApiKey]:
+        return await self._read(keys.every)
+
+    async def revoke_key(self, key_id: KeyId, *, now: int) -> ApiKey | None:
+        return await self._write(lambda c: keys.revoke(c, key_id, now=now))
 
     # -- files ---------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ def worker_holder(worker: str) -> str:
     return f"{WORKER_HOLDER}{worker}"
 
 
-def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that can have an ON CONFLICT clause."""
     # Both databases know ON CONFLICT and spell it alike; SQLAlchemy has one class for each.
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
@@ -39,7 +40,7 @@ def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.
 def register(connection: Connection, new: Blob, *, holder: str, now: int) -> None:
     """Give a durable blob its row and its first reference."""
     connection.execute(
-        _insert(connection, blob).on_conflict_do_nothing(),
+        insert_into(connection, blob).on_conflict_do_nothing(),
         {"name": new.name, "kind": new.kind.value, "bytes": new.bytes, "created_at": now},
     )
     take(connection, [(new.name, holder)])
@@ -51,7 +52,7 @@ def register_segments(connection: Connection, ends: Mapping[BlobName, int], *, n
         {"name": name, "kind": BlobKind.SEGMENT.value, "bytes": end, "created_at": now}
         for name, end in sorted(ends.items())
     ]
-    insert = _insert(connection, blob)
+    insert = insert_into(connection, blob)
     grown = case((insert.excluded.bytes > blob.c.bytes, insert.excluded.bytes), else_=blob.c.bytes)
     connection.execute(
         insert.on_conflict_do_update(index_elements=["name"], set_={"bytes": grown}), values
@@ -61,7 +62,7 @@ def register_segments(connection: Connection, ends: Mapping[BlobName, int], *, n
 def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> None:
     """Let each (blob, holder) be; those that are there already stay as they are."""
     connection.execute(
-        _insert(connection, blob_reference).on_conflict_do_nothing(),
+        insert_into(connection, blob_reference).on_conflict_do_nothing(),
         [{"blob_name": name, "holder": holder} for name, holder in sorted(references)],
     )
 
@@ -69,7 +70,7 @@ def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> 
 def take_selected(connection: Connection, names_and_holders: Select[tuple[str, str]]) -> None:
     """As `take`, of what a query gives."""
     connection.execute(
-        _insert(connection, blob_reference)
+        insert_into(connection, blob_reference)
         .from_select(["blob_name", "holder"], names_and_holders)
         .on_conflict_do_nothing()
     )

@@ -81,6 +81,21 @@ project: Final = Table(
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Index(None, "name", unique=True),
+)
+
+# Of a key itself only what cannot be turned back into it is kept.
+api_key: Final = Table(
+    "api_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", Text, ForeignKey("project.id"), nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # SHA-256
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    UniqueConstraint("digest"),
+    CheckConstraint("length(digest) = 32", "digest"),
 )
 
 blob: Final = Table(

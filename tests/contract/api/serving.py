@@ -23,6 +23,7 @@ from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobKind
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.files import FileLimits, Files
+from batchline.service.keys import Keys
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
 from tests.contract.store_rows import NOW
@@ -105,6 +106,7 @@ class ApiServer:
     blobs_root: Path
     runner: RecordingRunner
     clock: Clock
+    keys: Keys
     state: ServerState
     readiness: Readiness = field(default_factory=lambda: Readiness(ready=True))
     models: Sequence[ListedModel] = ()
@@ -271,7 +273,14 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
     )
     settings = BatchSettings(windows={"24h": 86_400})
     batches = Batches(store, runner, clock=clock, random=os.urandom, settings=settings)
-    app = create_app(files, batches, models=lambda: api.models, readiness=lambda: api.readiness)
+    keys = await Keys.open(store)
+    app = create_app(
+        files,
+        batches,
+        models=lambda: api.models,
+        readiness=lambda: api.readiness,
+        ring=keys.ring,
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     config = serve_config(app, host="127.0.0.1", port=port)
@@ -285,6 +294,7 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
         blobs_root=blobs_root,
         runner=runner,
         clock=clock,
+        keys=keys,
         state=state,
     )
     # Without uvicorn's own loop, which looks every 0.1 s whether it is to end.

@@ -363,7 +363,10 @@ async def test_an_unfinished_batch_is_cancelling_from_then_on(
     ((stopped, was),) = api.runner.was_stopped
     assert (stopped.id, stopped.status, was) == (before.id, BatchStatus.CANCELLING, status)
     after = await store.load_batch(before.id)
-    assert after.receipt == {"requested_at": int(api.clock.now), "requested_by": DEFAULT_PROJECT}
+    assert after.receipt == {
+        "requested_at": int(api.clock.now),
+        "requested_by": {"project_id": DEFAULT_PROJECT, "key_id": None},
+    }
 
 
 @pytest.mark.rule("C3")
