@@ -34,6 +34,7 @@ from batchline.domain.errors import ConfigError
 from batchline.executor.contract import BackendSettings
 from batchline.executor.transport.heads import check_header
 from batchline.service.disk import DiskSettings
+from batchline.service.maintenance import RetentionSettings
 
 ENV_PREFIX: Final = "BATCHLINE_"
 
@@ -80,6 +81,7 @@ class LimitSettings:
     """What may be uploaded; 0 lifts a limit. All defaults but the line's bytes are OpenAI's."""
 
     max_file_bytes: int = 512 * MIB
+    max_upload_bytes: int = 8 * 1024 * MIB
     max_batch_file_bytes: int = 209_715_200
     max_lines: int = 50_000
     max_embedding_inputs: int = 50_000
@@ -108,6 +110,7 @@ class Settings:
     cancel: CancelSettings = field(default_factory=CancelSettings)
     expire: ExpireSettings = field(default_factory=ExpireSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     disk: DiskSettings = field(default_factory=DiskSettings)
     worker: WorkerTuning = field(default_factory=WorkerTuning)

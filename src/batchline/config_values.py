@@ -18,6 +18,9 @@ MIB: Final = 1024 * 1024
 _AT_LEAST: Final[Mapping[str, int]] = {
     "workers": 1,
     "retry.max_attempts": 1,
+    "retention.batch_file_s": 1,
+    "retention.output_s": 1,
+    "retention.upload_s": 1,
     "worker.byte_budget": MIB,
     "worker.segment_bytes": MIB,
     "backend.max_in_flight": 1,
@@ -27,7 +30,7 @@ _AT_MOST: Final[Mapping[str, int]] = {"server.port": 65535}
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
     {
-        *("worker.silent_s", "worker.commit_interval_s", "cancel.cap_s"),
+        *("worker.silent_s", "worker.commit_interval_s", "cancel.cap_s", "retention.sweep_s"),
         *("backend.connect_timeout_s", "backend.total_timeout_s"),
     }
 )

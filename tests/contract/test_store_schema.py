@@ -19,7 +19,7 @@ import batchline
 from batchline.domain.errors import ConfigError
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import BatchStatus, Stopping
-from batchline.domain.model import BlobKind, Purpose
+from batchline.domain.model import BlobKind, Purpose, UploadStatus
 from batchline.store import tables
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
@@ -53,6 +53,8 @@ async def test_a_migrated_database_has_exactly_the_checks_of_the_code(engine: En
         ("batch", "status", set(BatchStatus)),
         ("batch", "stopping", set(Stopping)),
         ("file", "purpose", set(Purpose)),
+        ("upload", "purpose", set(Purpose)),
+        ("upload", "status", set(UploadStatus)),
         ("blob", "kind", set(BlobKind)),
         ("segment_commit", "kind", {tables.OUTPUT, tables.ERROR}),
     ],

@@ -48,6 +48,10 @@ async def test_no_route_tells_another_projects_things_from_missing_ones(tmp_path
             assert conserved(client, ended, content).finished == 5
             assert ended.output_file_id is not None
 
+            upload = client.uploads.create(
+                filename="in.jsonl", purpose="batch", bytes=10, mime_type="text/jsonl"
+            )
+
             other = Caller(running, theirs)
             batch_id, file_id = ended.id, ended.input_file_id
             routes = [
@@ -61,6 +65,8 @@ async def test_no_route_tells_another_projects_things_from_missing_ones(tmp_path
                 ("GET", "/v1/batches/{}", batch_id),
                 ("POST", "/v1/batches/{}/cancel", batch_id),
                 ("GET", "/v1/batches?after={}", batch_id),
+                ("POST", "/v1/uploads/{}/parts", upload.id),
+                ("POST", "/v1/uploads/{}/cancel", upload.id),
             ]
             for method, path, there in routes:
                 missing = re.sub(r"[0-9a-f]{24}$", "0" * 24, there)
@@ -73,6 +79,7 @@ async def test_no_route_tells_another_projects_things_from_missing_ones(tmp_path
                 assert b'"data":[]' in other.ask("GET", path)[2]
             # Nothing of it was touched.
             assert client.batches.retrieve(batch_id) == ended
+            assert client.uploads.cancel(upload.id).status == "cancelled"
             assert client.files.content(ended.output_file_id).content
 
 

@@ -217,6 +217,22 @@ class ServerProcess:
         assert ran.returncode == 0, ran.stderr
         return ran.stdout.splitlines()[-1]
 
+    def blob_sizes(self) -> list[int]:
+        """The sizes of all blobs on disk, finished or not."""
+        sizes = []
+        for path in (self.data / "blobs").rglob("*"):
+            with suppress(FileNotFoundError):  # swept while we looked
+                if path.is_file():
+                    sizes.append(path.stat().st_size)
+        return sorted(sizes)
+
+    def wait_blobs(self, sizes: Sequence[int], *, timeout_s: float = 10.0) -> None:
+        """Poll until the blobs on disk have these sizes and there is no other."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.blob_sizes()) != sorted(sizes):
+            assert time.monotonic() < deadline, f"blobs of {found} bytes are there"
+            time.sleep(POLL_S)
+
     def tail(self) -> str:
         """The end of what the server said."""
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""

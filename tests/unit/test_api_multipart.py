@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from batchline.api.multipart import receive_file
+from batchline.api.file_form import receive_file
 from batchline.domain.errors import InvalidRequest
 from batchline.domain.model import File, Purpose
-from batchline.service.files import Upload
+from batchline.service.files import IncomingFile
 
 BOUNDARY = "b0undary"
 
 
-class Taken(Upload):
+class Taken(IncomingFile):
     """An upload that keeps what it is given in memory."""
 
     def __init__(self) -> None:

@@ -11,11 +11,13 @@ from starlette.exceptions import HTTPException
 from batchline.api import batches as api_batches
 from batchline.api import files as api_files
 from batchline.api import health
+from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
 from batchline.api.services import ListedModel, Readiness, Services
 from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
 from batchline.service.files import Files
+from batchline.service.uploads import Uploads
 
 
 def create_app(
@@ -25,6 +27,7 @@ def create_app(
     readiness: Callable[[], Readiness],
     *,
     ring: KeyRing | None = None,
+    uploads: Uploads,
     loopback_only: bool = True,
 ) -> FastAPI:
     """The application on these services. It holds no state and needs no lifespan.
@@ -39,8 +42,10 @@ def create_app(
         exception_handlers={HTTPException: _to_the_edge},
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.services = Services(files=files, batches=batches, models=models, readiness=readiness)
-    for module in (api_files, api_batches, health):
+    app.state.services = Services(
+        files=files, uploads=uploads, batches=batches, models=models, readiness=readiness
+    )
+    for module in (api_files, api_uploads, api_batches, health):
         app.include_router(module.router)
     app.add_middleware(Edge, ring=ring or KeyRing(), loopback_only=loopback_only)
     return app

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from batchline.api import wire
-from batchline.api.multipart import receive_file
+from batchline.api.file_form import receive_file
 from batchline.api.request import answer, limit_of, project_of, text_of
 from batchline.api.services import services
 from batchline.domain.errors import InvalidRequest
@@ -25,8 +25,8 @@ router = APIRouter()
 @router.post("/v1/files", response_model=None)
 async def create_file(request: Request) -> Response:
     files = services(request).files
-    async with files.begin(project_of(request)) as upload:
-        file = await receive_file(request, upload, max_bytes=files.limits.max_bytes)
+    async with files.begin(project_of(request)) as incoming:
+        file = await receive_file(request, incoming, max_bytes=files.limits.max_bytes)
     return answer(wire.file(file))
 
 

@@ -1,4 +1,4 @@
-"""`multipart/form-data` from the request's stream straight into an upload.
+"""`multipart/form-data` from the request's stream: its one binary part straight into a blob.
 
 python-multipart's low-level parser is fed chunk by chunk. Its callbacks are synchronous, so they
 only collect; the writes are awaited after each chunk, which is also what holds back a client that
@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from batchline.domain.errors import InvalidRequest
-from batchline.domain.model import File, Purpose
-from batchline.service.batches import missing
-from batchline.service.files import Upload, check_expiry, parse_purpose, too_large
+from batchline.service.files import printable_name, too_large
 
 MAX_FIELDS: Final = 32  # the official SDKs send four at most
 MAX_FIELD_BYTES: Final = 4 * 1024
@@ -30,13 +28,8 @@ MAX_HEADER_BYTES: Final = 8 * 1024  # one line of a part's headers: long filenam
 FORM_BYTES: Final = 1024 * 1024  # what a body may hold beside the file: fields, headers, epilogue
 DEFAULT_FILENAME: Final = "upload"  # what the Python SDK calls plain bytes
 
-_ANCHOR: Final = "expires_after.anchor"
-_SECONDS: Final = "expires_after.seconds"
-_KNOWN: Final = frozenset({"purpose", _ANCHOR, _SECONDS})
 # The SDKs write brackets, Azure's examples write dots.
 _BRACKETED: Final = re.compile(r"(\w+)\[(\w+)\]")
-_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # PostgreSQL refuses NUL; headers all of them
 _ESCAPES: Final = (("%22", '"'), ("%0D", "_"), ("%0A", "_"))  # what HTML's form encoding escapes
 _PLAIN_ENCODINGS: Final = frozenset({b"", b"7bit", b"8bit", b"binary"})
 
@@ -44,21 +37,45 @@ _PLAIN_ENCODINGS: Final = frozenset({b"", b"7bit", b"8bit", b"binary"})
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
-async def receive_file(request: Request, upload: Upload, *, max_bytes: int) -> File:
-    """Read the form, write its `file` to `upload` as it comes, and finish the upload.
+class Sink(Protocol):
+    """Who takes the bytes of the binary part, and refuses those that are too many."""
 
-    Parts may come in any order, with or without a Content-Length. `max_bytes` is the size that the
-    file may have: a body that says or shows that it is longer is refused without reading on.
+    async def write(self, chunk: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedForm:
+    """What came beside the bytes: the binary part's filename, and the fields that are known."""
+
+    filename: str
+    fields: Mapping[str, str]
+
+
+async def receive_form(
+    request: Request,
+    sink: Sink,
+    *,
+    binary: str,
+    max_bytes: int,
+    fields: Mapping[str, Callable[[str], object]],
+) -> ReceivedForm:
+    """Read the form and write its part `binary` to `sink` as it comes.
+
+    Parts may come in any order, with or without a Content-Length. `max_bytes` is what the binary
+    part may have: a body that says or shows that it is longer is refused without reading on.
+    `fields` names the fields that are known, in dotted form, each with what looks at its value as
+    soon as it is there; other fields are passed over.
 
     Raises:
-        InvalidRequest: the form is not well-formed, or not what 1.1 of the contract asks for.
+        InvalidRequest: the form is not well-formed, `binary` is missing or there twice, or one of
+            `fields` refused its value.
         ClientDisconnect: the client went away.
     """
     limit_bytes = max_bytes + FORM_BYTES
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit_bytes:
         raise too_large()
-    form = _Form(upload=upload)
+    form = _Form(sink=sink, binary=binary, known=fields)
     parser = _parser(request.headers.get("content-type", ""), form)
     received = 0
     async for chunk in request.stream():
@@ -73,7 +90,7 @@ async def receive_file(request: Request, upload: Upload, *, max_bytes: int) -> F
             await form.follow(step)
     if not form.ended:
         raise _malformed()
-    return await form.finish()
+    return form.received()
 
 
 def _parser(content_type: str, form: _Form) -> MultipartParser:
@@ -123,7 +140,9 @@ _Step = _Begin | bytes | _End
 class _Form:
     """What the parser saw and what became of it. The `on_…` methods are the parser's."""
 
-    upload: Upload
+    sink: Sink
+    binary: str
+    known: Mapping[str, Callable[[str], object]]
     ended: bool = False
     _steps: list[_Step] = field(default_factory=list)
     _header_name: bytes = b""
@@ -134,7 +153,6 @@ class _Form:
     _text: bytes = b""
     _fields: dict[str, str] = field(default_factory=dict)
     _filename: str | None = None
-    _purpose: Purpose | None = None
 
     # -- the parser's callbacks: no awaiting here ------------------------------------------------
 
@@ -179,8 +197,8 @@ class _Form:
 
     async def follow(self, step: _Step) -> None:
         match step:
-            case bytes() if self._current == "file":
-                await self.upload.write(step)
+            case bytes() if self._current == self.binary:
+                await self.sink.write(step)
             case bytes():
                 if len(self._text) + len(step) > MAX_FIELD_BYTES:
                     raise InvalidRequest(f"The form field '{self._current[:64]}' is too long.")
@@ -195,51 +213,28 @@ class _Form:
         if self._parts > MAX_FIELDS:
             raise InvalidRequest(f"Too many form fields: at most {MAX_FIELDS} are read.")
         self._current, self._text = part.name, b""
-        if part.name == "file":
+        if part.name == self.binary:
             if self._filename is not None:
-                raise InvalidRequest("Only one 'file' can be uploaded at a time.", param="file")
+                raise InvalidRequest(
+                    f"Only one '{self.binary}' can be uploaded at a time.", param=self.binary
+                )
             self._filename = part.filename or DEFAULT_FILENAME
 
     def _end(self) -> None:
         name = self._current
-        if name not in _KNOWN:  # a field that is not understood is passed over, as headers are
+        look_at = self.known.get(name)
+        if look_at is None:  # a field that is not understood is passed over, as headers are
             return
         if name in self._fields:
             raise InvalidRequest(f"The form field '{name}' was given twice.", param=name)
         self._fields[name] = self._text.decode("utf-8", "replace")
-        if name == "purpose":  # at once: SDKs that send it first need not send the file then
-            self._purpose = parse_purpose(self._fields[name])
+        # At once: SDKs that send the fields first need not send the file then.
+        look_at(self._fields[name])
 
-    async def finish(self) -> File:
+    def received(self) -> ReceivedForm:
         if self._filename is None:
-            raise InvalidRequest("'file' is a required property", param="file")
-        if self._purpose is None:
-            raise InvalidRequest("'purpose' is a required property", param="purpose")
-        return await self.upload.finish(
-            filename=self._filename,
-            purpose=self._purpose,
-            expires_after_s=self._expires_after_s(),
-        )
-
-    def _expires_after_s(self) -> int | None:
-        anchor, seconds = self._fields.get(_ANCHOR), self._fields.get(_SECONDS)
-        if anchor is None and seconds is None:
-            return None
-        if anchor is None or seconds is None:
-            raise missing(_ANCHOR if anchor is None else _SECONDS)
-        if anchor != "created_at":
-            raise InvalidRequest(
-                f"Invalid value: '{anchor}'. Value must be 'created_at'.",
-                param=_ANCHOR,
-                wire_code="invalid_value",
-            )
-        if _INTEGER.fullmatch(seconds) is None:
-            raise InvalidRequest(
-                f"Invalid type for '{_SECONDS}': expected an integer, but got a string instead.",
-                param=_SECONDS,
-                wire_code="invalid_type",
-            )
-        return check_expiry(int(seconds), param=_SECONDS)
+            raise InvalidRequest(f"'{self.binary}' is a required property", param=self.binary)
+        return ReceivedForm(filename=self._filename, fields=self._fields)
 
 
 def _filename(raw: bytes) -> str:
@@ -247,7 +242,7 @@ def _filename(raw: bytes) -> str:
     name = raw.decode("utf-8", "replace")
     for escape, character in _ESCAPES:
         name = name.replace(escape, character)
-    return _CONTROL.sub("_", name)
+    return printable_name(name)
 
 
 def _malformed() -> InvalidRequest:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from batchline.service.batches import Batches
 from batchline.service.files import Files
+from batchline.service.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class Services:
     """What the routes translate for; both callables answer from memory."""
 
     files: Files
+    uploads: Uploads
     batches: Batches
     models: Callable[[], Sequence[ListedModel]]
     readiness: Callable[[], Readiness]

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from batchline.domain.ids import FileId
-from batchline.domain.model import Batch, File, LineProblem, Page, Usage
+from batchline.domain.model import Batch, File, LineProblem, Page, Upload, UploadPart, Usage
 
 T = TypeVar("T")
 Shape = Mapping[str, object]
@@ -39,6 +39,30 @@ def file(value: File) -> Shape:
 
 def file_deleted(file_id: FileId) -> Shape:
     return {"id": file_id, "object": "file", "deleted": True}
+
+
+def upload(value: Upload, becomes: File | None = None) -> Shape:
+    """The Upload object; `becomes` is the file of one that is completed."""
+    return {
+        "id": value.id,
+        "object": "upload",
+        "bytes": value.bytes,
+        "created_at": value.created_at,
+        "filename": value.filename,
+        "purpose": value.purpose.value,
+        "status": value.status.value,
+        "expires_at": value.expires_at,
+        "file": None if becomes is None else file(becomes),
+    }
+
+
+def upload_part(value: UploadPart) -> Shape:
+    return {
+        "id": value.id,
+        "object": "upload.part",
+        "created_at": value.created_at,
+        "upload_id": value.upload_id,
+    }
 
 
 def batch(value: Batch) -> Shape:

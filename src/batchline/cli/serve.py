@@ -42,6 +42,7 @@ from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
+from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
@@ -79,6 +80,7 @@ class Parts:
     disk: DiskGuard
     maintenance: Maintenance
     files: Files
+    uploads: Uploads
     batches: Batches
 
 
@@ -117,12 +119,26 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             executor,
             scheduler,
             planner,
-            Finalizer(store=store, blobs=blobs, jobs=jobs),
+            Finalizer(
+                store=store,
+                blobs=blobs,
+                jobs=jobs,
+                output_lifetime_s=settings.retention.output_s,
+            ),
             settings=StopSettings(
                 cancel_grace_s=settings.cancel.grace_s,
                 expire_grace_s=settings.expire.grace_s,
                 cap_s=settings.cancel.cap_s,
             ),
+        )
+        files = Files(
+            store,
+            blobs,
+            limits=FileLimits(
+                max_bytes=settings.limits.max_file_bytes or 2**62,
+                batch_file_lifetime_s=settings.retention.batch_file_s,
+            ),
+            has_room=lambda: disk.has_room,
         )
         yield Parts(
             store=store,
@@ -133,11 +149,16 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             scheduler=scheduler,
             runner=runner,
             disk=disk,
-            maintenance=Maintenance(store=store, blobs=blobs),
-            files=Files(
+            maintenance=Maintenance(store=store, blobs=blobs, sweep_s=settings.retention.sweep_s),
+            files=files,
+            uploads=Uploads(
                 store,
                 blobs,
-                limits=FileLimits(max_bytes=settings.limits.max_file_bytes or 2**62),
+                files,
+                limits=UploadLimits(
+                    max_bytes=settings.limits.max_upload_bytes or 2**62,
+                    lifetime_s=settings.retention.upload_s,
+                ),
                 has_room=lambda: disk.has_room,
             ),
             batches=Batches(store, runner, settings=BatchSettings(windows=settings.windows)),
@@ -160,6 +181,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             lambda: _readiness(parts, settings, started.is_set()),
             ring=parts.keys.ring,
             loopback_only=is_loopback(settings.server.host),
+            uploads=parts.uploads,
         )
         started = asyncio.Event()
         server = _Server(

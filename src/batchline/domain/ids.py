@@ -12,6 +12,8 @@ from typing import Final, NewType
 ProjectId = NewType("ProjectId", str)
 FileId = NewType("FileId", str)
 BatchId = NewType("BatchId", str)
+UploadId = NewType("UploadId", str)
+PartId = NewType("PartId", str)
 WorkerId = NewType("WorkerId", str)
 KeyId = NewType("KeyId", str)
 BlobName = NewType("BlobName", str)
@@ -40,6 +42,16 @@ def batch_id(created_at: int, random: bytes) -> BatchId:
 def file_id(random: bytes) -> FileId:
     """`file-` (a hyphen) + 24 hex of 12 random bytes."""
     return FileId(f"file-{random.hex()}")
+
+
+def upload_id(random: bytes) -> UploadId:
+    """`upload_` + 24 hex of 12 random bytes."""
+    return UploadId(f"upload_{random.hex()}")
+
+
+def part_id(random: bytes) -> PartId:
+    """`part_` + 24 hex of 12 random bytes."""
+    return PartId(f"part_{random.hex()}")
 
 
 def line_id_prefix(batch: BatchId) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.ids import BatchId, BlobName, FileId, PartId, ProjectId, UploadId
 from batchline.domain.lifecycle import BatchStatus, Stopping
 
 T = TypeVar("T")
@@ -37,6 +37,15 @@ class Endpoint(StrEnum):
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
     RESPONSES = "/v1/responses"
+
+
+class UploadStatus(StrEnum):
+    """The wire's four statuses of an upload in parts. All but `pending` are final."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 class BlobKind(StrEnum):
@@ -78,6 +87,44 @@ class File:
     bytes: int
     created_at: int
     expires_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """The API's Upload object, as stored: a file that comes in parts.
+
+    `bytes` is what its creator announced. `file_expires_after_s` is the policy of the file that it
+    becomes; `file_id` names that file, and `recipe` tells of which parts, once it is `completed`.
+    """
+
+    id: UploadId
+    project_id: ProjectId
+    purpose: Purpose
+    filename: str
+    bytes: int
+    created_at: int
+    expires_at: int
+    file_expires_after_s: int | None
+    status: UploadStatus = UploadStatus.PENDING
+    file_id: FileId | None = None
+    recipe: str | None = None
+
+    def status_at(self, now: int) -> UploadStatus:
+        """The status by the clock: an upload expires whether a sweep has been there or not."""
+        if self.status is UploadStatus.PENDING and self.expires_at <= now:
+            return UploadStatus.EXPIRED
+        return self.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPart:
+    """A part of an upload: the whole of the durable blob `blob_name`."""
+
+    id: PartId
+    upload_id: UploadId
+    blob_name: BlobName
+    bytes: int
+    created_at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

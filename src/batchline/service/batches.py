@@ -13,7 +13,14 @@ from batchline.domain.errors import IllegalTransition, InvalidRequest, NotFound,
 from batchline.domain.ids import BatchId, FileId, KeyId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, advance
 from batchline.domain.model import DAY_S, Batch, Endpoint, Page
-from batchline.service.files import check_expiry, is_plausible_id
+from batchline.service.bodies import (
+    expires_after,
+    object_of,
+    refuse_unknown,
+    required_text,
+    wrong_type,
+)
+from batchline.service.files import is_plausible_id
 from batchline.store.contract import NewBatch, Store
 from batchline.telemetry import event, trouble
 
@@ -189,26 +196,20 @@ def parse_order(body: object, *, windows: Mapping[str, int]) -> BatchOrder:
     Raises:
         InvalidRequest: with the first problem found.
     """
-    if not isinstance(body, dict):
-        raise InvalidRequest(
-            f"Invalid type for request body: expected an object, but got {_kind(body)} instead.",
-            wire_code="invalid_type",
-        )
+    body = object_of(body)
     order = BatchOrder(
         input_file_id=FileId(_file_id(body)),
         endpoint=_endpoint(body),
         completion_window=_window(body, windows),
         metadata=_metadata(body.get("metadata")),
-        output_expires_after_s=_expires_after(body.get("output_expires_after")),
+        output_expires_after_s=expires_after(body, "output_expires_after"),
     )
-    for name in body:
-        if name not in FIELDS:
-            raise _unknown(name)
+    refuse_unknown(body, FIELDS)
     return order
 
 
 def _file_id(body: Mapping[str, object]) -> str:
-    text = _required_text(body, "input_file_id")
+    text = required_text(body, "input_file_id")
     if not is_plausible_id(text):
         raise InvalidRequest(
             "Invalid 'input_file_id': expected the id of a file.",
@@ -219,7 +220,7 @@ def _file_id(body: Mapping[str, object]) -> str:
 
 
 def _endpoint(body: Mapping[str, object]) -> Endpoint:
-    text = _required_text(body, "endpoint")
+    text = required_text(body, "endpoint")
     for endpoint in Endpoint:
         if text == endpoint.value:
             return endpoint
@@ -232,7 +233,7 @@ def _endpoint(body: Mapping[str, object]) -> Endpoint:
 
 
 def _window(body: Mapping[str, object], windows: Mapping[str, int]) -> str:
-    text = _required_text(body, "completion_window")
+    text = required_text(body, "completion_window")
     if text not in windows:
         allowed = " or ".join(f"'{name}'" for name in windows)
         raise InvalidRequest(
@@ -247,7 +248,7 @@ def _metadata(value: object) -> Mapping[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _wrong_type("metadata", "an object", value)
+        raise wrong_type("metadata", "an object", value)
     if len(value) > MAX_METADATA_PAIRS:
         raise InvalidRequest(
             f"Invalid 'metadata': too many properties. Expected an object with at most "
@@ -258,68 +259,12 @@ def _metadata(value: object) -> Mapping[str, str] | None:
     for key, text in value.items():
         param = f"metadata.{key}"
         if not isinstance(text, str):
-            raise _wrong_type(param, "a string", text)
+            raise wrong_type(param, "a string", text)
         if len(key) > MAX_METADATA_KEY_CHARS:
             raise _too_long(param, "key", MAX_METADATA_KEY_CHARS, len(key))
         if len(text) > MAX_METADATA_VALUE_CHARS:
             raise _too_long(param, "string", MAX_METADATA_VALUE_CHARS, len(text))
     return value
-
-
-def _expires_after(value: object) -> int | None:
-    name = "output_expires_after"
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise _wrong_type(name, "an object", value)
-    anchor = _required_text(value, "anchor", prefix=f"{name}.")
-    if anchor != "created_at":
-        raise InvalidRequest(
-            f"Invalid value: '{anchor}'. Value must be 'created_at'.",
-            param=f"{name}.anchor",
-            wire_code="invalid_value",
-        )
-    seconds = value.get("seconds")
-    if seconds is None:
-        raise missing(f"{name}.seconds")
-    # bool is a subclass of int in Python, and not an integer in JSON.
-    if not isinstance(seconds, int) or isinstance(seconds, bool):
-        raise _wrong_type(f"{name}.seconds", "an integer", seconds)
-    for key in value:
-        if key not in ("anchor", "seconds"):
-            raise _unknown(f"{name}.{key}")
-    return check_expiry(seconds, param=f"{name}.seconds")
-
-
-def _required_text(body: Mapping[str, object], name: str, *, prefix: str = "") -> str:
-    value = body.get(name)
-    if name not in body:
-        raise missing(prefix + name)
-    if not isinstance(value, str):
-        raise _wrong_type(prefix + name, "a string", value)
-    return value
-
-
-def missing(param: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Missing required parameter: '{param}'.",
-        param=param,
-        wire_code="missing_required_parameter",
-    )
-
-
-def _unknown(param: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Unknown parameter: '{param}'.", param=param, wire_code="unknown_parameter"
-    )
-
-
-def _wrong_type(param: str, expected: str, value: object) -> InvalidRequest:
-    return InvalidRequest(
-        f"Invalid type for '{param}': expected {expected}, but got {_kind(value)} instead.",
-        param=param,
-        wire_code="invalid_type",
-    )
 
 
 def _too_long(param: str, what: str, limit: int, length: int) -> InvalidRequest:
@@ -329,22 +274,3 @@ def _too_long(param: str, what: str, limit: int, length: int) -> InvalidRequest:
         param=param,
         wire_code="string_above_max_length",
     )
-
-
-def _kind(value: object) -> str:
-    """What a decoded JSON value is, with its article, in the service's words."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int():
-            return "an integer"
-        case float():
-            return "a decimal"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case _:
-            return "an object"

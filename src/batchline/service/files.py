@@ -7,6 +7,7 @@ upload that does not get that far leaves neither.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ UPLOAD_PURPOSES: Final = (
 NOT_DOWNLOADABLE: Final = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
 
 _BOM: Final = b"\xef\xbb\xbf"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # PostgreSQL refuses NUL; headers all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class Files:
         self.limits = limits or FileLimits()
         self._has_room = has_room
 
-    def begin(self, project_id: ProjectId) -> Upload:
+    def begin(self, project_id: ProjectId) -> IncomingFile:
         """Start an upload; use it as `async with`, which discards what was not finished.
 
         Raises:
@@ -85,7 +87,7 @@ class Files:
         """
         if not self._has_room():
             raise StorageFull("the disk is low: no uploads until there is room again")
-        return Upload(self, project_id, self._blobs.writer(BlobKind.INPUT))
+        return IncomingFile(self, project_id, self._blobs.writer(BlobKind.INPUT))
 
     async def get(self, project_id: ProjectId, file_id: str) -> File:
         """The file.
@@ -170,6 +172,29 @@ class Files:
 
         return file, chunks()
 
+    def new_file(
+        self,
+        project_id: ProjectId,
+        *,
+        size: int,
+        filename: str,
+        purpose: Purpose,
+        expires_after_s: int | None,
+    ) -> File:
+        """A file that is created now, with a fresh id and its expiry; it has no row yet."""
+        now = self._now()
+        if expires_after_s is None and purpose is Purpose.BATCH:
+            expires_after_s = self.limits.batch_file_lifetime_s
+        return File(
+            id=ids.file_id(self._random(ids.RANDOM_BYTES)),
+            project_id=project_id,
+            purpose=purpose,
+            filename=filename,
+            bytes=size,
+            created_at=now,
+            expires_at=None if expires_after_s is None else now + expires_after_s,
+        )
+
     async def _create(
         self,
         project_id: ProjectId,
@@ -180,17 +205,12 @@ class Files:
         expires_after_s: int | None,
     ) -> File:
         """The row of a durable blob; without the row the blob goes too."""
-        now = self._now()
-        if expires_after_s is None and purpose is Purpose.BATCH:
-            expires_after_s = self.limits.batch_file_lifetime_s
-        file = File(
-            id=ids.file_id(self._random(ids.RANDOM_BYTES)),
-            project_id=project_id,
-            purpose=purpose,
+        file = self.new_file(
+            project_id,
+            size=blob.bytes,
             filename=filename,
-            bytes=blob.bytes,
-            created_at=now,
-            expires_at=None if expires_after_s is None else now + expires_after_s,
+            purpose=purpose,
+            expires_after_s=expires_after_s,
         )
         try:
             await self._store.create_file(file, blob)
@@ -208,10 +228,10 @@ class Files:
         return int(self._clock())
 
 
-class Upload:
-    """One upload in progress. Its metadata may come after its bytes, so `finish` takes it.
+class IncomingFile:
+    """A file that is being uploaded. Its metadata may come after its bytes: `finish` takes it.
 
-    Used by one task, as `async with files.begin(…) as upload`.
+    Used by one task, as `async with files.begin(…) as incoming`.
     """
 
     def __init__(self, files: Files, project_id: ProjectId, writer: BlobWriter) -> None:
@@ -319,14 +339,28 @@ def check_begins_like_jsonl(filename: str, head: bytes, *, is_whole: bool) -> No
     Raises:
         InvalidRequest: with the service's one message for all of these.
     """
-    _, dot, extension = filename.rpartition(".")
-    has_extension = bool(dot)
-    named_jsonl = has_extension and extension.lower() == "jsonl"
+    check_batch_filename(filename)
     first, is_complete = _first_line(head.removeprefix(_BOM), is_whole=is_whole)
     starts_an_object = first.startswith(b"{")
     begins_well = starts_an_object if not is_complete else _is_json(first)
-    if not begins_well or not (named_jsonl or (not has_extension and starts_an_object)):
-        raise InvalidRequest("Invalid file format for Batch API. Must be .jsonl")
+    if not begins_well or not ("." in filename or starts_an_object):
+        raise _not_jsonl()
+
+
+def check_batch_filename(filename: str) -> None:
+    """Refuse a name with another extension than `.jsonl`; without one, the content decides.
+
+    Raises:
+        InvalidRequest: with the service's message.
+    """
+    _, dot, extension = filename.rpartition(".")
+    if dot and extension.lower() != "jsonl":
+        raise _not_jsonl()
+
+
+def printable_name(filename: str) -> str:
+    """`filename` with `_` in the place of control characters."""
+    return _CONTROL.sub("_", filename)
 
 
 def _first_line(head: bytes, *, is_whole: bool) -> tuple[bytes, bool]:
@@ -347,6 +381,10 @@ def _is_json(line: bytes) -> bool:
 def is_plausible_id(text: str) -> bool:
     """Whether `text` could be an id at all: PostgreSQL, for one, refuses a NUL in a value."""
     return 0 < len(text) <= MAX_ID_CHARS and text.isascii() and text.isprintable()
+
+
+def _not_jsonl() -> InvalidRequest:
+    return InvalidRequest("Invalid file format for Batch API. Must be .jsonl")
 
 
 def too_large() -> InvalidRequest:

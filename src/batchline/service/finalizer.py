@@ -25,9 +25,6 @@ from batchline.service.leftovers import LeftoversJob, Unfinished, write_leftover
 from batchline.store.contract import BlobStore, FinalFiles, Store
 
 RETRY_S: Final = 0.5
-OUTPUT_LIFETIME_S: Final = (
-    30 * DAY_S
-)  # of output and error files, unless the creator said otherwise
 
 _UNRUN: Final = {
     Stopping.CANCEL: Failure.BATCH_CANCELLED,
@@ -50,6 +47,7 @@ class Finalizer:
     jobs: Jobs
     clock: Callable[[], float] = time.time
     random: Callable[[int], bytes] = os.urandom
+    output_lifetime_s: int = 30 * DAY_S  # of both files, unless the batch's creator said otherwise
 
     async def finalize(self, batch_id: BatchId) -> Batch:
         """Write the files and make the batch terminal; the terminal batch.
@@ -83,7 +81,7 @@ class Finalizer:
                     output_filename=f"{batch.id}_output.jsonl",
                     error_id=ids.file_id(self.random(ids.RANDOM_BYTES)),
                     error_filename=f"{batch.id}_error.jsonl",
-                    expires_at=now + (batch.output_expires_after_s or OUTPUT_LIFETIME_S),
+                    expires_at=now + (batch.output_expires_after_s or self.output_lifetime_s),
                     never_run=never_run,
                     problems=[INPUT_UNREADABLE] if _failed(batch) else [],
                 ),

@@ -1,4 +1,4 @@
-"""What has to happen by itself: expired files go, unreferenced bytes go, orphans go at start."""
+"""What has to happen by itself: what expired goes, unreferenced bytes go, orphans at start."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from typing import Final
 
 from batchline import telemetry
 from batchline.domain.errors import StoreError
+from batchline.domain.model import DAY_S
 from batchline.store.contract import BlobStore, Store
 
-SWEEP_S: Final = 20.0  # expired bytes are gone from disk within a minute
+SWEEP_S: Final = 20.0  # what expired is gone from disk within a minute
 _AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSettings:
+    """How long things are kept, and how often is looked for what is past its time.
+
+    `batch_file_s` and `output_s` are for files whose creators said nothing; 30 days, and the hour
+    of an upload in parts, are the service's.
+    """
+
+    batch_file_s: int = 30 * DAY_S
+    output_s: int = 30 * DAY_S
+    upload_s: int = 3_600
+    sweep_s: float = SWEEP_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +38,7 @@ class Maintenance:
     store: Store
     blobs: BlobStore
     clock: Callable[[], float] = time.time
+    sweep_s: float = SWEEP_S
 
     async def recover(self) -> int:
         """Clean up behind an earlier server: before anyone uploads or dispatches.
@@ -49,12 +65,14 @@ class Maintenance:
                 await self.sweep()
             except StoreError as exc:
                 telemetry.trouble("sweep_failed", code=exc.code)
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(self.sweep_s)
 
     async def sweep(self) -> None:
-        """One pass over expired files and unreferenced blobs."""
-        while await self.store.expire_files(now=int(self.clock()), limit=_AT_ONCE) == _AT_ONCE:
-            pass
+        """One pass over expired files and uploads and over unreferenced blobs."""
+        now = int(self.clock())
+        for expire in (self.store.expire_files, self.store.expire_uploads):
+            while await expire(now=now, limit=_AT_ONCE) == _AT_ONCE:
+                pass
         while blobs := await self.store.unreferenced_blobs(limit=_AT_ONCE):
             names = [blob.name for blob in blobs]
             # Bytes first: a row without bytes is found again by the next sweep, the reverse never.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId
+from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId, UploadId
 from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
@@ -36,6 +36,8 @@ from batchline.domain.model import (
     Shard,
     ShardCommit,
     ShardKey,
+    Upload,
+    UploadPart,
 )
 
 
@@ -72,7 +74,7 @@ class FinalFiles:
 
 
 class Store(Protocol):
-    """Keys, files, batches, shards and commits."""
+    """Keys, files, uploads, batches, shards and commits."""
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -129,6 +131,42 @@ class Store(Protocol):
 
     async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
         """The file's manifest in order: its content is these ranges, one after another."""
+
+    # -- uploads in parts ----------------------------------------------------------------------
+
+    async def create_upload(self, upload: Upload) -> None:
+        """Make a new upload, without parts, known."""
+
+    async def get_upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
+        """The upload, or None when it never existed or is another project's."""
+
+    async def add_part(
+        self, part: UploadPart, blob: Blob, *, max_parts: int, max_bytes: int
+    ) -> bool:
+        """Add a part whose `blob` is durable already; the upload holds it while it is pending.
+
+        False when the upload is no longer pending, had expired at the part's `created_at`, has
+        `max_parts` already or would have more than `max_bytes`: nothing was written, and the
+        blob's bytes are the caller's to delete.
+        """
+
+    async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]:
+        """The parts that came so far, in no order; none once the upload is not pending."""
+
+    async def complete_upload(
+        self, upload_id: UploadId, *, recipe: str, file: File, blob: Blob
+    ) -> bool:
+        """Make `file` visible with the bytes of the durable `blob`, and the upload `completed`.
+
+        In one transaction, which also lets go of the parts. False when the upload is no longer
+        pending: nothing was written, and the blob's bytes are the caller's to delete.
+        """
+
+    async def cancel_upload(self, upload_id: UploadId, *, now: int) -> bool:
+        """Make the upload `cancelled` and let go of its parts; False when it is not open."""
+
+    async def expire_uploads(self, *, now: int, limit: int) -> int:
+        """Let go of the parts of up to `limit` pending uploads past `expires_at`; how many."""
 
     # -- blobs ---------------------------------------------------------------------------------
 

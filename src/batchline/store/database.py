@@ -1,7 +1,7 @@
 """`Store` on SQLite and PostgreSQL, one set of queries: the asynchronous face of this package.
 
-Each method is one transaction on a small pool of threads; what it does is in `keys.py`, `files.py`,
-`batches.py`, `committing.py`, `finalizing.py` and `references.py`, as functions on a connection. A
+Each method is one transaction on a small pool of threads; what it does is in the
+modules beside this one (`keys.py`, `files.py`, `uploads.py`, …), as functions on a connection. A
 caller that is cancelled while it waits changes nothing: its transaction goes on to its end.
 """
 
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from batchline.domain.errors import StorageFull
-from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId
+from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId, UploadId
 from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
@@ -32,8 +32,10 @@ from batchline.domain.model import (
     Shard,
     ShardCommit,
     ShardKey,
+    Upload,
+    UploadPart,
 )
-from batchline.store import batches, committing, files, finalizing, keys, references
+from batchline.store import batches, committing, files, finalizing, keys, references, uploads
 from batchline.store.contract import FinalFiles, NewBatch
 from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
 from batchline.store.schema import migrate
@@ -155,6 +157,41 @@ class Database:
 
     async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
         return await self._read(lambda c: files.ranges(c, file_id))
+
+    # -- uploads in parts ----------------------------------------------------------------------
+
+    async def create_upload(self, upload: Upload) -> None:
+        await self._write(lambda c: uploads.create(c, upload), step="upload.create")
+
+    async def get_upload(self, project_id: ProjectId, upload_id: UploadId) -> Upload | None:
+        return await self._read(lambda c: uploads.get(c, project_id, upload_id))
+
+    async def add_part(
+        self, part: UploadPart, blob: Blob, *, max_parts: int, max_bytes: int
+    ) -> bool:
+        return await self._write(
+            lambda c: uploads.add_part(c, part, blob, max_parts=max_parts, max_bytes=max_bytes),
+            step="part.add",
+        )
+
+    async def upload_parts(self, upload_id: UploadId) -> Sequence[UploadPart]:
+        return await self._read(lambda c: uploads.parts(c, upload_id))
+
+    async def complete_upload(
+        self, upload_id: UploadId, *, recipe: str, file: File, blob: Blob
+    ) -> bool:
+        return await self._write(
+            lambda c: uploads.complete(c, upload_id, recipe=recipe, file=file, blob=blob),
+            step="upload.complete",
+        )
+
+    async def cancel_upload(self, upload_id: UploadId, *, now: int) -> bool:
+        return await self._write(
+            lambda c: uploads.cancel(c, upload_id, now=now), step="upload.cancel"
+        )
+
+    async def expire_uploads(self, *, now: int, limit: int) -> int:
+        return await self._write(lambda c: uploads.expire(c, now=now, limit=limit))
 
     # -- blobs ---------------------------------------------------------------------------------
 

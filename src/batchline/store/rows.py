@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import RowMapping
 
-from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.ids import BatchId, BlobName, FileId, PartId, ProjectId, UploadId
 from batchline.domain.lifecycle import BatchStatus, Stopping
 from batchline.domain.model import (
     Batch,
@@ -21,6 +21,9 @@ from batchline.domain.model import (
     Purpose,
     Shard,
     ShardKey,
+    Upload,
+    UploadPart,
+    UploadStatus,
     Usage,
 )
 from batchline.store.contract import NewBatch
@@ -80,6 +83,58 @@ def file_values(file: File) -> dict[str, Any]:
         "bytes": file.bytes,
         "created_at": file.created_at,
         "expires_at": file.expires_at,
+    }
+
+
+def upload_of(row: RowMapping) -> Upload:
+    return Upload(
+        id=UploadId(row["id"]),
+        project_id=ProjectId(row["project_id"]),
+        purpose=Purpose(row["purpose"]),
+        filename=row["filename"],
+        bytes=row["bytes"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        file_expires_after_s=row["file_expires_after_s"],
+        status=UploadStatus(row["status"]),
+        file_id=row["file_id"],
+        recipe=row["recipe"],
+    )
+
+
+def upload_values(upload: Upload) -> dict[str, Any]:
+    return {
+        "id": upload.id,
+        "project_id": upload.project_id,
+        "purpose": upload.purpose.value,
+        "filename": upload.filename,
+        "bytes": upload.bytes,
+        "created_at": upload.created_at,
+        "expires_at": upload.expires_at,
+        "file_expires_after_s": upload.file_expires_after_s,
+        "status": upload.status.value,
+        "file_id": upload.file_id,
+        "recipe": upload.recipe,
+    }
+
+
+def part_of(row: RowMapping) -> UploadPart:
+    return UploadPart(
+        id=PartId(row["id"]),
+        upload_id=UploadId(row["upload_id"]),
+        blob_name=BlobName(row["blob_name"]),
+        bytes=row["bytes"],
+        created_at=row["created_at"],
+    )
+
+
+def part_values(part: UploadPart) -> dict[str, Any]:
+    return {
+        "id": part.id,
+        "upload_id": part.upload_id,
+        "blob_name": part.blob_name,
+        "bytes": part.bytes,
+        "created_at": part.created_at,
     }
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from batchline.domain.lifecycle import BatchStatus, Stopping
-from batchline.domain.model import BlobKind, Purpose
+from batchline.domain.model import BlobKind, Purpose, UploadStatus
 
 OUTPUT: Final = "output"
 ERROR: Final = "error"
@@ -110,7 +110,8 @@ blob: Final = Table(
 )
 
 # References are rows and not a count, so that taking and dropping one twice does no harm.
-# A holder is a file id, a batch id or `worker:<id>`; they cannot be mistaken for each other.
+# A holder is the id of a file, a batch or an upload, or `worker:<id>`; they cannot be mistaken for
+# each other.
 blob_reference: Final = Table(
     "blob_reference",
     metadata,
@@ -158,6 +159,44 @@ file_range: Final = Table(
     Column("crc", BigInteger),
     CheckConstraint("0 <= start AND start <= stop", "range"),
     sqlite_with_rowid=False,
+)
+
+upload: Final = Table(
+    "upload",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", Text, ForeignKey("project.id"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # as announced
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("file_expires_after_s", BigInteger),
+    Column("status", Text, nullable=False),
+    Column("file_id", Text),
+    Column("recipe", Text),
+    CheckConstraint(_one_of("purpose", Purpose), "purpose"),
+    CheckConstraint(_one_of("status", UploadStatus), "status"),
+    CheckConstraint("bytes > 0", "bytes"),
+    CheckConstraint(
+        "(status = 'completed' AND file_id IS NOT NULL AND recipe IS NOT NULL)"
+        " OR (status <> 'completed' AND file_id IS NULL AND recipe IS NULL)",
+        "file_fits_status",
+    ),
+    Index(None, "status", "expires_at"),  # the few pending ones, for the sweep
+)
+
+# The rows of an upload's parts, and its references on their blobs, go when it is no longer pending.
+upload_part: Final = Table(
+    "upload_part",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("upload_id", Text, ForeignKey("upload.id"), nullable=False),
+    Column("blob_name", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("bytes >= 0", "bytes"),
+    Index(None, "upload_id"),
 )
 
 batch: Final = Table(

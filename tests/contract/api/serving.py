@@ -24,11 +24,13 @@ from batchline.domain.model import Batch, BlobKind
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.files import FileLimits, Files
 from batchline.service.keys import Keys
+from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
 from tests.contract.store_rows import NOW
 
 MAX_FILE_BYTES = 3 * 1024 * 1024
+MAX_UPLOAD_BYTES = 8 * 1024 * 1024
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/completions","body":{"model":"m"}}\n'
 CRLF = b"\r\n"
 BOUNDARY = "boundary-of-the-test"
@@ -274,12 +276,21 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
     settings = BatchSettings(windows={"24h": 86_400})
     batches = Batches(store, runner, clock=clock, random=os.urandom, settings=settings)
     keys = await Keys.open(store)
+    uploads = Uploads(
+        store,
+        blobs,
+        files,
+        clock=clock,
+        random=os.urandom,
+        limits=UploadLimits(max_bytes=MAX_UPLOAD_BYTES),
+    )
     app = create_app(
         files,
         batches,
         models=lambda: api.models,
         readiness=lambda: api.readiness,
         ring=keys.ring,
+        uploads=uploads,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

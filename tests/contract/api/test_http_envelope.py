@@ -33,7 +33,12 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 def paths_of(api: ApiServer) -> Iterator[str]:
     """Every route with ids that do not exist, and places that are no route."""
     for path in api.app.openapi()["paths"]:
-        yield path.format(file_id="file-none", batch_id="batch_none", model_id="org/model")
+        yield path.format(
+            file_id="file-none",
+            upload_id="upload_none",
+            batch_id="batch_none",
+            model_id="org/model",
+        )
     yield from ["/", "/v1", "/v1/", "/v1/files/", "/v1/none", "/docs", "/openapi.json", "/%ff%00"]
 
 

@@ -92,7 +92,9 @@ async def test_a_key_is_a_bearer_token_or_the_password_of_basic(api: ApiServer) 
 @pytest.mark.rule("K3")
 async def test_without_a_key_nothing_is_open_but_health(api: ApiServer) -> None:
     await api.keys.create("alpha")
-    paths = [path.format(file_id="f", batch_id="b", model_id="m") for path in routes(api)]
+    paths = [
+        path.format(file_id="f", batch_id="b", model_id="m", upload_id="u") for path in routes(api)
+    ]
     for path in [*paths, "/", "/v1/none", "/healthz", "/HEALTHZ/live", "//healthz/live"]:
         for method in ("GET", "POST", "DELETE", "OPTIONS"):
             reply = await api.request(method, path)
