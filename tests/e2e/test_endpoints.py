@@ -12,8 +12,9 @@ import pytest
 from batchline.domain.model import Endpoint
 from tests.support.inputs import MODEL
 from tests.support.scripted_backend import backend_process
-from tests.support.server import conserved, server, submit, wait_for
+from tests.support.server import conserved, content_of, server, submit, wait_for
 
+CHAT: Final = Endpoint.CHAT_COMPLETIONS
 MIB: Final = 1024 * 1024
 PIXEL: Final = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAAB"
 
@@ -24,11 +25,13 @@ BODIES: Final[dict[Endpoint, list[bytes]]] = {
         b'{ "messages" : [{"role":"user","content":[{"type":"text","text":"what is it"},'
         b'{"type":"image_url","image_url":{"url":"%b","detail":"low"}}]}],"model":"test-model" }'
         % PIXEL.encode(),
-        b'{"model":"test-model","messages":[{"role":"assistant","content":null,"tool_calls":'
-        b'[{"id":"c","type":"function","function":{"name":"f","arguments":"{\\"a\\": 1}"}}]},'
-        b'{"role":"tool","tool_call_id":"c","content":"[1, 2]"}],"tools":[{"type":"function",'
-        b'"function":{"name":"f","parameters":{"type":"object","properties":{}}}}],'
-        b'"temperature":0.70,"seed":12345678901234567890,"n":1e0,"stream":false}',
+        (
+            b'{"model":"test-model","messages":[{"role":"assistant","content":null,"tool_calls":'
+            b'[{"id":"c","type":"function","function":{"name":"f","arguments":"{\\"a\\": 1}"}}]},'
+            b'{"role":"tool","tool_call_id":"c","content":"[1, 2]"}],"tools":[{"type":"function",'
+            b'"function":{"name":"f","parameters":{"type":"object","properties":{}}}}],'
+            b'"temperature":0.70,"seed":12345678901234567890,"n":1e0,"stream":false}'
+        ),
     ],
     Endpoint.COMPLETIONS: [
         b'{"model":"test-model","prompt":["a","b"],"logit_bias":{"50256":-1.0E2},"stop":null}',
@@ -85,6 +88,58 @@ def ten_megabytes(endpoint: Endpoint) -> bytes:
 def line_of(number: int, endpoint: str, body: bytes) -> bytes:
     head = {"custom_id": f"line-{number}", "method": "POST", "url": str(endpoint)}
     return json.dumps(head).encode()[:-1] + b', "body": ' + body + b"}\n"
+
+
+@pytest.mark.rule("X6")
+async def test_a_model_goes_by_another_name_in_files_and_nothing_else_of_a_body_changes(
+    tmp_path: Path,
+) -> None:
+    alias = b'"gpt-4o-mini"'
+    bodies = [
+        body.replace(b'"test-model"', alias)
+        for body in [
+            *BODIES[CHAT],
+            ten_megabytes(CHAT),
+            b'{"metadata":{"model":"gpt-4o-mini"},"messages":["gpt-4o-mini"],"mod\\u0065l" :\t"gpt-4o\\u002dmini" }',
+        ]
+    ]
+    content = b"".join(line_of(n, CHAT, body) for n, body in enumerate(bodies))
+    async with backend_process() as backend:
+        with server(
+            tmp_path, backend.base_url, settings={"aliases": {"gpt-4o-mini": MODEL}}
+        ) as running:
+            client = running.client()
+            assert [model.id for model in client.models.list()] == [MODEL, "gpt-4o-mini"]
+            ended = wait_for(client, submit(client, content).id)
+            assert (ended.status, ended.model) == ("completed", "gpt-4o-mini")
+            assert conserved(client, ended, content).finished == len(bodies)
+            output = content_of(client, ended.output_file_id) or b""
+            assert output.count(b'"model":"test-model"') == len(bodies)
+            sent = [
+                body.replace(b'"gpt-4o\\u002dmini"', b'"test-model"')
+                if b"u002d" in body
+                else body.replace(alias, b'"test-model"')
+                for body in bodies
+            ]
+            assert sorted(event.sha256 for event in (await backend.log()).arrivals) == sorted(
+                hashlib.sha256(body).hexdigest() for body in sent
+            )
+
+
+@pytest.mark.rule("V15")
+async def test_an_alias_of_a_model_that_nobody_serves_is_refused_by_its_own_name(
+    tmp_path: Path,
+) -> None:
+    content = line_of(0, CHAT, b'{"model":"alias","messages":[]}')
+    async with backend_process() as backend:
+        with server(tmp_path, backend.base_url, settings={"aliases": {"alias": "gone"}}) as running:
+            client = running.client()
+            ended = wait_for(client, submit(client, content).id)
+            assert ended.errors is not None
+            assert [(one.code, one.param) for one in ended.errors.data or []] == [
+                ("model_not_found", "body.model")
+            ]
+            assert "'alias'" in str((ended.errors.data or [])[0].message)
 
 
 @pytest.mark.rule("B6")
