@@ -103,7 +103,10 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             stack.push_async_callback(transport.close)
         executor = LocalExecutor(_local_settings(settings, directory, blobs))
         catalogue = Catalogue(
-            settings.backends, transports=transports, on_change=lambda _: scheduler.on_room()
+            settings.backends,
+            transports=transports,
+            aliases=settings.aliases,
+            on_change=lambda _: scheduler.on_room(),
         )
         scheduler = Scheduler(store, blobs, executor, catalogue)
         planner = Planner(
