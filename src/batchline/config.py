@@ -115,6 +115,7 @@ class Settings:
     disk: DiskSettings = field(default_factory=DiskSettings)
     worker: WorkerTuning = field(default_factory=WorkerTuning)
     backends: tuple[BackendSettings, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)  # a model's name in files to its own
     probes: str = ""  # tests only, from BATCHLINE_PROBES: goes to telemetry.arm
 
 
@@ -122,7 +123,7 @@ _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers"),
 )
-_NOT_SCALAR: Final = frozenset({"backends", "probes"})
+_NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
 
 
 def load(
@@ -156,10 +157,14 @@ def load(
             return checked(from_text(env[env_name], kind), kind, key, env_name)
         return MISSING if found is MISSING else checked(found, kind, key, in_file.place(key))
 
-    values = {key: found for key, kind in scalars() if (found := value(key, kind)) is not MISSING}
-    backends = _backends(upstreams, in_file, env)
+    values: dict[str, object] = {
+        key: found for key, kind in scalars() if (found := value(key, kind)) is not MISSING
+    }
+    values["backends"] = _backends(upstreams, in_file, env)
+    values["aliases"] = _aliases(in_file)
+    values["probes"] = env.get(f"{ENV_PREFIX}PROBES", "")
     in_file.refuse_leftovers()
-    settings = _assemble(values, backends, probes=env.get(f"{ENV_PREFIX}PROBES", ""))
+    settings = _assemble(values)
     _check_together(settings)
     return settings
 
@@ -323,13 +328,31 @@ def _key(name: str, place: str, env: Mapping[str, str]) -> str:
     return key
 
 
+# -- aliases -----------------------------------------------------------------------------------
+
+
+def _aliases(in_file: Table) -> dict[str, str]:
+    """The models' names in files, by which the lines of a batch are let in, and what is sent."""
+    table = in_file.take("aliases")
+    place = in_file.place("aliases")
+    if table is MISSING:
+        return {}
+    if not isinstance(table, dict):
+        raise ConfigError(f'{place}: expected a table, [aliases], of "name" = "model"')
+    for name, model in table.items():
+        if not name or not isinstance(model, str) or not model:
+            raise ConfigError(f"{place}: {name}: expected the name of a backend's model")
+        if model in table:
+            # One step only: a name then means the same wherever it is looked up.
+            raise ConfigError(f"{place}: {name}: {model} is an alias itself")
+    return dict(table)
+
+
 # -- the whole ---------------------------------------------------------------------------------
 
 
-def _assemble(
-    values: Mapping[str, object], backends: tuple[BackendSettings, ...], *, probes: str
-) -> Settings:
-    changes: dict[str, Any] = {"backends": backends, "probes": probes}
+def _assemble(values: Mapping[str, object]) -> Settings:
+    changes: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(Settings).items():
         if dataclasses.is_dataclass(kind):
             inner = {

@@ -42,8 +42,6 @@ async def test_every_endpoint_is_served(tmp_path: Path, endpoint: Endpoint) -> N
             ended = wait_for(client, submit(client, content, endpoint=endpoint).id)
             assert ended.status == "completed"
             assert conserved(client, ended, content, await backend.log()).finished == 20
-            assert ended.usage is not None
-            assert ended.usage.input_tokens > 0
 
 
 async def test_bad_lines_are_all_named_and_nothing_is_executed(tmp_path: Path) -> None:

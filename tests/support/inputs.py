@@ -66,7 +66,16 @@ def _prompt(endpoint: str, text: str) -> dict[str, Any]:
     match endpoint:
         case Endpoint.CHAT_COMPLETIONS:
             return {"messages": [{"role": "user", "content": text}]}
-        case Endpoint.COMPLETIONS:
+        case (
+            Endpoint.COMPLETIONS
+            | Endpoint.IMAGES_GENERATIONS
+            | Endpoint.IMAGES_EDITS
+            | Endpoint.VIDEOS
+        ):
             return {"prompt": text}
+        case Endpoint.RERANK:
+            return {"query": text, "documents": ["one", "two"]}
+        case Endpoint.SCORE:
+            return {"text_1": text, "text_2": ["one", "two"]}
         case _:
             return {"input": text}

@@ -125,6 +125,22 @@ async def test_who_may_serve_a_model_is_who_lists_it_and_who_is_unknown() -> Non
     assert known.models() == ["m1", "m2", "m3"]
 
 
+async def test_an_alias_is_served_by_whoever_serves_its_model_and_hides_a_model_of_its_name() -> (
+    None
+):
+    far = {"one": Far(ok()), "two": Far(ok(b'{"data": [{"id": "m2"}, {"id": "m3"}]}'))}
+    known = catalogue(far, aliases={"small": "m1", "m3": "m2", "none": "gone"})
+    await known.refresh_all()
+    assert known.backends_for("small") == ["one"]
+    assert known.backends_for("m3") == ["one", "two"]
+    assert known.backends_for("none") == []
+    assert known.lists("one", "small")
+    assert not known.lists("two", "small")
+    assert known.name_at_backends("small") == "m1"
+    assert known.name_at_backends("m1") == "m1"
+    assert known.models() == ["m1", "m2", "small", "m3"]
+
+
 async def test_it_is_known_once_every_backend_listed_its_models() -> None:
     one = catalogue({"a": Far(ok()), "b": Far(REFUSED, ok())})
     await one.refresh_all()

@@ -51,6 +51,9 @@ max_in_flight = 200
 connect_timeout_s = 2
 headers = { X-Team = "a" }
 
+[aliases]
+"gpt-4o-mini" = "m1"
+
 [[backend]]
 base_url = "http://127.0.0.1:8000"
 """
@@ -77,6 +80,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert settings.cancel.grace_s == 3.0
     assert isinstance(settings.cancel.grace_s, float)
     assert settings.retry == RetryPolicy(max_attempts=7)
+    assert settings.aliases == {"gpt-4o-mini": "m1"}
     assert settings.backends == (
         BackendSettings(
             name="big",
@@ -168,6 +172,12 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "x"\nheaders = { A = "b\\nc" }', r"headers: .*control character"),
         ('[[backend]]\nbase_url = "x"\nheaders = { Host = "h" }', r"'Host' may not be set"),
         ('[[backend]]\nbase_url = "x"\n[[backend]]\nbase_url = "x"', r"two backends are named 'x'"),
+        ("aliases = 1", r"aliases: expected a table"),
+        ("[aliases]\na = 1", r"aliases: a: expected the name"),
+        ('[aliases]\na = ""', r"aliases: a: expected the name"),
+        ('[aliases]\n"" = "a"', r"aliases: : expected the name"),
+        ('[aliases]\na = "b"\nb = "c"', r"aliases: a: b is an alias itself"),
+        ('[aliases]\na = "a"', r"aliases: a: a is an alias itself"),
         ("= 1", r"is not TOML"),
     ],
 )
@@ -371,6 +381,7 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     expected |= {
         f"[[backend]].{key}": "" for key in ("name", "base_url", "api_key_env", "models", "headers")
     }
+    expected["[aliases]"] = ""
     assert {key: value.strip() for key, value in rows.items()} == expected
 
 

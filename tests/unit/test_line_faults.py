@@ -286,6 +286,12 @@ def test_only_chat_needs_messages(endpoint: Endpoint) -> None:
         (Endpoint.COMPLETIONS, "Completions"),
         (Endpoint.EMBEDDINGS, "Embeddings"),
         (Endpoint.RESPONSES, "Responses"),
+        (Endpoint.MODERATIONS, "Moderations"),
+        (Endpoint.IMAGES_GENERATIONS, "Images"),
+        (Endpoint.IMAGES_EDITS, "Images"),
+        (Endpoint.VIDEOS, "Videos"),
+        (Endpoint.RERANK, "Rerank"),
+        (Endpoint.SCORE, "Score"),
     ],
 )
 def test_streaming_is_refused_in_the_name_of_the_api(endpoint: Endpoint, api: str) -> None:

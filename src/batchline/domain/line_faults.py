@@ -32,6 +32,12 @@ _STREAMING_API: Final[dict[str, str]] = {
     Endpoint.COMPLETIONS: "Completions",
     Endpoint.EMBEDDINGS: "Embeddings",
     Endpoint.RESPONSES: "Responses",
+    Endpoint.MODERATIONS: "Moderations",
+    Endpoint.IMAGES_GENERATIONS: "Images",
+    Endpoint.IMAGES_EDITS: "Images",
+    Endpoint.VIDEOS: "Videos",
+    Endpoint.RERANK: "Rerank",
+    Endpoint.SCORE: "Score",
 }
 
 _decode_raw: Final = msgspec.json.Decoder(Raw).decode

@@ -31,12 +31,21 @@ class Purpose(StrEnum):
 
 
 class Endpoint(StrEnum):
-    """The API paths whose requests can be batched."""
+    """The API paths whose requests can be batched, in the order in which a refusal lists them.
+
+    The last two are not the service's: inference servers have them, and so does its batch here.
+    """
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
     RESPONSES = "/v1/responses"
+    MODERATIONS = "/v1/moderations"
+    IMAGES_GENERATIONS = "/v1/images/generations"
+    IMAGES_EDITS = "/v1/images/edits"
+    VIDEOS = "/v1/videos"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
 
 
 class UploadStatus(StrEnum):

@@ -141,16 +141,20 @@ class Catalogue:
         backends: Sequence[BackendSettings],
         *,
         transports: Mapping[str, Transport],
+        aliases: Mapping[str, str] | None = None,
         timing: CatalogueTiming | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[BackendReport], None] | None = None,
     ) -> None:
         """`transports` holds one for each backend, by name; they are closed by their owner.
 
+        `aliases` are names that files may use for a model, with the name that backends have for it;
+        where a backend lists a model of an alias's name, the alias hides it.
         `on_change` is called after a look that changed the reach, the models or the trouble.
         """
         self._settings = {backend.name: backend for backend in backends}
         self._transports = transports
+        self._aliases = aliases or {}
         self._timing = timing or CatalogueTiming()
         self._clock = clock
         self._on_change = on_change
@@ -205,11 +209,16 @@ class Catalogue:
 
     def backends_for(self, model: str) -> list[str]:
         """Who may serve `model`: those that list it, and those whose catalogue is unknown."""
+        wanted = self.name_at_backends(model)
         return [
             name
             for name, report in self._reports.items()
-            if report.models is None or model in report.models
+            if report.models is None or wanted in report.models
         ]
+
+    def name_at_backends(self, model: str) -> str:
+        """What backends call the model that a file calls `model`: the same, but for aliases."""
+        return self._aliases.get(model, model)
 
     def known(self) -> bool:
         """Whether every backend's models are known, so that a missing one is really missing.
@@ -223,15 +232,18 @@ class Catalogue:
     def lists(self, name: str, model: str) -> bool:
         """Whether the backend itself says that it serves `model` (or is configured to)."""
         report = self._reports.get(name)
-        return report is not None and report.models is not None and model in report.models
+        if report is None or report.models is None:
+            return False
+        return self.name_at_backends(model) in report.models
 
     def models(self) -> list[str]:
-        """Every model of every backend, for `GET /v1/models`: in their order, without repeats."""
-        return list(
-            dict.fromkeys(
-                model for report in self._reports.values() for model in report.models or ()
-            )
+        """Every name that a file may use: the backends' models in their order, without repeats,
+        then the aliases of those."""
+        served = dict.fromkeys(
+            model for report in self._reports.values() for model in report.models or ()
         )
+        aliases = [alias for alias, model in self._aliases.items() if model in served]
+        return [model for model in served if model not in self._aliases] + aliases
 
     def report(self) -> list[BackendReport]:
         """What is known of each backend, for readiness and the start-up block."""

@@ -45,7 +45,8 @@ class ShardWork:
 
     Lines are read from `input_path` by the entries of `plan_path`. `backends` are those that may
     serve its model, by name; `listed_by` are those whose own catalogue lists it. `refuse` is a
-    `results.Failure`: every line is settled with it and nothing is sent.
+    `results.Failure`: every line is settled with it and nothing is sent. `send_as` is the backends'
+    name of the model where the file has another one for it (an alias).
 
     For shards that killed workers: `announced` asks to tell of each line before it is touched.
     `suspects`, where there are any, are the only entries (from 0) to run, one at a time; `lost` are
@@ -62,6 +63,7 @@ class ShardWork:
     suspects: Sequence[int] = ()
     lost: Sequence[int] = ()
     refuse: str | None = None
+    send_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

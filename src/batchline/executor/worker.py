@@ -32,6 +32,7 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lines import RequestLine, read_line
 from batchline.domain.model import ShardKey
 from batchline.domain.results import Failure
+from batchline.domain.splices import with_model
 from batchline.executor import messages as m
 from batchline.executor import verdict
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
@@ -332,7 +333,7 @@ class Worker:
         try:
             raw = os.pread(line.run.input_fd, line.length, line.offset)
             if len(raw) == line.length:
-                return read_line(raw)
+                return _as_sent(read_line(raw), line.run.work.send_as)
         except (OSError, BlobUnreadable):
             pass
         return None
@@ -490,6 +491,13 @@ class Worker:
         self._held_bytes -= count
         if was_over:
             self._pump_all()
+
+
+def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
+    """The line with the backends' name of its model, where the file has an alias."""
+    if model is None:
+        return request
+    return RequestLine(request.custom_id_raw, with_model(request.body, model))
 
 
 def _open_run(work: ShardWork) -> ShardRun:

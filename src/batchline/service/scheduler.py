@@ -38,6 +38,9 @@ class Backends(Protocol):
     def lists(self, backend: str, model: str) -> bool:
         """Whether the backend's own catalogue is known and lists `model`."""
 
+    def name_at_backends(self, model: str) -> str:
+        """What backends call the model that a file calls `model`."""
+
     def known(self) -> bool:
         """Whether there is a backend and the catalogue of every one is known."""
 
@@ -239,6 +242,7 @@ class Scheduler:
     def _work(self, running: Running, shard: Shard, *, quarantine: bool) -> ShardWork:
         batch = running.batch
         serving = self._backends.backends_for(shard.model)
+        name = self._backends.name_at_backends(shard.model)
         return ShardWork(
             shard=shard,
             endpoint=batch.endpoint,
@@ -249,6 +253,7 @@ class Scheduler:
             announced=shard.deaths > 0,
             suspects=self._suspects.suspects(shard.key, deaths=shard.deaths) if quarantine else (),
             lost=self._suspects.lost(shard.key),
+            send_as=None if name == shard.model else name,
             refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
         )
 

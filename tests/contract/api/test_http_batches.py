@@ -151,13 +151,28 @@ async def test_an_unknown_endpoint_is_refused_with_those_that_are_supported(
     assert (error["param"], error["code"]) == ("endpoint", "invalid_value")
     assert error["message"] == (
         "Invalid value: '/v1/x'. Supported values are: '/v1/chat/completions', "
-        "'/v1/completions', '/v1/embeddings', and '/v1/responses'."
+        "'/v1/completions', '/v1/embeddings', '/v1/responses', '/v1/moderations', "
+        "'/v1/images/generations', '/v1/images/edits', '/v1/videos', '/v1/rerank', "
+        "and '/v1/score'."
     )
 
 
 @pytest.mark.rule("B6")
+@pytest.mark.rule("X5")
 @pytest.mark.parametrize(
-    "endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    "endpoint",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/moderations",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/videos",
+        "/v1/rerank",
+        "/v1/score",
+    ],
 )
 async def test_every_listed_endpoint_is_taken(api: ApiServer, endpoint: str) -> None:
     reply = await api.post_json("/v1/batches", {**ORDER, "endpoint": endpoint})

@@ -25,6 +25,10 @@ _RESPONSES_USAGE: Final = (
     b'"input_tokens_details":{"cached_tokens":3},'
     b'"output_tokens_details":{"reasoning_tokens":2}}'
 )
+_IMAGES_USAGE: Final = (
+    b'{"input_tokens":11,"output_tokens":7,"total_tokens":18,'
+    b'"input_tokens_details":{"text_tokens":8,"image_tokens":3}}'
+)
 
 # %b in order: model, text, usage. `text` begins with the request's own marker.
 _TEMPLATES: Final = {
@@ -48,12 +52,41 @@ _TEMPLATES: Final = {
         b'"assistant","status":"completed","content":[{"type":"output_text","text":"%b",'
         b'"annotations":[]}]}],"usage":%b}'
     ),
+    # Moderations and videos tell no usage: `%.0b` takes it and writes nothing.
+    "/v1/moderations": (
+        b'{"id":"modr-scripted","model":%b,"marker":"%b","results":[{"flagged":false,'
+        b'"categories":{},"category_scores":{}}]%.0b}'
+    ),
+    "/v1/images/generations": (
+        b'{"created":1750000000,"model":%b,"data":[{"b64_json":"aGk=","marker":"%b"}],"usage":%b}'
+    ),
+    "/v1/images/edits": (
+        b'{"created":1750000000,"model":%b,"data":[{"b64_json":"aGk=","marker":"%b"}],"usage":%b}'
+    ),
+    "/v1/videos": (
+        b'{"id":"video_scripted","object":"video","status":"queued","model":%b,"prompt":"%b"%.0b}'
+    ),
+    "/v1/rerank": (
+        b'{"id":"rerank-scripted","model":%b,"results":[{"index":0,"relevance_score":0.5,'
+        b'"document":{"text":"%b"}}],"usage":%b}'
+    ),
+    "/v1/score": (
+        b'{"id":"score-scripted","object":"list","model":%b,"marker":"%b",'
+        b'"data":[{"index":0,"object":"score","score":0.5}],"usage":%b}'
+    ),
 }
 _USAGES: Final = {
     "/v1/chat/completions": _CHAT_USAGE,
     "/v1/completions": _CHAT_USAGE,
     "/v1/embeddings": _EMBEDDINGS_USAGE,
     "/v1/responses": _RESPONSES_USAGE,
+    "/v1/moderations": b"null",
+    "/v1/images/generations": _IMAGES_USAGE,
+    "/v1/images/edits": _IMAGES_USAGE,
+    "/v1/videos": b"null",
+    "/v1/rerank": b'{"total_tokens":11}',
+    "/v1/score": b'{"prompt_tokens":11,"total_tokens":11,"completion_tokens":0,'
+    b'"prompt_tokens_details":null}',
 }
 ENDPOINTS: Final = frozenset(_TEMPLATES)
 

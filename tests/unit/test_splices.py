@@ -1,0 +1,79 @@
+"""A body with another model's name is the same body but for the bytes of that name."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchline.domain.errors import BlobUnreadable
+from batchline.domain.splices import with_model
+
+TARGET: Final = 'llama "3.1" é'
+SPELLED: Final = json.dumps(TARGET, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "after"),
+    [
+        (b'{"model":', b'"gpt"', b',"messages":[]}'),
+        (b' {\t"model" :\r\n ', b'"gpt"', b' ,"x":1} '),
+        (b'{"messages":[{"model":"gpt"},"gpt",["gpt"]],"model":', b'"gpt"', b"}"),
+        (b'{"model":', b'"gpt"', b',"metadata":{"model":"gpt"},"user":"gpt"}'),
+        (b'{"mod\\u0065l":', b'"g\\u0070t"', b',"x":"g\\u0070t"}'),
+        (b'{"x":"\\"model\\":\\"gpt\\"","y":"\\\\","model":', b'"gpt"', b"}"),
+        (b'{"gpt":"gpt","n":-1.5e+3,"b":true,"z":null,"model":', b'"gpt"', b',"e":{}}'),
+        (b'{"a":{"b":[{"c":"]}"}]},"Model":"gpt","model":', b'"gpt"', b"}"),
+        # Names that read like JSON: their quotes close one text and open the next elsewhere.
+        (b'{"a":"b","model":', b'":"', b',"c":"d"}'),
+        (b'{"a":["b","c"],"model":', b'","', b"}"),
+        (b'{"t":"\xc3\xa9\xe6\xbc\xa2","model":', b'"\xc3\xa9"', b',"u":"\xc3\xa9"}'),
+    ],
+)
+def test_exactly_the_models_name_is_replaced(before: bytes, value: bytes, after: bytes) -> None:
+    assert with_model(before + value + after, TARGET) == before + SPELLED + after
+
+
+texts = st.text('gpt model"\\{}[],:é', max_size=6) | st.sampled_from(["gpt", "model"])
+values = st.recursive(
+    texts
+    | st.integers()
+    | st.booleans()
+    | st.none()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+members = st.lists(st.tuples(texts.filter(lambda key: key != "model"), values), max_size=4)
+spaces = st.sampled_from(["", " ", "\t", " \r\n"])
+
+
+@given(members, members, texts, st.data())
+def test_every_other_byte_stays(
+    first: list[tuple[str, object]],
+    last: list[tuple[str, object]],
+    name: str,
+    data: st.DataObject,
+) -> None:
+    def token(value: object) -> str:
+        return json.dumps(value, ensure_ascii=data.draw(st.booleans()))
+
+    def joined(some: list[tuple[str, object]]) -> str:
+        return ",".join(
+            f"{data.draw(spaces)}{token(key)}{data.draw(spaces)}:{data.draw(spaces)}{token(value)}"
+            for key, value in some
+        )
+
+    head = "{" + joined(first) + ("," if first else "") + '"model"' + data.draw(spaces) + ":"
+    tail = data.draw(spaces) + ("," if last else "") + joined(last) + "}"
+    body = (head + token(name) + tail).encode()
+    assert with_model(body, TARGET) == head.encode() + SPELLED + tail.encode()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b'{"x":1}', b"\x00" * 20])
+def test_a_body_that_is_none_any_more_is_unreadable(damaged: bytes) -> None:
+    with pytest.raises(BlobUnreadable):
+        with_model(damaged, TARGET)
