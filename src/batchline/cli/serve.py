@@ -47,6 +47,8 @@ from batchline.store.blobs import LocalBlobs
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
 
+HEARTBEAT_S: Final = 1.0
+BEATS_PER_SILENCE: Final = 4  # so that one that comes late is not taken for silence
 FIRST_LOOK_S: Final = 1.5  # how long the start waits to be able to say what the backends serve
 
 
@@ -302,6 +304,7 @@ def _local_settings(
             commit_interval_s=settings.worker.commit_interval_s,
             byte_budget=settings.worker.byte_budget,
             segment_bytes=settings.worker.segment_bytes,
+            heartbeat_s=min(HEARTBEAT_S, settings.worker.silent_s / BEATS_PER_SILENCE),
         ),
         probes=settings.probes,
         ack_s=settings.cancel.ack_s,

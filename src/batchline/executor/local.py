@@ -26,6 +26,7 @@ from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
 TICK_S: Final = 0.05  # circuits are looked at this often
+START_S: Final = 30.0  # a worker imports for a second, on a busy machine for several
 FAILING_DEATHS: Final = 5  # deaths before the first hello that make readiness say so
 _RESTART_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0, 30.0)  # waits before the nth restart in a row
 
@@ -184,13 +185,14 @@ class LocalExecutor:
         return self._events
 
     async def _tick(self) -> None:
-        beats_per_silence = max(1, round(self._settings.silent_s / TICK_S))
+        silent = max(1, round(self._settings.silent_s / TICK_S))
+        starting = max(silent, round(START_S / TICK_S))
         while True:
             await asyncio.sleep(TICK_S)
             self._admission.tick()
             for link in list(self._links.values()):
                 link.silent_beats += 1
-                if link.silent_beats > beats_per_silence:
+                if link.silent_beats > (silent if link.ready else starting):
                     telemetry.trouble("worker_silent", worker=link.worker)
                     link.silent_beats = 0
                     link.kill()
