@@ -27,6 +27,7 @@ CODES = {
     "Forbidden": "forbidden",
     "NotFound": "not_found",
     "IllegalTransition": "illegal_transition",
+    "KeyReused": "idempotency_key_reused",
     "StoreError": "store_error",
     "StoreUnavailable": "store_unavailable",
     "StorageFull": "storage_full",

@@ -19,8 +19,12 @@ router = APIRouter()
 
 @router.post("/v1/batches", response_model=None)
 async def create_batch(request: Request) -> Response:
-    body = await json_body(request)
-    return answer(wire.batch(await services(request).batches.create(project_of(request), body)))
+    batch = await services(request).batches.create(
+        project_of(request),
+        await json_body(request),
+        idempotency_header=request.headers.get("idempotency-key"),
+    )
+    return answer(wire.batch(batch))
 
 
 @router.get("/v1/batches", response_model=None)

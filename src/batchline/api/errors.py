@@ -21,6 +21,7 @@ from batchline.domain.errors import (
     BlobUnreadable,
     IllegalTransition,
     InvalidRequest,
+    KeyReused,
     RequestError,
     StorageFull,
     StoreError,
@@ -83,7 +84,7 @@ def _headers_of(exc: RequestError) -> Mapping[str, str]:
     match exc:
         case Unauthorized():
             return _GIVE_A_KEY
-        case IllegalTransition():
+        case IllegalTransition() | KeyReused():
             return _NO_RETRY
         case _:
             return {}

@@ -6,7 +6,8 @@
     │   ├── Unauthorized             401
     │   ├── Forbidden                403
     │   ├── NotFound                 404
-    │   └── IllegalTransition        409
+    │   ├── IllegalTransition        409
+    │   └── KeyReused                409
     ├── StoreError                   durable state did not take or give what it should
     │   ├── StoreUnavailable         503: try again
     │   ├── StorageFull              507: the disk is full; nothing was half-done
@@ -76,6 +77,13 @@ class IllegalTransition(RequestError):
     """The batch's status does not allow the event (cancel of a completed batch)."""
 
     code = "illegal_transition"
+    status = 409
+
+
+class KeyReused(RequestError):
+    """An idempotency key came again with other parameters."""
+
+    code = "idempotency_key_reused"
     status = 409
 
 

@@ -13,6 +13,7 @@ from batchline.domain.errors import IllegalTransition, InvalidRequest, NotFound,
 from batchline.domain.ids import BatchId, FileId, KeyId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, advance
 from batchline.domain.model import DAY_S, Batch, Endpoint, Page
+from batchline.service import idempotency
 from batchline.service.bodies import (
     expires_after,
     object_of,
@@ -25,7 +26,10 @@ from batchline.store.contract import NewBatch, Store
 from batchline.telemetry import event, trouble
 
 FIELDS: Final = frozenset(
-    {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
+    {
+        *("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"),
+        idempotency.FIELD,
+    }
 )
 MAX_LIST: Final = 100
 MAX_METADATA_PAIRS: Final = 16
@@ -84,29 +88,39 @@ class Batches:
         self._random = random
         self._settings = settings or BatchSettings()
 
-    async def create(self, project_id: ProjectId, body: object) -> Batch:
+    async def create(
+        self, project_id: ProjectId, body: object, *, idempotency_header: str | None = None
+    ) -> Batch:
         """Create a batch from the decoded JSON `body`; it is committed when this returns.
+
+        Where the body or the header has an idempotency key that was used within a day for the same
+        order, the batch of then is given back as it is now, and nothing is created.
 
         Raises:
             InvalidRequest: the body is not what `parse_order` takes; nothing was created.
+            KeyReused: the key was used for another order; nothing was created.
         """
         order = parse_order(body, windows=self._settings.windows)
+        key = idempotency.parse_key(object_of(body), idempotency_header)
         now = int(self._clock())
-        batch = await self._store.create_batch(
-            NewBatch(
-                id=ids.batch_id(now, self._random(ids.RANDOM_BYTES)),
-                project_id=project_id,
-                endpoint=order.endpoint.value,
-                completion_window=order.completion_window,
-                input_file_id=order.input_file_id,
-                created_at=now,
-                expires_at=now + self._settings.windows[order.completion_window],
-                metadata=order.metadata,
-                output_expires_after_s=order.output_expires_after_s,
-            )
+        new = NewBatch(
+            id=ids.batch_id(now, self._random(ids.RANDOM_BYTES)),
+            project_id=project_id,
+            endpoint=order.endpoint.value,
+            completion_window=order.completion_window,
+            input_file_id=order.input_file_id,
+            created_at=now,
+            expires_at=now + self._settings.windows[order.completion_window],
+            metadata=order.metadata,
+            output_expires_after_s=order.output_expires_after_s,
         )
-        event("batch_created", batch_id=batch.id, endpoint=batch.endpoint)
-        self._runner.created(batch)
+        if key is None:
+            batch = await self._store.create_batch(new)
+        else:
+            batch = await idempotency.create_once(self._store, new, key=key, order=order)
+        if batch.id == new.id:
+            event("batch_created", batch_id=batch.id, endpoint=batch.endpoint)
+            self._runner.created(batch)
         return batch
 
     async def get(self, project_id: ProjectId, batch_id: str) -> Batch:

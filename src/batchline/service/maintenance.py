@@ -68,11 +68,12 @@ class Maintenance:
             await asyncio.sleep(self.sweep_s)
 
     async def sweep(self) -> None:
-        """One pass over expired files and uploads and over unreferenced blobs."""
+        """One pass over expired files, uploads and keys, and over unreferenced blobs."""
         now = int(self.clock())
         for expire in (self.store.expire_files, self.store.expire_uploads):
             while await expire(now=now, limit=_AT_ONCE) == _AT_ONCE:
                 pass
+        await self.store.drop_idempotency_keys(now=now)
         while blobs := await self.store.unreferenced_blobs(limit=_AT_ONCE):
             names = [blob.name for blob in blobs]
             # Bytes first: a row without bytes is found again by the next sweep, the reverse never.

@@ -57,6 +57,16 @@ class NewBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyKey:
+    """A creator's name for a create, valid until `expires_at`; `fingerprint` stands for what was
+    asked for."""
+
+    key: str
+    fingerprint: str
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinalFiles:
     """What `finalize` is to create: the ids and names of the two files, and the never-run lines.
 
@@ -190,6 +200,17 @@ class Store(Protocol):
         The input file need not exist: then `input_blob` is None, and validation refuses the batch.
         The input's purpose does not matter here either.
         """
+
+    async def create_batch_once(self, batch: NewBatch, key: IdempotencyKey) -> Batch | None:
+        """As `create_batch`, unless the project has this key already.
+
+        Then, for the same fingerprint, the batch that was created with it, as it is now; None for
+        another fingerprint. Of many calls at once one creates. A key that is past its `expires_at`
+        at the batch's `created_at` is as good as none.
+        """
+
+    async def drop_idempotency_keys(self, *, now: int) -> None:
+        """Forget the keys past their `expires_at`."""
 
     async def get_batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
         """The batch, or None when it never existed or is another project's."""

@@ -35,8 +35,17 @@ from batchline.domain.model import (
     Upload,
     UploadPart,
 )
-from batchline.store import batches, committing, files, finalizing, keys, references, uploads
-from batchline.store.contract import FinalFiles, NewBatch
+from batchline.store import (
+    batches,
+    committing,
+    files,
+    finalizing,
+    idempotency,
+    keys,
+    references,
+    uploads,
+)
+from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch
 from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
 from batchline.store.schema import migrate
 from batchline.telemetry import probe
@@ -215,6 +224,14 @@ class Database:
 
     async def create_batch(self, batch: NewBatch) -> Batch:
         return await self._write(lambda c: batches.create(c, batch), step="batch.create")
+
+    async def create_batch_once(self, batch: NewBatch, key: IdempotencyKey) -> Batch | None:
+        return await self._write(
+            lambda c: idempotency.create_once(c, batch, key), step="batch.create"
+        )
+
+    async def drop_idempotency_keys(self, *, now: int) -> None:
+        await self._write(lambda c: idempotency.drop_expired(c, now=now))
 
     async def get_batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
         return await self._read(lambda c: batches.get(c, project_id, batch_id))

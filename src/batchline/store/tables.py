@@ -245,6 +245,17 @@ batch: Final = Table(
     sqlite_autoincrement=True,
 )
 
+idempotency_key: Final = Table(
+    "idempotency_key",
+    metadata,
+    Column("project_id", Text, ForeignKey("project.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("batch_id", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index(None, "expires_at"),
+)
+
 shard: Final = Table(
     "shard",
     metadata,
