@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,24 +14,20 @@ import pytest
 
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Fault, Script, backend_process
-from tests.support.server import ServerProcess, conserved, server, submit, wait_for
+from tests.support.server import conserved, server, submit, wait_for
 
 AT_ONCE = {"cancel": {"grace_s": 0.0}}
 PATIENT = {"cancel": {"grace_s": 20.0}}
 
 
-def receipt_of(running: ServerProcess, batch_id: str) -> dict[str, Any]:
-    """The cancel receipt as it is stored; no route shows it yet."""
-    rows = sqlite3.connect(f"file:{running.data}/batchline.sqlite3?mode=ro", uri=True)
-    try:
-        found = rows.execute("SELECT receipt FROM batch WHERE id = ?", (batch_id,)).fetchone()
-    finally:
-        rows.close()
-    receipt = json.loads(found[0])
-    assert isinstance(receipt, dict)
-    return receipt
+def receipt_of(client: openai.OpenAI, batch_id: str) -> dict[str, Any]:
+    """The cancel receipt as its route gives it."""
+    answer = client.get(f"/batches/{batch_id}/receipt", cast_to=object)
+    assert isinstance(answer, dict)
+    return answer
 
 
+@pytest.mark.rule("X1")
 async def test_a_cancel_keeps_what_was_done_and_accounts_for_the_rest(tmp_path: Path) -> None:
     content = make_lines(3_000)
     script = Script(answer=Answer(latency_s=0.02))
@@ -54,11 +48,14 @@ async def test_a_cancel_keeps_what_was_done_and_accounts_for_the_rest(tmp_path: 
             summary = conserved(client, ended, content, log)
             assert summary.finished >= 436  # what had arrived, less what may be in flight
             assert summary.cancelled == 3_000 - summary.finished
-            receipt = receipt_of(running, batch.id)
+            receipt = receipt_of(client, batch.id)
             assert receipt["lines_finished"] == summary.finished
             assert receipt["lines_never_sent"] + receipt["lines_aborted"] == summary.cancelled
             assert receipt["quiet"] is True
             assert receipt["workers_killed"] == []
+            assert receipt["status"] == "cancelled"
+            assert receipt["requested_at"] == ended.cancelling_at
+            assert 0 <= receipt["acknowledged_ms"] <= receipt["quiet_ms"]
 
 
 async def test_running_requests_may_finish_within_the_grace(tmp_path: Path) -> None:
@@ -76,7 +73,7 @@ async def test_running_requests_may_finish_within_the_grace(tmp_path: Path) -> N
             summary = conserved(client, ended, content, log)
             assert summary.finished == 64
             assert summary.cancelled == 136
-            assert receipt_of(running, batch.id)["in_flight_at_acknowledgement"] == 64
+            assert receipt_of(client, batch.id)["in_flight_at_acknowledgement"] == 64
 
 
 async def test_without_grace_running_requests_are_closed_at_once(tmp_path: Path) -> None:
@@ -93,7 +90,7 @@ async def test_without_grace_running_requests_are_closed_at_once(tmp_path: Path)
             summary = conserved(client, ended, content, await backend.log())
             assert (summary.finished, summary.cancelled) == (0, 200)
             assert ended.output_file_id is None
-            receipt = receipt_of(running, batch.id)
+            receipt = receipt_of(client, batch.id)
             assert receipt["lines_aborted"] == 64
             assert receipt["lines_never_sent"] == 136
 
@@ -195,6 +192,8 @@ async def test_a_cancel_right_after_the_create_ends_cancelled(tmp_path: Path) ->
             for batch_id in batches:
                 ended = wait_for(client, batch_id)
                 assert ended.status == "cancelled"
+                receipt = receipt_of(client, batch_id)
+                assert None not in receipt.values()
                 conserved(client, ended, content)
                 if ended.in_progress_at is None:
                     assert ended.request_counts is not None
@@ -218,7 +217,7 @@ async def test_a_stopped_worker_is_killed_before_the_answer(tmp_path: Path) -> N
             assert ended.status == "cancelled"
             conserved(client, ended, content)
             assert (await backend.log()).arrived_after(told_at) == []
-            assert receipt_of(running, batch.id)["workers_killed"]
+            assert receipt_of(client, batch.id)["workers_killed"]
 
 
 async def test_a_backend_that_never_answers_cannot_hold_a_cancel_past_its_cap(

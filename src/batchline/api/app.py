@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from batchline.api import batches as api_batches
+from batchline.api import extensions, health
 from batchline.api import files as api_files
-from batchline.api import health
 from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
 from batchline.api.services import ListedModel, Readiness, Services
@@ -45,7 +45,7 @@ def create_app(
     app.state.services = Services(
         files=files, uploads=uploads, batches=batches, models=models, readiness=readiness
     )
-    for module in (api_files, api_uploads, api_batches, health):
+    for module in (api_files, api_uploads, extensions, api_batches, health):
         app.include_router(module.router)
     app.add_middleware(Edge, ring=ring or KeyRing(), loopback_only=loopback_only)
     return app

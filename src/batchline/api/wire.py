@@ -97,6 +97,24 @@ def batch(value: Batch) -> Shape:
     }
 
 
+def receipt(value: Batch) -> Shape:
+    """The receipt of a cancel: an extension. Null is what is not known, or not known yet."""
+    told = value.receipt or {}
+    return {
+        "object": "batch.receipt",
+        "batch_id": value.id,
+        "status": value.status.value,
+        "requested_at": value.cancelling_at,
+        **{name: told.get(name) for name in _RECEIPT},
+    }
+
+
+_RECEIPT: Final = (
+    *("requested_by", "acknowledged_ms", "in_flight_at_acknowledgement", "workers_killed"),
+    *("quiet", "quiet_ms", "lines_finished", "lines_aborted", "lines_never_sent"),
+)
+
+
 def _problems(problems: Sequence[LineProblem]) -> Shape:
     return {
         "object": "list",

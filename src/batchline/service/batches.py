@@ -144,6 +144,18 @@ class Batches:
             raise NotFound(f"No batch found with id '{batch_id}'.")
         return batch
 
+    async def cancelled(self, project_id: ProjectId, batch_id: str) -> Batch:
+        """The batch, whose cancel was accepted at some time; `receipt` grows until it has ended.
+
+        Raises:
+            NotFound: nobody ever cancelled it; or as `get`.
+            InvalidRequest: as `get`.
+        """
+        batch = await self.get(project_id, batch_id)
+        if batch.cancelling_at is None:
+            raise NotFound(f"Batch '{batch.id}' was never cancelled.")
+        return batch
+
     async def list(self, project_id: ProjectId, *, after: str | None, limit: int) -> Page[Batch]:
         """One page, newest first; `limit` is 1 to MAX_LIST.
 

@@ -216,8 +216,13 @@ class Runner:
         """FINALIZING or CANCELLING: gates closed, shards back, files written."""
         if batch.stopping is not None:
             await self._quiesce(driven, batch)
+            batch = await self._store.load_batch(batch.id)  # with what the last shards brought
+        known = batch.status is BatchStatus.CANCELLING
+        if known:
+            # Before the end, so that whoever sees `cancelled` finds the whole receipt.
+            await self._complete_receipt(driven, batch)
         ended = await self._finalizer.finalize(batch.id)
-        if ended.status is BatchStatus.CANCELLED:
+        if ended.status is BatchStatus.CANCELLED and not known:  # while its files were written
             await self._complete_receipt(driven, ended)
 
     async def _quiesce(self, driven: _Driven, batch: Batch) -> None:

@@ -291,6 +291,7 @@ EXPECTED = {
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.IllegalTransition: 409,
+    errors.KeyReused: 409,
     errors.StoreError: 503,
     errors.StoreUnavailable: 503,
     errors.StorageFull: 507,
