@@ -36,6 +36,7 @@ from batchline.executor.transport.heads import check_header
 from batchline.service.disk import DiskSettings
 
 ENV_PREFIX: Final = "BATCHLINE_"
+_API_BASE_URL: Final = "http://127.0.0.1:8484/v1"  # where `batchline serve` listens by default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,14 @@ class Settings:
     probes: str = ""  # tests only, from BATCHLINE_PROBES: goes to telemetry.arm
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """The server that the client commands talk to."""
+
+    base_url: str
+    api_key: str
+
+
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers"),
@@ -155,6 +164,25 @@ def load(
     settings = _assemble(values, backends, probes=env.get(f"{ENV_PREFIX}PROBES", ""))
     _check_together(settings)
     return settings
+
+
+def api_settings(environ: Mapping[str, str] | None = None) -> ApiSettings:
+    """Where the client commands go: the two variables that every OpenAI client reads.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    env = os.environ if environ is None else environ
+    try:
+        base_url = base_url_of(env.get("OPENAI_BASE_URL", "").strip() or _API_BASE_URL)
+    except ValueError as exc:
+        raise ConfigError(f"OPENAI_BASE_URL: {exc}") from exc
+    api_key = env.get("OPENAI_API_KEY", "").strip() or "none"
+    try:
+        check_header("Authorization", api_key)
+    except ValueError as exc:
+        raise ConfigError("OPENAI_API_KEY: its value cannot be sent in a header") from exc
+    return ApiSettings(base_url=base_url, api_key=api_key)
 
 
 def env_name_of(key: str) -> str:

@@ -26,7 +26,6 @@ app = typer.Typer(
     name="batchline",
     help="The OpenAI Batch API for any OpenAI-compatible inference backend.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and those hold keys
 )
 
@@ -103,14 +102,15 @@ def _with_local_backends(settings: Settings) -> Settings:
     return dataclasses.replace(settings, backends=tuple(one.backend for one in found))
 
 
-def _register_demo() -> None:
-    # The demo's module looks for its packages when it runs, not when it is imported.
-    from batchline.cli.demo import register
+def _register_commands() -> None:
+    # These modules import what they need when they run, not when they are imported.
+    from batchline.cli import client, demo
 
-    register(app)
+    client.register(app)
+    demo.register(app)
 
 
-_register_demo()
+_register_commands()
 
 
 def main() -> None:
