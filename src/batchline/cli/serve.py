@@ -294,7 +294,7 @@ def _readiness(parts: Parts, settings: Settings, started: bool) -> Readiness:
     return Readiness(
         ready=not reasons,
         reasons=reasons,
-        backends=_backend_health(parts),
+        backends=backend_health(parts),
         workers_wanted=settings.workers,
         workers_running=parts.executor.ready_workers,
         disk=disk,
@@ -302,7 +302,8 @@ def _readiness(parts: Parts, settings: Settings, started: bool) -> Readiness:
     )
 
 
-def _backend_health(parts: Parts) -> Sequence[BackendHealth]:
+def backend_health(parts: Parts) -> Sequence[BackendHealth]:
+    """Every backend, in the order of the settings, as readiness shows it."""
     waiting = parts.executor.waiting_reasons()
     return [
         BackendHealth(
