@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from batchline import telemetry
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.outcome import USAGE, CommandFailed
 from batchline.cli.whole_file import whole_file
@@ -78,6 +79,7 @@ class RunDirectory:
     def remove(self) -> None:
         """Make it go; a crash meanwhile leaves all of it, or what the next start removes."""
         self.root.rename(self._leaving)
+        telemetry.probe("run.removing")
         shutil.rmtree(self._leaving, ignore_errors=True)
 
     @property

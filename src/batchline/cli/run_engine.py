@@ -72,6 +72,7 @@ def go(settings: Settings, directory: RunDirectory, order: Order, *, restart: bo
     try:
         directory.check_input(note)
         ended = uvloop.run(_Run(settings, taken, order).to_the_end())
+        telemetry.probe("run.written")
         if ended.remove:
             directory.remove()
     finally:

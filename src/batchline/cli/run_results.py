@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from batchline import telemetry
 from batchline.cli.outcome import CommandFailed
 from batchline.cli.whole_file import whole_file
 from batchline.domain import ids
@@ -37,6 +38,7 @@ async def write_results(
         for batch in batches:
             async for chunk in content(files, project, batch.output_file_id):
                 file.write(chunk)
+    telemetry.probe("run.output.written")
     any_errors = False
     with whole_file(errors) as file:
         for batch in batches:
