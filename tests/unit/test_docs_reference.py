@@ -36,12 +36,20 @@ def first_cells(page: str, section: str) -> list[str]:
 
 
 def commands() -> dict[str, list[str]]:
-    """The options of each command, without --help."""
-    group = cast("Any", typer.main.get_command(program))
-    return {
-        name: [option for parameter in command.params for option in parameter.opts]
-        for name, command in group.commands.items()
-    }
+    """The options of each command, without --help; arguments by their names in the help."""
+    return dict(_commands_of(cast("Any", typer.main.get_command(program)), ""))
+
+
+def _commands_of(group: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands_of(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, [word for one in command.params for word in _words_of(one)]
+
+
+def _words_of(parameter: Any) -> list[str]:
+    return parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
@@ -51,7 +59,7 @@ def test_every_option_of_a_command_is_documented(name: str) -> None:
 
 
 def test_no_command_is_documented_that_does_not_exist() -> None:
-    sections = re.findall(r"^## batchline (\w+)$", (REFERENCE / "commands.md").read_text(), re.M)
+    sections = re.findall(r"^## batchline ([\w ]+)$", (REFERENCE / "commands.md").read_text(), re.M)
     assert sorted(sections) == sorted(commands())
 
 

@@ -122,7 +122,7 @@ def ended(api: Api, batch: Shape) -> str:
 
 
 class _Error(msgspec.Struct):
-    code: str = ""
+    code: str | None = None
 
 
 class _ErrorLine(msgspec.Struct):
