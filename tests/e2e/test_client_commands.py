@@ -28,6 +28,10 @@ async def served(
             yield backend, running, {"OPENAI_BASE_URL": f"{running.origin}/v1"}
 
 
+def half_files(folder: Path) -> list[Path]:
+    return list(folder.glob("*.part"))
+
+
 async def test_a_file_is_submitted_watched_shown_and_fetched(tmp_path: Path) -> None:
     content = make_lines(120, markers=lambda n: "[[status=422]]" if n < 20 else "")
     source = tmp_path / "in.jsonl"
@@ -50,7 +54,7 @@ async def test_a_file_is_submitted_watched_shown_and_fetched(tmp_path: Path) -> 
             ran = await command("results", batch["id"], *words, "-o", target, env=env)
             assert ran.returncode == 0, ran.stderr
             assert target.read_bytes() == content_of(client, batch[file_id])
-        assert [name for name in os.listdir(tmp_path) if name.endswith(".part")] == []
+        assert half_files(tmp_path) == []
         piped = await command("results", batch["id"], "-o", "-", env=env)
         assert piped.stdout.encode() == content_of(client, batch["output_file_id"])
 
