@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 
 import openai
 import pytest
@@ -19,7 +18,7 @@ from tests.contract.store_rows import asked_for, uploaded
 MISSING = "Missing bearer or basic authentication in header"
 
 
-def bearing(secret: str) -> Mapping[str, str]:
+def bearing(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
