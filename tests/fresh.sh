@@ -3,7 +3,7 @@
 # environment but a PATH of exactly the programs that are needed, an empty HOME, no caches.
 #
 #   bash tests/fresh.sh              make demo, then make test
-#   bash tests/fresh.sh demo         only that one
+#   bash tests/fresh.sh interop      any other target
 #
 # Fails when a command does, and when something that it started still runs afterwards.
 set -euo pipefail
@@ -67,7 +67,7 @@ fi
 
 clean() {
   env -i ${keep[@]+"${keep[@]}"} "$mark" PATH="$place/bin" TMPDIR="$place/tmp" LANG=C.UTF-8 \
-    PIP_NO_CACHE_DIR=1 "$@"
+    PIP_NO_CACHE_DIR=1 GOFLAGS=-modcacherw "$@" # Go's module cache could not be removed otherwise
 }
 
 # -- the commands ---------------------------------------------------------------------------------
