@@ -57,7 +57,8 @@ done
 keep=()
 for name in $(compgen -e); do
   case $name in
-    PIP_* | SSL_* | REQUESTS_CA_BUNDLE | *_proxy | *_PROXY | CI) keep+=("$name=${!name}") ;;
+    PIP_* | npm_config_* | NPM_CONFIG_* | GOPROXY | GOSUMDB) keep+=("$name=${!name}") ;;
+    SSL_* | REQUESTS_CA_BUNDLE | NODE_EXTRA_CA_CERTS | *_proxy | *_PROXY | CI) keep+=("$name=${!name}") ;;
   esac
 done
 if [ -z "${PIP_CONFIG_FILE:-}" ]; then
