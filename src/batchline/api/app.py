@@ -16,6 +16,7 @@ from batchline.api.edge import Edge
 from batchline.api.services import ListedModel, Readiness, Services
 from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
+from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
 from batchline.service.uploads import Uploads
 
@@ -28,6 +29,7 @@ def create_app(
     *,
     ring: KeyRing | None = None,
     uploads: Uploads,
+    dry_run: DryRun,
     loopback_only: bool = True,
 ) -> FastAPI:
     """The application on these services. It holds no state and needs no lifespan.
@@ -43,7 +45,12 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.services = Services(
-        files=files, uploads=uploads, batches=batches, models=models, readiness=readiness
+        files=files,
+        uploads=uploads,
+        batches=batches,
+        dry_run=dry_run,
+        models=models,
+        readiness=readiness,
     )
     for module in (api_files, api_uploads, extensions, api_batches, health):
         app.include_router(module.router)

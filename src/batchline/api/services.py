@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from batchline.service.batches import Batches
+from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
 from batchline.service.uploads import Uploads
 
@@ -55,6 +56,7 @@ class Services:
     files: Files
     uploads: Uploads
     batches: Batches
+    dry_run: DryRun
     models: Callable[[], Sequence[ListedModel]]
     readiness: Callable[[], Readiness]
 

@@ -13,6 +13,7 @@ import msgspec
 
 from batchline.domain.ids import FileId
 from batchline.domain.model import Batch, File, LineProblem, Page, Upload, UploadPart, Usage
+from batchline.service.validation import ValidationResult
 
 T = TypeVar("T")
 Shape = Mapping[str, object]
@@ -106,6 +107,17 @@ def receipt(value: Batch) -> Shape:
         "status": value.status.value,
         "requested_at": value.cancelling_at,
         **{name: told.get(name) for name in _RECEIPT},
+    }
+
+
+def validation(value: ValidationResult) -> Shape:
+    """What a dry run found: an extension. `lines` is 0 where there are problems."""
+    return {
+        "object": "batch.validation",
+        "valid": not value.problems,
+        "model": value.model,
+        "lines": value.lines,
+        "errors": _problems(value.problems) if value.problems else None,
     }
 
 

@@ -34,6 +34,7 @@ from batchline.executor.messages import WorkerSettings
 from batchline.executor.transport.general import GeneralTransport
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.disk import DiskGuard
+from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
 from batchline.service.finalizer import Finalizer
 from batchline.service.jobs import Jobs
@@ -84,6 +85,7 @@ class Parts:
     files: Files
     uploads: Uploads
     batches: Batches
+    dry_run: DryRun
 
 
 @asynccontextmanager
@@ -116,7 +118,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             blobs=blobs,
             jobs=jobs,
             models=catalogue,
-            limits=_input_limits(settings),
+            limits=input_limits(settings),
             has_room=lambda: disk.has_room,
         )
         runner = Runner(
@@ -145,6 +147,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             ),
             has_room=lambda: disk.has_room,
         )
+        batch_settings = BatchSettings(windows=settings.windows)
         yield Parts(
             store=store,
             keys=keys,
@@ -166,7 +169,8 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
                 ),
                 has_room=lambda: disk.has_room,
             ),
-            batches=Batches(store, runner, settings=BatchSettings(windows=settings.windows)),
+            batches=Batches(store, runner, settings=batch_settings),
+            dry_run=DryRun(planner=planner, settings=batch_settings),
         )
 
 
@@ -187,6 +191,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             ring=parts.keys.ring,
             loopback_only=is_loopback(settings.server.host),
             uploads=parts.uploads,
+            dry_run=parts.dry_run,
         )
         started = asyncio.Event()
         server = _Server(
@@ -312,7 +317,8 @@ def _local_settings(
     )
 
 
-def _input_limits(settings: Settings) -> InputLimits:
+def input_limits(settings: Settings) -> InputLimits:
+    """What validation is told; 0 in the settings is no limit."""
     limits = settings.limits
     return InputLimits(
         max_file_bytes=limits.max_batch_file_bytes or None,

@@ -1,4 +1,7 @@
-"""From `validating` to `in_progress` or `failed`: the input is checked and planned in a child."""
+"""From `validating` to `in_progress` or `failed`: the input is checked and planned in a child.
+
+Or only checked: a dry run goes the same way and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Final, Protocol
 
 from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
-from batchline.domain.ids import BlobName
+from batchline.domain.ids import BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, Blob, BlobKind, LineProblem, Purpose
 from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.validation import ValidationJob, ValidationResult, validate
@@ -48,6 +51,27 @@ class InputLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchInput:
+    """The file that a batch would read; `blob` is None when there is none that it could read."""
+
+    project_id: ProjectId
+    file_id: FileId
+    endpoint: str
+    blob: BlobName | None
+    bytes: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> BatchInput:
+        return cls(
+            project_id=batch.project_id,
+            file_id=batch.input_file_id,
+            endpoint=batch.endpoint,
+            blob=batch.input_blob,
+            bytes=batch.input_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
     """Validates batches and starts or refuses them."""
 
@@ -64,7 +88,7 @@ class Planner:
 
         Cancelling the task kills the child. A full disk delays and does not fail the batch.
         """
-        problems = await self._before_reading(batch)
+        problems = await self._before_reading(BatchInput.of(batch))
         if problems:
             return await self._refuse(batch, problems)
         if not self.has_room():
@@ -86,11 +110,56 @@ class Planner:
                 telemetry.trouble("validation_child_failed", batch_id=batch.id, error=exc.message)
         return await self._refuse(batch, [INTERNAL])
 
-    async def _before_reading(self, batch: Batch) -> Sequence[LineProblem]:
-        """V1 and V2: what the store knows of the input file."""
-        file = await self.store.get_file(
-            batch.project_id, batch.input_file_id, now=int(self.clock())
+    async def check(
+        self, project_id: ProjectId, file_id: FileId, endpoint: str
+    ) -> ValidationResult:
+        """What `plan` would find for a batch created now. Nothing is kept, and no batch is needed.
+
+        Raises:
+            StorageFull: the disk is low; a plan needs room even when it is thrown away.
+        """
+        if not self.has_room():
+            raise StorageFull("the disk is low: nothing is validated until there is room again")
+        source = await self._input_of(project_id, file_id, endpoint)
+        problems = await self._before_reading(source)
+        if problems:
+            return ValidationResult(problems=problems)
+        for _ in range(CHILD_TRIES):
+            scratch = self.blobs.scratch()
+            try:
+                return await self.jobs.run(validate, self._job(source, scratch))
+            except BlobUnreadable:
+                # No batch holds the bytes: the file may have been deleted beside us.
+                problems = await self._before_reading(
+                    await self._input_of(project_id, file_id, endpoint)
+                )
+                return ValidationResult(problems=problems or [INTERNAL])
+            except JobFailed as exc:
+                telemetry.trouble("dry_run_failed", file_id=file_id, error=exc.message)
+                if not exc.retryable:
+                    break
+            finally:
+                await self.blobs.drop_scratch(scratch)
+        return ValidationResult(problems=[INTERNAL])
+
+    async def _input_of(self, project_id: ProjectId, file_id: FileId, endpoint: str) -> BatchInput:
+        file = await self.store.get_file(project_id, file_id, now=int(self.clock()))
+        ranges = () if file is None else await self.store.file_ranges(file.id)
+        whole = None
+        # One whole blob, as every upload is; `Store.create_batch` takes no other.
+        if file is not None and [(one.start, one.stop) for one in ranges] == [(0, file.bytes)]:
+            whole = ranges[0]
+        return BatchInput(
+            project_id=project_id,
+            file_id=file_id,
+            endpoint=endpoint,
+            blob=None if whole is None else whole.blob,
+            bytes=0 if whole is None else whole.stop,
         )
+
+    async def _before_reading(self, source: BatchInput) -> Sequence[LineProblem]:
+        """V1 and V2: what the store knows of the input file."""
+        file = await self.store.get_file(source.project_id, source.file_id, now=int(self.clock()))
         # A file deleted since the create is fine: the batch holds a reference on its bytes.
         if file is not None and file.purpose is not Purpose.BATCH:
             return [
@@ -103,13 +172,13 @@ class Planner:
                     param="file_id",
                 )
             ]
-        if batch.input_blob is None:
+        if source.blob is None:
             return [
                 LineProblem(
                     code="invalid_request",
                     message=(
-                        f"Cannot find file {batch.input_file_id}, or organization "
-                        f"{batch.project_id} does not have access to it."
+                        f"Cannot find file {source.file_id}, or organization "
+                        f"{source.project_id} does not have access to it."
                     ),
                     param="file_id",
                 )
@@ -119,7 +188,7 @@ class Planner:
     async def _in_child(self, batch: Batch) -> bool:
         scratch = self.blobs.scratch()
         try:
-            result = await self.jobs.run(validate, self._job(batch, scratch))
+            result = await self.jobs.run(validate, self._job(BatchInput.of(batch), scratch))
             telemetry.probe("validation.done")
             if result.problems:
                 return await self._refuse(batch, result.problems)
@@ -127,14 +196,14 @@ class Planner:
         finally:
             await self.blobs.drop_scratch(scratch)
 
-    def _job(self, batch: Batch, plan_path: Path) -> ValidationJob:
+    def _job(self, source: BatchInput, plan_path: Path) -> ValidationJob:
         unlimited = 2**62
         limits = self.limits
         return ValidationJob(
-            input_path=str(self.blobs.path(BlobName(batch.input_blob or ""))),
-            input_bytes=batch.input_bytes,
+            input_path=str(self.blobs.path(BlobName(source.blob or ""))),
+            input_bytes=source.bytes,
             plan_path=str(plan_path),
-            endpoint=batch.endpoint,
+            endpoint=source.endpoint,
             max_file_bytes=limits.max_file_bytes or unlimited,
             max_lines=limits.max_lines or unlimited,
             max_line_bytes=limits.max_line_bytes or unlimited,

@@ -22,8 +22,11 @@ from batchline.api.services import ListedModel, Readiness
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobKind
 from batchline.service.batches import Batches, BatchSettings
+from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
+from batchline.service.jobs import Jobs
 from batchline.service.keys import Keys
+from batchline.service.planning import InputLimits, Planner
 from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
@@ -44,6 +47,16 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class NoCatalogue:
+    """A catalogue before any backend answered: every model may exist."""
+
+    def known(self) -> bool:
+        return False
+
+    def models(self) -> Sequence[str]:
+        return ()
 
 
 @dataclass(slots=True)
@@ -284,6 +297,12 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
         random=os.urandom,
         limits=UploadLimits(max_bytes=MAX_UPLOAD_BYTES),
     )
+    children = blobs_root.with_name("children")
+    children.mkdir()
+    jobs = Jobs(children)  # starts none before the first job
+    planner = Planner(
+        store=store, blobs=blobs, jobs=jobs, models=NoCatalogue(), limits=InputLimits(), clock=clock
+    )
     app = create_app(
         files,
         batches,
@@ -291,6 +310,7 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
         readiness=lambda: api.readiness,
         ring=keys.ring,
         uploads=uploads,
+        dry_run=DryRun(planner=planner, settings=settings),
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -322,6 +342,7 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
             while state.tasks:
                 await asyncio.wait(list(state.tasks))
         await server.wait_closed()
+        await jobs.close()
 
 
 def input_blobs(api: ApiServer) -> list[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import BatchEvent, BatchStatus
+from batchline.domain.model import Purpose
 from batchline.store.database import Database
-from tests.contract.api.serving import ApiServer
-from tests.contract.store_rows import brought_to, finalized, moved
+from tests.contract.api.serving import PURPOSE, ApiServer, part
+from tests.contract.store_rows import brought_to, finalized, moved, uploaded
+from tests.support.inputs import MODEL, make_lines
 
 # -- receipt -------------------------------------------------------------------------------------
 
@@ -77,3 +82,106 @@ async def test_a_cancel_whose_receipt_was_lost_still_says_when(
     reply = await api.request("GET", f"/v1/batches/{batch.id}/receipt")
     assert reply.json["requested_at"] == batch.cancelling_at
     assert reply.json["requested_by"] is None
+
+
+# -- dry run -------------------------------------------------------------------------------------
+
+
+async def sent(api: ApiServer, content: bytes) -> dict[str, Any]:
+    """The body of a create over an uploaded file."""
+    made = await api.upload(PURPOSE, part("file", content, filename="in.jsonl"))
+    return {
+        "input_file_id": made.json["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+
+
+async def assert_nothing_written(api: ApiServer, blobs: Sequence[str]) -> None:
+    assert api.stored_blobs() == blobs
+    assert api.runner.was_created == []
+    assert (await api.request("GET", "/v1/batches")).json["data"] == []
+
+
+@pytest.mark.rule("X3")
+async def test_a_dry_run_of_a_good_file_says_so_and_writes_nothing(api: ApiServer) -> None:
+    body = await sent(api, make_lines(12, blank_every=5))
+    before = api.stored_blobs()
+    reply = await api.post_json("/v1/batches/validate", {**body, "metadata": {"a": "b"}})
+    assert reply.status == 200
+    assert reply.json == {
+        "object": "batch.validation",
+        "valid": True,
+        "model": MODEL,
+        "lines": 12,
+        "errors": None,
+    }
+    await assert_nothing_written(api, before)
+
+
+@pytest.mark.rule("X3")
+async def test_a_dry_run_names_every_problem_as_the_batch_would(api: ApiServer) -> None:
+    lines = make_lines(4).splitlines(keepends=True)
+    body = await sent(api, lines[0] + b"{\n" + lines[1] + lines[0] + lines[2])
+    before = api.stored_blobs()
+    reply = await api.post_json("/v1/batches/validate", body)
+    assert (reply.status, reply.json["valid"], reply.json["lines"]) == (200, False, 0)
+    assert reply.json["errors"]["object"] == "list"
+    problems = [(one["line"], one["code"], one["param"]) for one in reply.json["errors"]["data"]]
+    assert problems == [(2, "invalid_json_line", None), (4, "duplicate_custom_id", "custom_id")]
+    await assert_nothing_written(api, before)
+
+
+@pytest.mark.rule("X3")
+async def test_a_dry_run_of_what_is_no_input_file_is_a_problem_and_not_an_error(
+    api: ApiServer, store: Database
+) -> None:
+    body = await sent(api, make_lines(1))
+    other = await uploaded(store, purpose=Purpose.VISION)
+    for file_id, message in [
+        ("file-none", "Cannot find file file-none"),
+        (other[0].id, "has purpose 'vision'"),
+    ]:
+        reply = await api.post_json("/v1/batches/validate", {**body, "input_file_id": file_id})
+        assert (reply.status, reply.json["valid"], reply.json["model"]) == (200, False, None)
+        (problem,) = reply.json["errors"]["data"]
+        assert (problem["code"], problem["param"]) == ("invalid_request", "file_id")
+        assert message in problem["message"]
+
+
+@pytest.mark.rule("X3")
+async def test_a_dry_run_of_lost_bytes_is_our_fault_and_of_a_deleted_file_is_not(
+    api: ApiServer,
+) -> None:
+    body = await sent(api, make_lines(1))
+    (path,) = (api.blobs_root / name for name in api.stored_blobs())
+    path.unlink()
+    reply = await api.post_json("/v1/batches/validate", body)
+    assert [one["code"] for one in reply.json["errors"]["data"]] == ["server_error"]
+    await api.request("DELETE", f"/v1/files/{body['input_file_id']}")
+    reply = await api.post_json("/v1/batches/validate", body)
+    assert [one["param"] for one in reply.json["errors"]["data"]] == ["file_id"]
+
+
+@pytest.mark.rule("X3")
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"endpoint": "/v1/x"}, "invalid_value"),
+        ({"completion_window": "1h"}, "invalid_value"),
+        ({"metadata": []}, "invalid_type"),
+        ({"priority": 1}, "unknown_parameter"),
+    ],
+)
+async def test_a_dry_run_of_a_create_that_would_be_refused_is_refused(
+    api: ApiServer, change: dict[str, Any], code: str
+) -> None:
+    order = {
+        "input_file_id": "file-none",
+        "endpoint": "/v1/embeddings",
+        "completion_window": "24h",
+    }
+    asked = {**order, **change}
+    reply = await api.post_json("/v1/batches/validate", asked)
+    assert (reply.status, reply.error["code"]) == (400, code)
+    assert reply.error == (await api.post_json("/v1/batches", asked)).error
