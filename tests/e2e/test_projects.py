@@ -65,6 +65,7 @@ async def test_no_route_tells_another_projects_things_from_missing_ones(tmp_path
                 ("GET", "/v1/batches/{}", batch_id),
                 ("POST", "/v1/batches/{}/cancel", batch_id),
                 ("GET", "/v1/batches/{}/receipt", batch_id),
+                ("GET", "/v1/batches/{}/results", batch_id),
                 ("GET", "/v1/batches?after={}", batch_id),
                 ("POST", "/v1/uploads/{}/parts", upload.id),
                 ("POST", "/v1/uploads/{}/cancel", upload.id),

@@ -68,7 +68,9 @@ def test_no_command_is_documented_that_does_not_exist() -> None:
 
 def application() -> FastAPI:
     nothing = cast("Any", None)  # only the routes are looked at
-    return create_app(nothing, nothing, nothing, nothing, uploads=nothing, dry_run=nothing)
+    return create_app(
+        nothing, nothing, nothing, nothing, uploads=nothing, dry_run=nothing, results=nothing
+    )
 
 
 def test_every_route_is_documented() -> None:

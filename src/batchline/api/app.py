@@ -18,6 +18,7 @@ from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
 from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
+from batchline.service.results import Results
 from batchline.service.uploads import Uploads
 
 
@@ -30,6 +31,7 @@ def create_app(
     ring: KeyRing | None = None,
     uploads: Uploads,
     dry_run: DryRun,
+    results: Results,
     loopback_only: bool = True,
 ) -> FastAPI:
     """The application on these services. It holds no state and needs no lifespan.
@@ -49,6 +51,7 @@ def create_app(
         uploads=uploads,
         batches=batches,
         dry_run=dry_run,
+        results=results,
         models=models,
         readiness=readiness,
     )

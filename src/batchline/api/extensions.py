@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from batchline.api import wire
-from batchline.api.request import answer, json_body, project_of
+from batchline.api.download import Download
+from batchline.api.request import answer, integer_of, json_body, limit_of, project_of
 from batchline.api.services import services
+
+MAX_OFFSET: Final = 10**18 - 1  # more than any file has, and twice as much still fits 64 bits
 
 router = APIRouter()
 
@@ -16,6 +21,22 @@ router = APIRouter()
 async def get_receipt(request: Request, batch_id: str) -> Response:
     batch = await services(request).batches.cancelled(project_of(request), batch_id)
     return answer(wire.receipt(batch))
+
+
+@router.get("/v1/batches/{batch_id}/results", response_model=None)
+async def get_results(request: Request, batch_id: str) -> Response:
+    found = await services(request).results.read(
+        project_of(request),
+        batch_id,
+        after=integer_of(request, "after", default=0, minimum=0, maximum=MAX_OFFSET),
+        limit=limit_of(request, default=MAX_OFFSET, maximum=MAX_OFFSET),
+    )
+    headers = {
+        "content-type": "application/jsonl",
+        "x-batchline-next-after": str(found.next_after),
+        "x-batchline-batch-status": found.status.value,
+    }
+    return await Download.open(found.size, found.chunks, headers=headers)
 
 
 @router.post("/v1/batches/validate", response_model=None)

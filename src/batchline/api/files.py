@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Final
 from urllib.parse import quote
 
-import anyio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from batchline.api import wire
+from batchline.api.download import Download
 from batchline.api.file_form import receive_file
 from batchline.api.request import answer, limit_of, project_of, text_of
 from batchline.api.services import services
@@ -50,7 +47,8 @@ async def get_file(request: Request, file_id: str) -> Response:
 @router.get("/v1/files/{file_id}/content", response_model=None)
 async def get_content(request: Request, file_id: str) -> Response:
     file, chunks = await services(request).files.content(project_of(request), file_id)
-    return await Download.open(file.filename, file.bytes, chunks)
+    headers = {"content-disposition": disposition(file.filename)}
+    return await Download.open(file.bytes, chunks, headers=headers)
 
 
 @router.delete("/v1/files/{file_id}", response_model=None)
@@ -69,69 +67,6 @@ def _is_ascending(request: Request) -> bool:
             wire_code="invalid_value",
         )
     return order == "asc"
-
-
-class Download(Response):
-    """A file's bytes as they are read, with their length; no limit on how slowly they are taken.
-
-    Reading stops when the client goes away. Starlette's StreamingResponse was not taken: it starts
-    its answer before the first byte was read, so that a lost blob could no longer be a 500.
-    """
-
-    media_type = "application/octet-stream"
-
-    def __init__(
-        self, filename: str, size: int, first: bytes, rest: AsyncGenerator[bytes, None]
-    ) -> None:
-        super().__init__()
-        self._first = first
-        self._rest = rest
-        self.headers["content-length"] = str(size)
-        self.headers["content-disposition"] = disposition(filename)
-
-    @classmethod
-    async def open(cls, filename: str, size: int, chunks: AsyncGenerator[bytes, None]) -> Download:
-        """Read the first chunk.
-
-        Raises:
-            BlobUnreadable: it could not be read.
-        """
-        return cls(filename, size, await anext(chunks, b""), chunks)
-
-    async def __call__(
-        self,
-        scope: Scope,  # noqa: ARG002  # ASGI's signature
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        async with aclosing(self._rest):
-            try:
-                async with anyio.create_task_group() as watched:
-                    watched.start_soon(_until_gone, receive, watched.cancel_scope)
-                    await self._stream(send)
-                    watched.cancel_scope.cancel()
-            except ExceptionGroup as group:
-                raise group.exceptions[0] from None  # one at most: the watcher raises none
-
-    async def _stream(self, send: Send) -> None:
-        await send(
-            {
-                "type": "http.response.start",
-                "status": self.status_code,
-                "headers": self.raw_headers,
-            }
-        )
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
-        async for chunk in self._rest:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Cancel `scope` once the client has gone; a body that comes with a GET is passed over."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 _PLAIN: Final = frozenset(map(chr, range(0x20, 0x7F)))

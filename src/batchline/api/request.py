@@ -59,31 +59,40 @@ def limit_of(request: Request, *, default: int, maximum: int) -> int:
     Raises:
         InvalidRequest: it is not an integer from 1 to `maximum`.
     """
-    text = request.query_params.get("limit")
+    return integer_of(request, "limit", default=default, minimum=1, maximum=maximum)
+
+
+def integer_of(request: Request, name: str, *, default: int, minimum: int, maximum: int) -> int:
+    """A query parameter; `default` when it is absent.
+
+    Raises:
+        InvalidRequest: it is not an integer from `minimum` to `maximum`.
+    """
+    text = request.query_params.get(name)
     if text is None:
         return default
     if _INTEGER.fullmatch(text) is None:
         raise InvalidRequest(
-            "Invalid type for 'limit': expected an integer, but got a string instead.",
-            param="limit",
+            f"Invalid type for '{name}': expected an integer, but got a string instead.",
+            param=name,
             wire_code="invalid_type",
         )
-    limit = int(text)
-    if limit > maximum:
+    value = int(text)
+    if value > maximum:
         raise InvalidRequest(
-            f"Invalid 'limit': integer above maximum value. "
-            f"Expected a value <= {maximum}, but got {limit} instead.",
-            param="limit",
+            f"Invalid '{name}': integer above maximum value. "
+            f"Expected a value <= {maximum}, but got {value} instead.",
+            param=name,
             wire_code="integer_above_max_value",
         )
-    if limit < 1:
+    if value < minimum:
         raise InvalidRequest(
-            f"Invalid 'limit': integer below minimum value. "
-            f"Expected a value >= 1, but got {limit} instead.",
-            param="limit",
+            f"Invalid '{name}': integer below minimum value. "
+            f"Expected a value >= {minimum}, but got {value} instead.",
+            param=name,
             wire_code="integer_below_min_value",
         )
-    return limit
+    return value
 
 
 def text_of(request: Request, name: str) -> str | None:

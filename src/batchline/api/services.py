@@ -10,6 +10,7 @@ from starlette.requests import Request
 from batchline.service.batches import Batches
 from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
+from batchline.service.results import Results
 from batchline.service.uploads import Uploads
 
 
@@ -57,6 +58,7 @@ class Services:
     uploads: Uploads
     batches: Batches
     dry_run: DryRun
+    results: Results
     models: Callable[[], Sequence[ListedModel]]
     readiness: Callable[[], Readiness]
 

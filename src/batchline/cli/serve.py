@@ -41,6 +41,7 @@ from batchline.service.jobs import Jobs
 from batchline.service.keys import Keys
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.results import Results
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
 from batchline.service.uploads import UploadLimits, Uploads
@@ -86,6 +87,7 @@ class Parts:
     uploads: Uploads
     batches: Batches
     dry_run: DryRun
+    results: Results
 
 
 @asynccontextmanager
@@ -148,6 +150,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             has_room=lambda: disk.has_room,
         )
         batch_settings = BatchSettings(windows=settings.windows)
+        batches = Batches(store, runner, settings=batch_settings)
         yield Parts(
             store=store,
             keys=keys,
@@ -169,8 +172,9 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
                 ),
                 has_room=lambda: disk.has_room,
             ),
-            batches=Batches(store, runner, settings=batch_settings),
+            batches=batches,
             dry_run=DryRun(planner=planner, settings=batch_settings),
+            results=Results(store=store, blobs=blobs, batches=batches),
         )
 
 
@@ -192,6 +196,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             loopback_only=is_loopback(settings.server.host),
             uploads=parts.uploads,
             dry_run=parts.dry_run,
+            results=parts.results,
         )
         started = asyncio.Event()
         server = _Server(

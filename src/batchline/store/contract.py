@@ -300,6 +300,17 @@ class Store(Protocol):
     async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
         """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order."""
 
+    async def committed_output(
+        self, batch_id: BatchId, *, after: int, limit: int, now: int
+    ) -> Sequence[BlobRange] | None:
+        """The batch's committed output from byte `after` on: whole commits, in order, as far as
+        the one that reaches `after + limit`.
+
+        Offsets count in what is, or will be, the output file, so they mean the same before and
+        after `finalize`. Empty when nothing more is there, or when the file is gone; None when
+        there never were `after` bytes (which a file that is gone cannot tell: then it is None too).
+        """
+
     async def finalize(
         self,
         batch_id: BatchId,

@@ -42,6 +42,7 @@ from batchline.store import (
     finalizing,
     idempotency,
     keys,
+    outputs,
     references,
     uploads,
 )
@@ -304,6 +305,13 @@ class Database:
 
     async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
         return await self._read(lambda c: committing.bitmaps(c, batch_id))
+
+    async def committed_output(
+        self, batch_id: BatchId, *, after: int, limit: int, now: int
+    ) -> Sequence[BlobRange] | None:
+        return await self._read(
+            lambda c: outputs.committed(c, batch_id, after=after, limit=limit, now=now)
+        )
 
     async def finalize(
         self,

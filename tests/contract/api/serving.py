@@ -27,6 +27,7 @@ from batchline.service.files import FileLimits, Files
 from batchline.service.jobs import Jobs
 from batchline.service.keys import Keys
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.results import Results
 from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
@@ -311,6 +312,7 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
         ring=keys.ring,
         uploads=uploads,
         dry_run=DryRun(planner=planner, settings=settings),
+        results=Results(store=store, blobs=blobs, batches=batches, clock=clock),
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

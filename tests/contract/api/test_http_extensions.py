@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import pytest
 
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import BatchEvent, BatchStatus
-from batchline.domain.model import Purpose
+from batchline.domain.model import Batch, BlobKind, BlobRange, Purpose
 from batchline.store.database import Database
-from tests.contract.api.serving import PURPOSE, ApiServer, part
-from tests.contract.store_rows import brought_to, finalized, moved, uploaded
+from tests.contract.api.serving import PURPOSE, ApiServer, Reply, assert_usual_headers, part
+from tests.contract.store_rows import (
+    brought_to,
+    claimed,
+    commits,
+    finalized,
+    moved,
+    settling,
+    started,
+    uploaded,
+)
 from tests.support.inputs import MODEL, make_lines
 
 # -- receipt -------------------------------------------------------------------------------------
@@ -82,6 +92,92 @@ async def test_a_cancel_whose_receipt_was_lost_still_says_when(
     reply = await api.request("GET", f"/v1/batches/{batch.id}/receipt")
     assert reply.json["requested_at"] == batch.cancelling_at
     assert reply.json["requested_by"] is None
+
+
+# -- results -------------------------------------------------------------------------------------
+
+LINES: Final = [b'{"a":1}\n', b'{"bb":2}\n', b'{"ccc":3}\n']
+ENDS: Final = [0, 8, 17, 27]
+
+
+async def running_with_results(api: ApiServer, store: Database) -> Batch:
+    """A batch in progress whose lines 0 to 2 settled as LINES, with a commit each."""
+    writer = api.blobs.writer(BlobKind.SEGMENT)
+    await writer.write(b"".join(LINES))
+    segment = await writer.finish()
+    batch = await started(store)
+    shard = await claimed(store, batch)
+    for number in range(3):
+        part_of = BlobRange(blob=segment.name, start=ENDS[number], stop=ENDS[number + 1])
+        settled = settling(shard, finished=range(number + 1))
+        assert await commits(store, replace(settled, output=part_of)) == [True]
+    return batch
+
+
+async def results(api: ApiServer, batch: Batch, query: str = "") -> Reply:
+    return await api.request("GET", f"/v1/batches/{batch.id}/results{query}")
+
+
+@pytest.mark.rule("X2")
+async def test_results_are_given_from_where_the_reader_was(api: ApiServer, store: Database) -> None:
+    batch = await running_with_results(api, store)
+    everything = b"".join(LINES)
+    for status in ("in_progress", "cancelled"):
+        for begin in ENDS:
+            reply = await results(api, batch, f"?after={begin}")
+            assert (reply.status, reply.body) == (200, everything[begin:])
+            assert reply.headers["content-type"] == "application/jsonl"
+            assert reply.headers["x-batchline-next-after"] == "27"
+            assert reply.headers["x-batchline-batch-status"] == status
+            assert_usual_headers(reply)
+        short = await results(api, batch, "?limit=9")
+        assert (short.body, short.headers["x-batchline-next-after"]) == (everything[:17], "17")
+        if status == "in_progress":
+            await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+
+
+@pytest.mark.rule("X2")
+@pytest.mark.parametrize(
+    ("query", "param", "code"),
+    [
+        ("?after=x", "after", "invalid_type"),
+        ("?after=-1", "after", "integer_below_min_value"),
+        ("?after=1", "after", "invalid_value"),
+        ("?after=9", "after", "invalid_value"),
+        ("?after=28", "after", "invalid_value"),
+        ("?after=999999999999999999", "after", "invalid_value"),
+        ("?after=9999999999999999999", "after", "invalid_type"),
+        ("?limit=0", "limit", "integer_below_min_value"),
+        ("?limit=all", "limit", "invalid_type"),
+    ],
+)
+async def test_a_place_where_no_line_begins_is_refused(
+    api: ApiServer, store: Database, query: str, param: str, code: str
+) -> None:
+    batch = await running_with_results(api, store)
+    reply = await results(api, batch, query)
+    assert (reply.status, reply.error["param"], reply.error["code"]) == (400, param, code)
+
+
+@pytest.mark.rule("X2")
+async def test_a_batch_without_results_has_an_empty_answer(api: ApiServer, store: Database) -> None:
+    for status in BatchStatus:
+        batch = await brought_to(store, status)
+        reply = await results(api, batch)
+        assert (reply.status, reply.body) == (200, b"")
+        assert reply.headers["x-batchline-next-after"] == "0"
+        assert reply.headers["x-batchline-batch-status"] == status
+
+
+@pytest.mark.rule("X2")
+async def test_results_go_with_the_output_file(api: ApiServer, store: Database) -> None:
+    batch = await running_with_results(api, store)
+    ended = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+    assert (await api.request("DELETE", f"/v1/files/{ended.output_file_id}")).status == 200
+    for query in ("", "?after=8"):
+        reply = await results(api, batch, query)
+        assert reply.status == 404
+        assert "deleted or have expired" in reply.error["message"]
 
 
 # -- dry run -------------------------------------------------------------------------------------

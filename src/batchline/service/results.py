@@ -1,0 +1,95 @@
+"""A batch's results while it runs: what is committed, in commit order, readable from any line on.
+
+Places are byte offsets in the output file that the batch will have. It consists of the committed
+ranges in their order, so a reader may start before the end of the batch and go on after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from batchline.domain.errors import InvalidRequest, NotFound
+from batchline.domain.ids import ProjectId
+from batchline.domain.lifecycle import BatchStatus
+from batchline.domain.model import Batch, BlobRange
+from batchline.service.batches import Batches
+from batchline.store.contract import BlobStore, Store
+
+CHUNK_BYTES: Final = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedResults:
+    """Whole lines of the output, `size` bytes of them; the reader goes on at `next_after`.
+
+    `status` is from before they were looked up: when it is terminal, what follows `next_after` is
+    there already. Close `chunks` when the reader goes away.
+    """
+
+    status: BatchStatus
+    size: int
+    next_after: int
+    chunks: AsyncGenerator[bytes, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Reads the committed output of batches."""
+
+    store: Store
+    blobs: BlobStore
+    batches: Batches
+    clock: Callable[[], float] = time.time
+
+    async def read(
+        self, project_id: ProjectId, batch_id: str, *, after: int, limit: int
+    ) -> CommittedResults:
+        """What is committed from byte `after` on, as far as the commit that reaches `limit` bytes.
+
+        Raises:
+            InvalidRequest: no line begins at `after`; or as `Batches.get`.
+            NotFound: the output file was deleted or has expired; or as `Batches.get`.
+            BlobUnreadable: stored bytes are not there; also while iterating.
+        """
+        batch = await self.batches.get(project_id, batch_id)
+        ranges = await self.store.committed_output(
+            batch.id, after=after, limit=limit, now=self._now()
+        )
+        if not ranges:
+            await self._refuse_gone(project_id, await self.batches.get(project_id, batch_id))
+        if ranges is None or not await self._begins_a_line(ranges):
+            raise InvalidRequest(
+                f"Invalid 'after': no result begins at {after}. "
+                "Expected 0 or the value of an 'x-batchline-next-after' header.",
+                param="after",
+                wire_code="invalid_value",
+            )
+        size = sum(part.stop - part.start for part in ranges)
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            async for chunk in self.blobs.read(ranges, chunk_bytes=CHUNK_BYTES):
+                yield chunk
+
+        return CommittedResults(
+            status=batch.status, size=size, next_after=after + size, chunks=chunks()
+        )
+
+    async def _refuse_gone(self, project_id: ProjectId, batch: Batch) -> None:
+        if batch.output_file_id is None:
+            return
+        if await self.store.get_file(project_id, batch.output_file_id, now=self._now()) is None:
+            raise NotFound(f"The results of batch '{batch.id}' were deleted or have expired.")
+
+    async def _begins_a_line(self, ranges: Sequence[BlobRange]) -> bool:
+        """Segments hold nothing but lines, so the byte before a line, if there is one, ends one."""
+        if not ranges or ranges[0].start == 0:
+            return True
+        first = ranges[0]
+        before = BlobRange(blob=first.blob, start=first.start - 1, stop=first.start)
+        return [byte async for byte in self.blobs.read([before], chunk_bytes=1)] == [b"\n"]
+
+    def _now(self) -> int:
+        return int(self.clock())

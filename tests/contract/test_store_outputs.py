@@ -1,0 +1,93 @@
+"""The output of a batch by byte offsets: the same while it runs and when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchline.domain.ids import DEFAULT_PROJECT
+from batchline.domain.lifecycle import BatchEvent
+from batchline.domain.model import Batch, BlobRange
+from batchline.store.contract import Store
+from tests.contract.store_rows import (
+    NOW,
+    Segment,
+    claimed,
+    commits,
+    final_files,
+    finalized,
+    moved,
+    settling,
+    started,
+)
+
+ALL = 10**18
+
+
+async def committed(
+    store: Store, batch: Batch, after: int, limit: int = ALL, *, now: int = NOW + 5
+) -> Sequence[BlobRange] | None:
+    return await store.committed_output(batch.id, after=after, limit=limit, now=now)
+
+
+async def three_commits(store: Store) -> tuple[Batch, list[BlobRange]]:
+    """A batch with commits of 100, 50 and 150 bytes of output, and others beside it."""
+    batch, other = await started(store, shards=3), await started(store)
+    segment, second = Segment(), Segment()
+    ranges = []
+    for number, lines, where in [(0, [0, 1], segment), (2, [0], second), (1, [4, 5, 6], segment)]:
+        shard = await claimed(store, batch, number)
+        beside = settling(await claimed(store, other), finished=[number], segment=segment)
+        one = settling(shard, finished=lines, failed=[9], segment=where)
+        assert await commits(store, beside, worker="w2") == [True]
+        assert await commits(store, one) == [True]
+        assert one.output is not None
+        ranges.append(one.output)
+    return batch, ranges
+
+
+async def test_offsets_mean_the_same_before_and_after_the_end(store: Store) -> None:
+    batch, (first, second, third) = await three_commits(store)
+    tail = BlobRange(blob=third.blob, start=third.start + 30, stop=third.stop)
+    middle = BlobRange(blob=second.blob, start=second.start + 1, stop=second.stop)
+    expected = {
+        (0, ALL): [first, second, third],
+        (0, 1): [first],
+        (0, 100): [first],
+        (0, 101): [first, second],
+        (1, 1): [BlobRange(blob=first.blob, start=first.start + 1, stop=first.stop)],
+        (100, ALL): [second, third],
+        (100, 1): [second],
+        (101, ALL): [middle, third],
+        (101, 49): [middle],
+        (150, 1): [third],
+        (180, ALL): [tail],
+        (300, ALL): [],
+        (301, ALL): None,
+        (ALL, ALL): None,
+    }
+    for (after, limit), ranges in expected.items():
+        assert await committed(store, batch, after, limit) == ranges, (after, limit)
+    ended = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+    assert ended.output_file_id is not None
+    assert await store.file_ranges(ended.output_file_id) == [first, second, third]
+    for (after, limit), ranges in expected.items():
+        assert await committed(store, batch, after, limit) == ranges, (after, limit)
+
+
+async def test_a_batch_without_a_result_has_no_output_and_no_offset_but_0(store: Store) -> None:
+    batch = await started(store)
+    assert await committed(store, batch, 0) == []
+    assert await committed(store, batch, 1) is None
+    await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+    assert await committed(store, batch, 0) == []
+    assert await committed(store, batch, 1) is None
+
+
+async def test_the_output_goes_with_its_file(store: Store) -> None:
+    batch, _ = await three_commits(store)
+    files = final_files(expires_at=NOW + 50)
+    await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED), files)
+    assert await committed(store, batch, 100, now=NOW + 49)
+    assert await committed(store, batch, 100, now=NOW + 50) is None
+    assert await store.delete_file(DEFAULT_PROJECT, files.output_id, now=NOW + 10)
+    assert await committed(store, batch, 0, now=NOW + 11) == []
