@@ -96,6 +96,7 @@ class WorkerTuning:
     commit_interval_s: float = 0.1
     byte_budget: int = 256 * MIB
     segment_bytes: int = 256 * MIB
+    segment_idle_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

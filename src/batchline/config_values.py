@@ -30,7 +30,13 @@ _AT_MOST: Final[Mapping[str, int]] = {"server.port": 65535}
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
     {
-        *("worker.silent_s", "worker.commit_interval_s", "cancel.cap_s", "retention.sweep_s"),
+        *(
+            "worker.silent_s",
+            "worker.commit_interval_s",
+            "worker.segment_idle_s",
+            "cancel.cap_s",
+            "retention.sweep_s",
+        ),
         *("backend.connect_timeout_s", "backend.total_timeout_s"),
     }
 )

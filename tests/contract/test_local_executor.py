@@ -52,6 +52,7 @@ class Recorder:
     released: dict[ShardKey, Released] = field(default_factory=dict)
     lost: dict[WorkerId, Sequence[ShardKey]] = field(default_factory=dict)
     unreadable: list[ShardKey] = field(default_factory=list)
+    closed: list[WorkerId] = field(default_factory=list)
     on_loss: Callable[[], None] = field(default=lambda: None)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -62,6 +63,10 @@ class Recorder:
             self.committed_by[commit.key].add(worker)
         self._changed.set()
         return [self.accepts] * len(commits)
+
+    async def on_segment_closed(self, worker: WorkerId) -> None:
+        self.closed.append(worker)
+        self._changed.set()
 
     async def on_released(self, worker: WorkerId, released: Released) -> None:  # noqa: ARG002  # part of the contract
         self.released[released.key] = released

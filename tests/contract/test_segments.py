@@ -71,9 +71,10 @@ class Watch:
     troubles: list[str | None] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     answers: list[tuple[ShardRun, bool]] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def build(self, *, interval_s: float, segment_bytes: int) -> None:
+    def build(self, *, interval_s: float, segment_bytes: int, idle_s: float) -> None:
         def noting(to: Callable[[], None]) -> None:
             to()
             self._changed.set()
@@ -83,10 +84,12 @@ class Watch:
             WORKER,
             interval_s=interval_s,
             segment_bytes=segment_bytes,
+            idle_s=idle_s,
             send_commit=lambda commits: noting(lambda: self.groups.append(commits)),
             on_trouble=lambda reason: noting(lambda: self.troubles.append(reason)),
             on_progress=lambda count: noting(lambda: self.left.append(count)),
             on_answer=lambda run, ok: noting(lambda: self.answers.append((run, ok))),
+            on_closed=lambda: noting(lambda: self.closed.append(max(self.files()))),
         )
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -124,10 +127,14 @@ class Watch:
 
 @asynccontextmanager
 async def writing(
-    directory: Path, *, interval_s: float = 0.0, segment_bytes: int = 2**30
+    directory: Path,
+    *,
+    interval_s: float = 0.0,
+    segment_bytes: int = 2**30,
+    idle_s: float = 3_600.0,
 ) -> AsyncIterator[Watch]:
     watch = Watch(directory)
-    watch.build(interval_s=interval_s, segment_bytes=segment_bytes)
+    watch.build(interval_s=interval_s, segment_bytes=segment_bytes, idle_s=idle_s)
     running = asyncio.create_task(watch.writer.run())
     try:
         yield watch
@@ -449,3 +456,26 @@ def hold_sync(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, threading
 
     monkeypatch.setattr(os, "fdatasync", sync)
     return began, go_on
+
+
+async def test_a_segment_that_rests_is_closed_and_the_next_lines_go_to_a_new_one(
+    tmp_path: Path,
+) -> None:
+    async with writing(tmp_path, idle_s=0.02) as watch:
+        run = shard_run()
+        watch.settle(run)
+        (first,) = await watch.group(0)
+        # Not before the store has answered: until then the commit may be sent again.
+        await asyncio.sleep(0.1)
+        assert watch.closed == []
+        watch.writer.answered([True])
+        await watch.until(lambda: len(watch.closed) == 1)
+        await asyncio.sleep(0.1)  # one that is closed is not closed again
+        watch.settle(run)
+        (second,) = await watch.group(1)
+        watch.writer.answered([True])
+        await watch.until(lambda: len(watch.closed) == 2)
+    assert first.output is not None
+    assert second.output is not None
+    assert watch.closed == [first.output.blob, second.output.blob]
+    assert watch.bytes_of(first.output) == watch.bytes_of(second.output) == b"{}\n"

@@ -17,6 +17,7 @@ from tests.support.stored import disagreements, wait_until_rows_and_bytes_agree
 
 DAYS_30 = 30 * 86_400
 SWEEP = {"sweep_s": 0.05}
+REST = {"worker": {"segment_idle_s": 0.2}}
 HOLD = Script(answer=Answer(hold=True))
 
 
@@ -59,8 +60,9 @@ async def test_outputs_expire_by_their_own_creation_and_the_creators_wish_or_thi
 
 
 @pytest.mark.rule("F20")
+@pytest.mark.rule("F22")
 async def test_what_expired_is_not_found_and_then_gone_from_disk(tmp_path: Path) -> None:
-    settings = {"retention": {**SWEEP, "batch_file_s": 4, "output_s": 4}}
+    settings = {"retention": {**SWEEP, "batch_file_s": 4, "output_s": 4}, **REST}
     content = make_lines(50)
     async with backend_process() as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
@@ -72,9 +74,6 @@ async def test_what_expired_is_not_found_and_then_gone_from_disk(tmp_path: Path)
             wait_until_not_found(client, ended.output_file_id)
             until_gone(running, "input")
             assert client.files.list().data == []
-            # The worker's open segment goes when the worker has closed it, here by ending.
-            running.terminate()
-            running.start()
             running.wait_blobs([])
             assert running.client().batches.retrieve(ended.id) == ended
 
@@ -89,6 +88,7 @@ def wait_until_not_found(client: openai.OpenAI, file_id: str) -> None:
             call(file_id)
 
 
+@pytest.mark.rule("F22")
 @pytest.mark.parametrize("how", ["expired", "deleted"])
 async def test_the_input_of_a_running_batch_outlives_its_file(tmp_path: Path, how: str) -> None:
     lifetime_s = 1 if how == "expired" else DAYS_30
@@ -135,6 +135,7 @@ async def test_rows_and_bytes_agree_after_everything_that_can_happen(tmp_path: P
         "cancel": {"grace_s": 0.05},
         "expire": {"grace_s": 0.05},
         "retention": {**SWEEP, "upload_s": 2},
+        **REST,
     }
     content = make_lines(150)
     async with backend_process() as backend:
@@ -173,9 +174,6 @@ async def test_rows_and_bytes_agree_after_everything_that_can_happen(tmp_path: P
             for file in client.files.list():
                 assert len(content_of(client, file.id) or b"") == file.bytes
                 client.files.delete(file.id)
-            wait_until_rows_and_bytes_agree(running.data)
-            running.terminate()
-            running.start()
             running.wait_blobs([])
             wait_until_rows_and_bytes_agree(running.data)
 

@@ -85,6 +85,7 @@ TO_CONTROL: list[m.ToControl] = [
     m.Heartbeat(),
     m.GateClosed(request=4, in_flight=16),
     m.Commit([COMMIT, COMMIT]),
+    m.SegmentClosed(),
     m.ShardReleased(Released(key=KEY, epoch=3, settled=True, aborted=1, finished_late=2)),
     m.Handed(KEY),
     m.PermitsHeld("plain", 16, 3),

@@ -314,6 +314,7 @@ def _local_settings(
             commit_interval_s=settings.worker.commit_interval_s,
             byte_budget=settings.worker.byte_budget,
             segment_bytes=settings.worker.segment_bytes,
+            segment_idle_s=settings.worker.segment_idle_s,
             heartbeat_s=min(HEARTBEAT_S, settings.worker.silent_s / BEATS_PER_SILENCE),
         ),
         probes=settings.probes,

@@ -114,6 +114,9 @@ class ExecutorEvents(Protocol):
     async def on_commit(self, worker: WorkerId, commits: Sequence[ShardCommit]) -> Sequence[bool]:
         """Accept or refuse each commit (`Store.commit`); returns only when the store answered."""
 
+    async def on_segment_closed(self, worker: WorkerId) -> None:
+        """The worker appends to none of its segments any more, and all its commits are answered."""
+
     async def on_released(self, worker: WorkerId, released: Released) -> None:
         """The worker no longer runs the shard."""
 

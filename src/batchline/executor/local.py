@@ -235,7 +235,13 @@ class LocalExecutor:
                 link.storage_trouble = reason
                 if reason is not None:
                     telemetry.trouble("segment_unwritable", worker=link.worker, reason=reason)
-            case m.Commit() | m.ShardReleased() | m.InputUnreadable() | m.Drained():
+            case (
+                m.Commit()
+                | m.SegmentClosed()
+                | m.ShardReleased()
+                | m.InputUnreadable()
+                | m.Drained()
+            ):
                 ordered.put_nowait(message)
 
     async def _serve_in_order(
@@ -247,6 +253,8 @@ class LocalExecutor:
                 case m.Commit(commits=commits):
                     accepted = await events.on_commit(link.worker, commits)
                     link.tell(m.Committed(list(accepted)))
+                case m.SegmentClosed():
+                    await events.on_segment_closed(link.worker)
                 case m.InputUnreadable(key=key):
                     await events.on_input_unreadable(key)
                 case m.ShardReleased(released=released):
@@ -411,5 +419,6 @@ def _named(settings: m.WorkerSettings, worker: WorkerId) -> m.WorkerSettings:
         commit_interval_s=settings.commit_interval_s,
         byte_budget=settings.byte_budget,
         segment_bytes=settings.segment_bytes,
+        segment_idle_s=settings.segment_idle_s,
         heartbeat_s=settings.heartbeat_s,
     )

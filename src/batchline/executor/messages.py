@@ -32,6 +32,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     commit_interval_s: float = 0.1  # the most that a crash can make us send again (design.md 3)
     byte_budget: int = 256 * 1024 * 1024  # request and answer bytes held in memory
     segment_bytes: int = 256 * 1024 * 1024  # a new segment begins after this
+    segment_idle_s: float = 20.0  # a segment that nothing is written to for so long is closed
     heartbeat_s: float = 1.0
 
 
@@ -138,6 +139,10 @@ class Commit(msgspec.Struct, frozen=True, tag=True):
     commits: Sequence[ShardCommit]
 
 
+class SegmentClosed(msgspec.Struct, frozen=True, tag=True):
+    """The worker has no open segment: it will not append to any that it wrote so far."""
+
+
 class ShardReleased(msgspec.Struct, frozen=True, tag=True):
     released: Released
 
@@ -214,6 +219,7 @@ ToControl = (
     | Heartbeat
     | GateClosed
     | Commit
+    | SegmentClosed
     | ShardReleased
     | Handed
     | PermitsHeld

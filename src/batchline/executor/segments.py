@@ -49,20 +49,28 @@ class SegmentWriter:
         *,
         interval_s: float,
         segment_bytes: int,
+        idle_s: float,
         send_commit: Callable[[Sequence[ShardCommit]], None],
         on_trouble: Callable[[str | None], None],
         on_progress: Callable[[int], None],
         on_answer: Callable[[ShardRun, bool], None],
+        on_closed: Callable[[], None],
     ) -> None:
-        """`on_progress` hears how many bytes left memory, `on_answer` each commit's fate."""
+        """`on_progress` hears how many bytes left memory, `on_answer` each commit's fate.
+
+        `on_closed` hears that there was nothing to write for `idle_s` and that the segment is
+        closed: nothing is appended to it any more, and every commit on it has been answered.
+        """
         self._directory = directory
         self._worker = worker
         self._interval_s = interval_s
         self._segment_bytes = segment_bytes
+        self._idle_s = idle_s
         self._send_commit = send_commit
         self._on_trouble = on_trouble
         self._on_progress = on_progress
         self._on_answer = on_answer
+        self._on_closed = on_closed
         self._dirty: dict[ShardRun, None] = {}  # in the order in which they became dirty
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -101,13 +109,28 @@ class SegmentWriter:
         loop = asyncio.get_running_loop()
         last = loop.time() - self._interval_s
         while True:
-            await self._wake.wait()
+            await self._until_dirty()
             await self._pause_until(last + self._interval_s)
             last = loop.time()
             while len(self._unanswered) >= MAX_UNANSWERED:
                 self._answered.clear()
                 await self._answered.wait()
             await self._write_group()
+
+    async def _until_dirty(self) -> None:
+        """Wait for something to write; a segment that rests is closed meanwhile.
+
+        An open one is kept for its worker even when the last file on it is gone, so that the bytes
+        of expired results would stay on disk for as long as nothing else is run.
+        """
+        while not self._wake.is_set():
+            try:
+                async with asyncio.timeout(None if self._fd < 0 else self._idle_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                if not self._unanswered:
+                    self._abandon()
+                    self._on_closed()
 
     async def _pause_until(self, when: float) -> None:
         delay_s = when - asyncio.get_running_loop().time()

@@ -81,10 +81,12 @@ class Worker:
             settings.worker,
             interval_s=settings.commit_interval_s,
             segment_bytes=settings.segment_bytes,
+            idle_s=settings.segment_idle_s,
             send_commit=lambda commits: send(m.Commit(commits)),
             on_trouble=self._storage_changed,
             on_progress=self._bytes_left,
             on_answer=self._commit_answered,
+            on_closed=lambda: send(m.SegmentClosed()),
         )
 
     async def run(self) -> None:

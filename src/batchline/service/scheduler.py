@@ -288,6 +288,10 @@ class Scheduler:
             self._suspects.cleared(released.key)
             self._set_quarantine()
 
+    async def on_segment_closed(self, worker: WorkerId) -> None:
+        """Let go of what only the open segment kept: its files may be gone already."""
+        await self._until_stored(lambda: self._store.release_worker_references(worker))
+
     async def on_lost(
         self,
         worker: WorkerId,
