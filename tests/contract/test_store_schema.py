@@ -9,6 +9,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -22,7 +23,7 @@ from batchline.domain.lifecycle import BatchStatus, Stopping
 from batchline.domain.model import BlobKind, Purpose, UploadStatus
 from batchline.store import tables
 from batchline.store.database import Database
-from batchline.store.engine import sqlite_url
+from batchline.store.engine import open_engine, sqlite_url
 from batchline.store.schema import HEAD
 
 
@@ -74,6 +75,24 @@ async def test_the_schema_allows_the_values_of_the_enum_and_no_others(
 async def test_the_default_project_is_there_from_the_start(engine: Engine) -> None:
     with engine.connect() as connection:
         assert connection.scalars(select(tables.project.c.id)).all() == [DEFAULT_PROJECT]
+
+
+@pytest.mark.parametrize("version", ["0001", "0002", "0003"])
+async def test_a_database_of_an_older_version_is_brought_up_to_date(
+    store_url: str, version: str
+) -> None:
+    engine = open_engine(store_url)
+    config = Config()
+    config.set_main_option("script_location", "batchline.store:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, version)
+    await (await Database.open(store_url)).close()
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
 
 
 async def test_opening_again_changes_nothing(store: Database, store_url: str) -> None:
