@@ -37,6 +37,7 @@ from batchline.service.disk import DiskSettings
 from batchline.service.maintenance import RetentionSettings
 
 ENV_PREFIX: Final = "BATCHLINE_"
+_API_BASE_URL: Final = "http://127.0.0.1:8484/v1"  # where `batchline serve` listens by default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,14 @@ class Settings:
     probes: str = ""  # tests only, from BATCHLINE_PROBES: goes to telemetry.arm
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """The server that the client commands talk to."""
+
+    base_url: str
+    api_key: str
+
+
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers"),
@@ -185,6 +194,25 @@ def data_directory(given: Path | None, *, environ: Mapping[str, str] | None = No
         found = Table(str(config), read_file(config)).take(key)
         found = default_of(key) if found is MISSING else found
     return typing.cast("Path", checked(found, Path, key, key))
+
+
+def api_settings(environ: Mapping[str, str] | None = None) -> ApiSettings:
+    """Where the client commands go: the two variables that every OpenAI client reads.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    env = os.environ if environ is None else environ
+    try:
+        base_url = base_url_of(env.get("OPENAI_BASE_URL", "").strip() or _API_BASE_URL)
+    except ValueError as exc:
+        raise ConfigError(f"OPENAI_BASE_URL: {exc}") from exc
+    api_key = env.get("OPENAI_API_KEY", "").strip() or "none"
+    try:
+        check_header("Authorization", api_key)
+    except ValueError as exc:
+        raise ConfigError("OPENAI_API_KEY: its value cannot be sent in a header") from exc
+    return ApiSettings(base_url=base_url, api_key=api_key)
 
 
 def env_name_of(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import openai
 import pytest
 
-from batchline.cli.serve import input_limits
+from batchline.cli.parts import input_limits
 from batchline.config import LimitSettings, Settings
 from batchline.domain.model import Endpoint
 from batchline.service.planning import InputLimits

@@ -6,19 +6,15 @@ where the demo's extra packages are missing.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from batchline import __version__
 from batchline.domain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from batchline.config import Settings
 
 EXIT_CONFIG = 2
 
@@ -26,7 +22,6 @@ app = typer.Typer(
     name="batchline",
     help="The OpenAI Batch API for any OpenAI-compatible inference backend.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show local variables, and those hold keys
 )
 
@@ -97,25 +92,20 @@ def serve(
         settings, server=dataclasses.replace(settings.server, data_dir=data)
     )
     if not settings.backends:
-        settings = _with_local_backends(settings)
+        from batchline.cli.local_backends import with_local_backends
+
+        settings = with_local_backends(settings)
     from batchline.cli.serve import run
 
     raise typer.Exit(run(settings))
 
 
-def _with_local_backends(settings: Settings) -> Settings:
-    from batchline.cli.serve_output import discovery
-    from batchline.executor.discovery import USUAL_PLACES, find_local
-
-    found = asyncio.run(find_local())
-    typer.echo(discovery(found, USUAL_PLACES), err=True)
-    return dataclasses.replace(settings, backends=tuple(one.backend for one in found))
-
-
 def _register_commands() -> None:
     # These modules import what they need when they run, not when they are imported.
-    from batchline.cli import demo, keys
+    from batchline.cli import client, demo, keys, run
 
+    run.register(app)
+    client.register(app)
     keys.register(app)
     demo.register(app)
 

@@ -1,17 +1,15 @@
-"""`batchline serve`: builds every part, runs until a signal, ends in order."""
+"""`batchline serve`: puts the API in front of the parts, runs until a signal, ends in order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from typing import Final
 
 import uvicorn
@@ -21,36 +19,17 @@ from batchline import telemetry
 from batchline.api import admin
 from batchline.api.app import create_app
 from batchline.api.http_protocol import serve_config
-from batchline.api.services import BackendHealth, ListedModel, Readiness
+from batchline.api.services import ListedModel
 from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
+from batchline.cli.parts import Parts, build
+from batchline.cli.readiness import readiness
 from batchline.cli.worker_child import raise_file_limit
 from batchline.config import Settings, check_reach, is_loopback
 from batchline.domain.errors import ConfigError
 from batchline.executor import processes
-from batchline.executor.catalogue import Catalogue, Reach
-from batchline.executor.local import LocalExecutor, LocalSettings
-from batchline.executor.messages import WorkerSettings
-from batchline.executor.transport.general import GeneralTransport
-from batchline.service.batches import Batches, BatchSettings
-from batchline.service.disk import DiskGuard
-from batchline.service.dry_run import DryRun
-from batchline.service.files import FileLimits, Files
-from batchline.service.finalizer import Finalizer
-from batchline.service.jobs import Jobs
 from batchline.service.keys import Keys
-from batchline.service.maintenance import Maintenance
-from batchline.service.planning import InputLimits, Planner
-from batchline.service.results import Results
-from batchline.service.runner import Runner, StopSettings
-from batchline.service.scheduler import Scheduler
-from batchline.service.uploads import UploadLimits, Uploads
-from batchline.store.blobs import LocalBlobs
-from batchline.store.database import Database
-from batchline.store.engine import sqlite_url
 
-HEARTBEAT_S: Final = 1.0
-BEATS_PER_SILENCE: Final = 4  # so that one that comes late is not taken for silence
 FIRST_LOOK_S: Final = 1.5  # how long the start waits to be able to say what the backends serve
 
 
@@ -70,119 +49,11 @@ def run(settings: Settings) -> int:
         directory.release()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """Everything that a running server consists of."""
-
-    store: Database
-    keys: Keys
-    jobs: Jobs
-    executor: LocalExecutor
-    catalogue: Catalogue
-    scheduler: Scheduler
-    runner: Runner
-    disk: DiskGuard
-    maintenance: Maintenance
-    files: Files
-    uploads: Uploads
-    batches: Batches
-    dry_run: DryRun
-    results: Results
-
-
-@asynccontextmanager
-async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[Parts]:
-    """The parts, wired; nothing runs yet but the store. Closed in the reverse order."""
-    async with AsyncExitStack() as stack:
-        disk = DiskGuard(directory.root, settings.disk)
-        disk.take_reserve()
-        store = await Database.open(sqlite_url(directory.database), make_room=disk.give_up_reserve)
-        stack.push_async_callback(store.close)
-        keys = await Keys.open(store)
-        check_reach(settings.server, has_keys=not keys.ring.is_empty)
-        await stack.enter_async_context(admin.serving(directory.admin_socket, keys))
-        blobs = LocalBlobs(directory.blobs)
-        jobs = Jobs(directory.children)
-        stack.push_async_callback(jobs.close)
-        transports = {b.name: GeneralTransport(b) for b in settings.backends}
-        for transport in transports.values():
-            stack.push_async_callback(transport.close)
-        executor = LocalExecutor(_local_settings(settings, directory, blobs))
-        catalogue = Catalogue(
-            settings.backends,
-            transports=transports,
-            aliases=settings.aliases,
-            on_change=lambda _: scheduler.on_room(),
-        )
-        scheduler = Scheduler(store, blobs, executor, catalogue)
-        planner = Planner(
-            store=store,
-            blobs=blobs,
-            jobs=jobs,
-            models=catalogue,
-            limits=input_limits(settings),
-            has_room=lambda: disk.has_room,
-        )
-        runner = Runner(
-            store,
-            executor,
-            scheduler,
-            planner,
-            Finalizer(
-                store=store,
-                blobs=blobs,
-                jobs=jobs,
-                output_lifetime_s=settings.retention.output_s,
-            ),
-            settings=StopSettings(
-                cancel_grace_s=settings.cancel.grace_s,
-                expire_grace_s=settings.expire.grace_s,
-                cap_s=settings.cancel.cap_s,
-            ),
-        )
-        files = Files(
-            store,
-            blobs,
-            limits=FileLimits(
-                max_bytes=settings.limits.max_file_bytes or 2**62,
-                batch_file_lifetime_s=settings.retention.batch_file_s,
-            ),
-            has_room=lambda: disk.has_room,
-        )
-        batch_settings = BatchSettings(windows=settings.windows)
-        batches = Batches(store, runner, settings=batch_settings)
-        yield Parts(
-            store=store,
-            keys=keys,
-            jobs=jobs,
-            executor=executor,
-            catalogue=catalogue,
-            scheduler=scheduler,
-            runner=runner,
-            disk=disk,
-            maintenance=Maintenance(store=store, blobs=blobs, sweep_s=settings.retention.sweep_s),
-            files=files,
-            uploads=Uploads(
-                store,
-                blobs,
-                files,
-                limits=UploadLimits(
-                    max_bytes=settings.limits.max_upload_bytes or 2**62,
-                    lifetime_s=settings.retention.upload_s,
-                ),
-                has_room=lambda: disk.has_room,
-            ),
-            batches=batches,
-            dry_run=DryRun(planner=planner, settings=batch_settings),
-            results=Results(store=store, blobs=blobs, batches=batches),
-        )
-
-
 async def _serve(settings: Settings, directory: DataDirectory) -> int:
     killed = await asyncio.to_thread(processes.kill_survivors, directory.children)
     if killed:
         telemetry.trouble("survivors_killed", processes=killed)
-    async with build(settings, directory) as parts:
+    async with build(settings, directory) as parts, _keys(settings, directory, parts) as keys:
         await parts.maintenance.recover()
         listener = _listen(settings.server.host, settings.server.port)
         port = listener.getsockname()[1]
@@ -191,8 +62,8 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             parts.files,
             parts.batches,
             lambda: [ListedModel(id=model) for model in parts.catalogue.models()],
-            lambda: _readiness(parts, settings, started.is_set()),
-            ring=parts.keys.ring,
+            lambda: readiness(parts, settings, started=started.is_set()),
+            ring=keys.ring,
             loopback_only=is_loopback(settings.server.host),
             uploads=parts.uploads,
             dry_run=parts.dry_run,
@@ -215,7 +86,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             background = [tasks.create_task(parts.catalogue.run())]
             await server.accepting.wait()
             directory.note_listening(settings.server.host, port)
-            _say(parts, settings, port)
+            _say(parts, keys, settings, port)
             await starting
             background += [
                 tasks.create_task(parts.scheduler.run()),
@@ -228,6 +99,19 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             await stopping.wait()
             await _stop(parts, settings, server, serving, background)
     return 0
+
+
+@asynccontextmanager
+async def _keys(settings: Settings, directory: DataDirectory, parts: Parts) -> AsyncIterator[Keys]:
+    """The keys, which the `keys` commands reach at the admin socket meanwhile.
+
+    Raises:
+        ConfigError: other machines could reach the server, and there is no key.
+    """
+    keys = await Keys.open(parts.store)
+    check_reach(settings.server, has_keys=not keys.ring.is_empty)
+    async with admin.serving(directory.admin_socket, keys):
+        yield keys
 
 
 async def _stop(
@@ -292,86 +176,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _local_settings(
-    settings: Settings, directory: DataDirectory, blobs: LocalBlobs
-) -> LocalSettings:
-    return LocalSettings(
-        workers=settings.workers,
-        command=[
-            sys.executable,
-            "-m",
-            "batchline.cli.worker_child",
-            "--children",
-            str(directory.children),
-        ],
-        children=directory.children,
-        worker_prefix=secrets.token_hex(4),
-        worker=WorkerSettings(
-            worker="",
-            segment_directory=str(blobs.segment_directory()),
-            backends=list(settings.backends),
-            retry=settings.retry,
-            commit_interval_s=settings.worker.commit_interval_s,
-            byte_budget=settings.worker.byte_budget,
-            segment_bytes=settings.worker.segment_bytes,
-            segment_idle_s=settings.worker.segment_idle_s,
-            heartbeat_s=min(HEARTBEAT_S, settings.worker.silent_s / BEATS_PER_SILENCE),
-        ),
-        probes=settings.probes,
-        ack_s=settings.cancel.ack_s,
-        silent_s=settings.worker.silent_s,
-    )
-
-
-def input_limits(settings: Settings) -> InputLimits:
-    """What validation is told; 0 in the settings is no limit."""
-    limits = settings.limits
-    return InputLimits(
-        max_file_bytes=limits.max_batch_file_bytes or None,
-        max_lines=limits.max_lines or None,
-        max_line_bytes=limits.max_line_bytes or None,
-        max_embedding_inputs=limits.max_embedding_inputs or None,
-        allow_mixed_models=settings.allow_mixed_models,
-    )
-
-
-def _readiness(parts: Parts, settings: Settings, started: bool) -> Readiness:
-    reasons = [] if started else ["The server is starting."]
-    if parts.executor.failing is not None:
-        reasons.append(f"{parts.executor.failing}.")
-    disk = parts.executor.paused or parts.executor.storage_trouble() or "ok"
-    return Readiness(
-        ready=not reasons,
-        reasons=reasons,
-        backends=_backend_health(parts),
-        workers_wanted=settings.workers,
-        workers_running=parts.executor.ready_workers,
-        disk=disk,
-        disk_free_bytes=parts.disk.free_bytes,
-    )
-
-
-def _backend_health(parts: Parts) -> Sequence[BackendHealth]:
-    waiting = parts.executor.waiting_reasons()
-    return [
-        BackendHealth(
-            name=report.name,
-            state=(
-                "gated"
-                if report.name in waiting
-                else "up"
-                if report.reach is Reach.REACHABLE and report.trouble is None
-                else report.reach.value
-            ),
-            reason=waiting.get(report.name) or report.trouble,
-            models=report.models or (),
-        )
-        for report in parts.catalogue.report()
-    ]
-
-
-def _say(parts: Parts, settings: Settings, port: int) -> None:
-    has_keys = not parts.keys.ring.is_empty
+def _say(parts: Parts, keys: Keys, settings: Settings, port: int) -> None:
+    has_keys = not keys.ring.is_empty
     if not has_keys and not is_loopback(settings.server.host):
         telemetry.trouble("server_open_to_everybody", host=settings.server.host)
     said = serve_output.start_up(settings, parts.catalogue.report(), port=port, has_keys=has_keys)

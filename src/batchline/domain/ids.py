@@ -1,8 +1,9 @@
 """The identifiers of the wire, made from a clock and random bytes that the caller brings.
 
 Shapes from the recorded traffic (`docs/compatibility.md`): `batch_` + 32 hex of which the first
-eight are `created_at`; `file-` + 24; `batch_req_` + 32 hex. Nothing in Batchline parses an id: the
-line id is *built* from the batch id so that it is the same after every retry and crash.
+eight are `created_at`; `file-` + 24; `batch_req_` + 32 hex. The line id is *built* from the batch
+id so that it is the same after every retry and crash. Nothing parses an id, but for `batchline
+run`, which finds the lines that its own cancelled batch left.
 """
 
 from __future__ import annotations
@@ -62,3 +63,8 @@ def line_id_prefix(batch: BatchId) -> str:
 def line_id(batch: BatchId, line_number: int) -> str:
     """`batch_req_` + the batch's 24 random hex + 8 hex of the line number (from 1)."""
     return f"{line_id_prefix(batch)}{line_number:08x}"
+
+
+def line_number(line: str) -> int:
+    """The line number (from 1) that `line_id` put into a line id."""
+    return int(line[-8:], 16)

@@ -1,0 +1,182 @@
+"""Every part of a server, wired: `serve` puts an API in front, `run` drives them by itself."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from batchline.cli.data_directory import DataDirectory
+from batchline.config import Settings
+from batchline.executor.catalogue import Catalogue
+from batchline.executor.local import LocalExecutor, LocalSettings
+from batchline.executor.messages import WorkerSettings
+from batchline.executor.transport.general import GeneralTransport
+from batchline.service.batches import Batches, BatchSettings
+from batchline.service.disk import DiskGuard
+from batchline.service.dry_run import DryRun
+from batchline.service.files import FileLimits, Files
+from batchline.service.finalizer import Finalizer
+from batchline.service.jobs import Jobs
+from batchline.service.maintenance import Maintenance
+from batchline.service.planning import InputLimits, Planner
+from batchline.service.results import Results
+from batchline.service.runner import Runner, StopSettings
+from batchline.service.scheduler import Scheduler
+from batchline.service.uploads import UploadLimits, Uploads
+from batchline.store.blobs import LocalBlobs
+from batchline.store.database import Database
+from batchline.store.engine import sqlite_url
+
+HEARTBEAT_S: Final = 1.0
+BEATS_PER_SILENCE: Final = 4  # so that one that comes late is not taken for silence
+NO_LIMIT: Final = 2**62  # what 0 in the settings becomes where a number is compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything that works on batches; what is said to callers (HTTP, keys) comes on top."""
+
+    store: Database
+    jobs: Jobs
+    executor: LocalExecutor
+    catalogue: Catalogue
+    scheduler: Scheduler
+    runner: Runner
+    disk: DiskGuard
+    maintenance: Maintenance
+    files: Files
+    uploads: Uploads
+    batches: Batches
+    dry_run: DryRun
+    results: Results
+
+
+@asynccontextmanager
+async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[Parts]:
+    """The parts, wired; nothing runs yet but the store. Closed in the reverse order."""
+    async with AsyncExitStack() as stack:
+        disk = DiskGuard(directory.root, settings.disk)
+        disk.take_reserve()
+        store = await Database.open(sqlite_url(directory.database), make_room=disk.give_up_reserve)
+        stack.push_async_callback(store.close)
+        blobs = LocalBlobs(directory.blobs)
+        jobs = Jobs(directory.children)
+        stack.push_async_callback(jobs.close)
+        transports = {b.name: GeneralTransport(b) for b in settings.backends}
+        for transport in transports.values():
+            stack.push_async_callback(transport.close)
+        executor = LocalExecutor(_local_settings(settings, directory, blobs))
+        catalogue = Catalogue(
+            settings.backends,
+            transports=transports,
+            aliases=settings.aliases,
+            on_change=lambda _: scheduler.on_room(),
+        )
+        scheduler = Scheduler(store, blobs, executor, catalogue)
+        planner = Planner(
+            store=store,
+            blobs=blobs,
+            jobs=jobs,
+            models=catalogue,
+            limits=input_limits(settings),
+            has_room=lambda: disk.has_room,
+        )
+        finalizer = Finalizer(
+            store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
+        )
+        runner = Runner(
+            store, executor, scheduler, planner, finalizer, settings=_stop_settings(settings)
+        )
+        files = Files(store, blobs, limits=_file_limits(settings), has_room=lambda: disk.has_room)
+        batch_settings = BatchSettings(windows=settings.windows)
+        batches = Batches(store, runner, settings=batch_settings)
+        yield Parts(
+            store=store,
+            jobs=jobs,
+            executor=executor,
+            catalogue=catalogue,
+            scheduler=scheduler,
+            runner=runner,
+            disk=disk,
+            maintenance=Maintenance(store=store, blobs=blobs, sweep_s=settings.retention.sweep_s),
+            files=files,
+            uploads=Uploads(
+                store,
+                blobs,
+                files,
+                limits=_upload_limits(settings),
+                has_room=lambda: disk.has_room,
+            ),
+            batches=batches,
+            dry_run=DryRun(planner=planner, settings=batch_settings),
+            results=Results(store=store, blobs=blobs, batches=batches),
+        )
+
+
+def input_limits(settings: Settings) -> InputLimits:
+    """What validation is told; 0 in the settings is no limit."""
+    limits = settings.limits
+    return InputLimits(
+        max_file_bytes=limits.max_batch_file_bytes or None,
+        max_lines=limits.max_lines or None,
+        max_line_bytes=limits.max_line_bytes or None,
+        max_embedding_inputs=limits.max_embedding_inputs or None,
+        allow_mixed_models=settings.allow_mixed_models,
+    )
+
+
+def _file_limits(settings: Settings) -> FileLimits:
+    return FileLimits(
+        max_bytes=settings.limits.max_file_bytes or NO_LIMIT,
+        batch_file_lifetime_s=settings.retention.batch_file_s,
+    )
+
+
+def _upload_limits(settings: Settings) -> UploadLimits:
+    return UploadLimits(
+        max_bytes=settings.limits.max_upload_bytes or NO_LIMIT,
+        lifetime_s=settings.retention.upload_s,
+    )
+
+
+def _stop_settings(settings: Settings) -> StopSettings:
+    return StopSettings(
+        cancel_grace_s=settings.cancel.grace_s,
+        expire_grace_s=settings.expire.grace_s,
+        cap_s=settings.cancel.cap_s,
+    )
+
+
+def _local_settings(
+    settings: Settings, directory: DataDirectory, blobs: LocalBlobs
+) -> LocalSettings:
+    return LocalSettings(
+        workers=settings.workers,
+        command=[
+            sys.executable,
+            "-m",
+            "batchline.cli.worker_child",
+            "--children",
+            str(directory.children),
+        ],
+        children=directory.children,
+        worker_prefix=secrets.token_hex(4),
+        worker=WorkerSettings(
+            worker="",
+            segment_directory=str(blobs.segment_directory()),
+            backends=list(settings.backends),
+            retry=settings.retry,
+            commit_interval_s=settings.worker.commit_interval_s,
+            byte_budget=settings.worker.byte_budget,
+            segment_bytes=settings.worker.segment_bytes,
+            segment_idle_s=settings.worker.segment_idle_s,
+            heartbeat_s=min(HEARTBEAT_S, settings.worker.silent_s / BEATS_PER_SILENCE),
+        ),
+        probes=settings.probes,
+        ack_s=settings.cancel.ack_s,
+        silent_s=settings.worker.silent_s,
+    )

@@ -1,0 +1,53 @@
+"""Files that appear with everything in them or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from batchline.cli.outcome import CommandFailed
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes `path`'s place when the block ends without an error.
+
+    Written as `PATH.part` beside it, synced, renamed; on an error the part goes and what was at
+    `path` stays. What is there and is no regular file (a pipe, /dev/null) is written in place.
+
+    Raises:
+        CommandFailed: it cannot be written.
+    """
+    target = path.resolve()  # where a link points to, so that the link stays
+    in_place = target.exists() and not target.is_file()
+    part = target if in_place else target.with_name(target.name + ".part")
+    try:
+        with part.open("wb") as file:
+            try:
+                yield file
+                file.flush()
+                if not in_place:
+                    os.fsync(file.fileno())
+            except BaseException:
+                if not in_place:
+                    part.unlink(missing_ok=True)
+                raise
+        if not in_place:
+            part.replace(target)
+            sync_folder(target.parent)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise CommandFailed(f"{path}: {exc.strerror}") from exc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in `folder` last."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
