@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INTEROP := .venv-interop
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := --require-hashes --no-deps
 args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test test-all bench guards demo fresh chaos pins clean
+.PHONY: help setup check fix lint types test interop bench guards demo fresh chaos pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +38,29 @@ $(VENV)/.dev: $(VENV)/.created requirements-build.txt requirements-dev.txt requi
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Node and Go are used where they are; without one, its tests are skipped (and fail in CI).
+CLIENTS := $(INTEROP)/python1/.installed
+CLIENTS += $(if $(shell command -v npm 2>/dev/null),$(INTEROP)/node/.installed)
+CLIENTS += $(if $(shell command -v go 2>/dev/null),$(INTEROP)/go/whole-job $(INTEROP)/go/example)
+
+$(INTEROP)/python1/.installed: tests/interop/python1/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install $(PINNED) -r $<
+	@touch $@
+
+$(INTEROP)/node/.installed: tests/interop/node/package.json
+	@mkdir -p $(@D)
+	@cp $< $(@D)
+	npm install --prefix $(@D) --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# The client is one large package: the first build takes a minute or two, and the second none.
+$(INTEROP)/go/whole-job: $(wildcard tests/interop/go/*)
+	go build -C tests/interop/go -buildvcs=false -o $(abspath $@) .
+
+$(INTEROP)/go/example: $(wildcard examples/clients/go/*) | $(INTEROP)/go/whole-job
+	go build -C examples/clients/go -buildvcs=false -o $(abspath $@) .
+
 setup: $(VENV)/.dev ## Create or refresh the environment
 
 # -- what a person does with it -------------------------------------------------------------------
@@ -46,7 +70,7 @@ demo: $(VENV)/.demo ## The main job on real text, with a real model and no netwo
 
 # -- what a developer does ------------------------------------------------------------------------
 
-check: lint types test ## What CI runs
+check: lint types test interop ## What CI runs
 
 fix: $(VENV)/.dev ## Every safe fix
 	$(BIN)/ruff check --fix .
@@ -61,9 +85,12 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
+
+interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
+	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)
 
 chaos: $(VENV)/.dev ## A longer kill campaign: make chaos KILLS=200 SEED=7
 	BATCHLINE_KILLS=$(or $(KILLS),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m campaign -s --timeout 1800 $(args)
@@ -83,4 +110,4 @@ pins: ## Refresh requirements*.txt from pyproject.toml (the only use of uv)
 	UV=$(VENV)-pins/bin/uv bash requirements.sh
 
 clean: ## Remove the environment and what tools left behind
-	rm -rf $(VENV) $(VENV)-pins .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-pins $(INTEROP) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

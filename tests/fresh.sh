@@ -3,7 +3,7 @@
 # environment but a PATH of exactly the programs that are needed, an empty HOME, no caches.
 #
 #   bash tests/fresh.sh              make demo, then make test
-#   bash tests/fresh.sh demo         only that one
+#   bash tests/fresh.sh interop      any other target
 #
 # Fails when a command does, and when something that it started still runs afterwards.
 set -euo pipefail
@@ -43,6 +43,7 @@ ln -s "$(python3 -c 'import sys; print(getattr(sys, "_base_executable", sys.exec
   "$place/bin/python3"
 needed=(make git sh bash cat rm mkdir touch)
 wished=(strace mount umount initdb pg_config) # tests that need these are skipped without them
+wished+=(cp sleep curl node npm go)            # `make interop` needs these
 for program in "${needed[@]}" "${wished[@]}"; do
   if found=$(command -v "$program"); then
     ln -s "$found" "$place/bin/$program"
@@ -56,7 +57,8 @@ done
 keep=()
 for name in $(compgen -e); do
   case $name in
-    PIP_* | SSL_* | REQUESTS_CA_BUNDLE | *_proxy | *_PROXY | CI) keep+=("$name=${!name}") ;;
+    PIP_* | npm_config_* | NPM_CONFIG_* | GOPROXY | GOSUMDB) keep+=("$name=${!name}") ;;
+    SSL_* | REQUESTS_CA_BUNDLE | NODE_EXTRA_CA_CERTS | *_proxy | *_PROXY | CI) keep+=("$name=${!name}") ;;
   esac
 done
 if [ -z "${PIP_CONFIG_FILE:-}" ]; then
@@ -67,7 +69,7 @@ fi
 
 clean() {
   env -i ${keep[@]+"${keep[@]}"} "$mark" PATH="$place/bin" TMPDIR="$place/tmp" LANG=C.UTF-8 \
-    PIP_NO_CACHE_DIR=1 "$@"
+    PIP_NO_CACHE_DIR=1 GOFLAGS=-modcacherw "$@" # Go's module cache could not be removed otherwise
 }
 
 # -- the commands ---------------------------------------------------------------------------------
