@@ -268,12 +268,14 @@ async def test_a_batch_that_was_cancelled_after_its_last_result_has_no_other_lin
     assert server.left("never_run") == 0
 
 
+@pytest.mark.rule("L4")
 async def test_a_batch_that_was_cancelled_while_validating_has_no_files(server: Server) -> None:
     batch = await validating(server.store)
     await moved(server.store, batch, BatchEvent.CANCEL_REQUESTED)
     ended = await server.finalizer.finalize(batch.id)
     assert ended.status is BatchStatus.CANCELLED
     assert (ended.output_file_id, ended.error_file_id, ended.counts.total) == (None, None, 0)
+    assert (ended.in_progress_at, ended.finalizing_at) == (None, None)
 
 
 async def test_a_batch_that_has_ended_is_left_alone(server: Server) -> None:
@@ -283,6 +285,7 @@ async def test_a_batch_that_has_ended_is_left_alone(server: Server) -> None:
     assert server.left("never_run") == 1
 
 
+@pytest.mark.rule("O8")
 @pytest.mark.parametrize(("asked_s", "kept_s"), [(None, 30 * DAY_S), (3_600, 3_600)])
 async def test_files_expire_as_their_creator_said_or_after_thirty_days(
     server: Server, asked_s: int | None, kept_s: int
@@ -359,6 +362,7 @@ def lose(server: Server, batch: Batch, what: str) -> None:
 LOSSES = ["input gone", "input short", "plan gone", "plan short"]
 
 
+@pytest.mark.rule("L2")
 @pytest.mark.parametrize("what", LOSSES)
 async def test_a_batch_whose_input_was_lost_fails_with_the_files_of_what_was_settled(
     server: Server, what: str

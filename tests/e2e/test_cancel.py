@@ -27,6 +27,8 @@ def receipt_of(client: openai.OpenAI, batch_id: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.rule("L3")
+@pytest.mark.rule("L5")
 @pytest.mark.rule("X1")
 async def test_a_cancel_keeps_what_was_done_and_accounts_for_the_rest(tmp_path: Path) -> None:
     content = make_lines(3_000)

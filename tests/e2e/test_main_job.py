@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import openai
@@ -17,6 +18,10 @@ from tests.support.server import conserved, content_of, server, submit, wait_for
 QUICK = {"retry": {"base_s": 0.01}, "cancel": {"grace_s": 0.2}}
 
 
+@pytest.mark.rule("L5")
+@pytest.mark.rule("O1")
+@pytest.mark.rule("O2")
+@pytest.mark.rule("O5")
 async def test_a_batch_runs_from_upload_to_download(tmp_path: Path) -> None:
     content = make_lines(2_500, awkward=True, crlf=True, blank_every=100, final_newline=False)
     async with backend_process() as backend:
@@ -44,6 +49,7 @@ async def test_every_endpoint_is_served(tmp_path: Path, endpoint: Endpoint) -> N
             assert conserved(client, ended, content, await backend.log()).finished == 20
 
 
+@pytest.mark.rule("L2")
 async def test_bad_lines_are_all_named_and_nothing_is_executed(tmp_path: Path) -> None:
     lines = make_lines(10).splitlines(keepends=True)
     lines[3] = b"{not json\n"
@@ -57,7 +63,47 @@ async def test_bad_lines_are_all_named_and_nothing_is_executed(tmp_path: Path) -
             assert [problem.line for problem in ended.errors.data or []] == [4, 8]
             assert ended.output_file_id is None
             assert ended.error_file_id is None
+            assert ended.in_progress_at is None
+            counts = ended.request_counts
+            assert counts is not None
+            assert (counts.total, counts.completed, counts.failed) == (0, 0, 0)
             assert (await backend.stats()).arrivals == 0
+
+
+@pytest.mark.rule("L5")
+@pytest.mark.rule("L6")
+async def test_counts_and_usage_grow_while_a_batch_runs(tmp_path: Path) -> None:
+    held = [f"line-{n:07d}" for n in range(10, 15)]
+    script = Script(
+        by_id={"line-0000003": (Answer(status=400),)}
+        | {name: (Answer(hold=True),) for name in held}
+    )
+    content = make_lines(15)
+    async with backend_process(script) as backend:
+        with server(tmp_path, backend.base_url) as running:
+            client = running.client()
+            batch = submit(client, content)
+            assert batch.request_counts is not None
+            assert batch.request_counts.total == 0
+            await backend.wait_until(min_held=len(held))
+            deadline = time.monotonic() + 10
+            while True:
+                now = client.batches.retrieve(batch.id)
+                counts, usage = now.request_counts, now.usage
+                assert counts is not None
+                assert usage is not None
+                assert counts.total in (0, 15)
+                if (counts.completed, counts.failed) == (9, 1):
+                    break
+                assert time.monotonic() < deadline, counts
+                time.sleep(0.01)
+            assert now.status == "in_progress"
+            assert (now.output_file_id, now.error_file_id) == (None, None)
+            await backend.stop_holding()
+            ended = wait_for(client, batch.id)
+            conserved(client, ended, content)
+            assert ended.usage is not None
+            assert 0 < usage.total_tokens < ended.usage.total_tokens
 
 
 async def test_a_missing_input_file_fails_the_batch_later_not_the_create(tmp_path: Path) -> None:
@@ -76,6 +122,11 @@ async def test_a_missing_input_file_fails_the_batch_later_not_the_create(tmp_pat
         assert ended.errors.data[0].param == "file_id"
 
 
+@pytest.mark.rule("O1")
+@pytest.mark.rule("O3")
+@pytest.mark.rule("O4")
+@pytest.mark.rule("O7")
+@pytest.mark.rule("O9")
 async def test_answers_land_in_the_file_that_the_contract_names(tmp_path: Path) -> None:
     script = Script(
         by_id={
@@ -116,6 +167,8 @@ async def test_answers_land_in_the_file_that_the_contract_names(tmp_path: Path) 
             assert attempts["line-0000009"] == 5
 
 
+@pytest.mark.rule("L1")
+@pytest.mark.rule("L5")
 async def test_a_batch_whose_lines_all_fail_is_completed(tmp_path: Path) -> None:
     content = make_lines(5)
     async with backend_process(Script(answer=Answer(status=400))) as backend:
@@ -127,6 +180,7 @@ async def test_a_batch_whose_lines_all_fail_is_completed(tmp_path: Path) -> None
             assert conserved(client, ended, content).failed == 5
 
 
+@pytest.mark.rule("O6")
 async def test_bytes_go_out_as_they_came_in(tmp_path: Path) -> None:
     body = (
         b'{ "model":"test-model" ,"messages":[{"role":"user","content":'
@@ -148,6 +202,8 @@ async def test_bytes_go_out_as_they_came_in(tmp_path: Path) -> None:
             assert arrival.sha256 == hashlib.sha256(body).hexdigest()
 
 
+@pytest.mark.rule("L3")
+@pytest.mark.rule("L8")
 async def test_a_batch_past_its_window_expires_with_what_was_done(tmp_path: Path) -> None:
     content = make_lines(60)
     script = Script(

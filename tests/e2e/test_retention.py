@@ -33,6 +33,7 @@ def until_gone(running: ServerProcess, kind: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.rule("O8")
 @pytest.mark.rule("B10")
 @pytest.mark.parametrize("asked_s", [None, 7_200])
 async def test_outputs_expire_by_their_own_creation_and_the_creators_wish_or_thirty_days(
@@ -57,6 +58,9 @@ async def test_outputs_expire_by_their_own_creation_and_the_creators_wish_or_thi
                 assert file_id is not None
                 made = client.files.retrieve(file_id)
                 assert made.expires_at == made.created_at + (asked_s or DAYS_30)
+                assert made.purpose == "batch_output"
+                assert client.files.delete(file_id).deleted
+            assert client.batches.retrieve(batch.id) == ended
 
 
 @pytest.mark.rule("F20")
@@ -88,6 +92,7 @@ def wait_until_not_found(client: openai.OpenAI, file_id: str) -> None:
             call(file_id)
 
 
+@pytest.mark.rule("L9")
 @pytest.mark.rule("F22")
 @pytest.mark.parametrize("how", ["expired", "deleted"])
 async def test_the_input_of_a_running_batch_outlives_its_file(tmp_path: Path, how: str) -> None:
@@ -161,14 +166,11 @@ async def test_rows_and_bytes_agree_after_everything_that_can_happen(tmp_path: P
             running.kill_all()
             running.start()
             client = running.client()
+            assert wait_for(client, cancelled.id).status == "cancelled"
+            assert wait_for(client, expired.id).status == "expired"
             await backend.set_script(Script())
             await backend.stop_holding()
-            for batch, status in (
-                (cancelled, "cancelled"),
-                (expired, "expired"),
-                (killed, "completed"),
-            ):
-                assert wait_for(client, batch.id).status == status
+            assert wait_for(client, killed.id).status == "completed"
             wait_until_rows_and_bytes_agree(running.data)
 
             for file in client.files.list():

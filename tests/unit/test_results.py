@@ -78,6 +78,7 @@ def test_a_result_line_reads_back_to_what_went_in(
     }
 
 
+@pytest.mark.rule("O1")
 def test_the_keys_of_a_result_line_are_the_services_in_its_order() -> None:
     assert result_line(LINE_ID, b'"a"', 200, "req_1", b'{"x": 1}') == (
         b'{"id":"batch_req_0123456789abcdef0123456789abcdef","custom_id":"a",'
@@ -234,6 +235,7 @@ def usage_in(body: object) -> Usage:
     return told[1]
 
 
+@pytest.mark.rule("L7")
 def test_the_usage_of_a_chat_answer_is_mapped_to_the_batchs_names() -> None:
     usage = {
         "prompt_tokens": 100,
@@ -247,6 +249,7 @@ def test_the_usage_of_a_chat_answer_is_mapped_to_the_batchs_names() -> None:
     )
 
 
+@pytest.mark.rule("L7")
 def test_the_usage_of_a_responses_answer_keeps_its_names() -> None:
     usage = {
         "input_tokens": 100,
@@ -260,6 +263,7 @@ def test_the_usage_of_a_responses_answer_keeps_its_names() -> None:
     )
 
 
+@pytest.mark.rule("L7")
 def test_embeddings_have_no_output_tokens() -> None:
     usage = {"prompt_tokens": 9, "total_tokens": 9}
     assert usage_in({"usage": usage}) == Usage(input_tokens=9, total_tokens=9)
