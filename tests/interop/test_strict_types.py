@@ -13,8 +13,9 @@ from typing import Any, Final, Protocol, TypeVar
 import openai
 import pydantic
 import pytest
-from openai.types import Batch, FileDeleted, FileObject, Model
+from openai.types import Batch, FileDeleted, FileObject, Model, Upload
 from openai.types.shared import ErrorObject
+from openai.types.uploads import UploadPart
 
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_process
@@ -83,6 +84,32 @@ async def test_models_and_files_fit(tmp_path: Path) -> None:
             assert len(strict_page(FileObject, raw.list(limit=2))) == 2
             assert strict_page(FileObject, raw.list(purpose="evals")) == []
             strictly(FileDeleted, raw.delete(file.id))
+
+
+@pytest.mark.rule("S5")
+def test_an_upload_fits(tmp_path: Path) -> None:
+    with server(tmp_path, "http://127.0.0.1:9") as running:
+        raw = running.client().uploads.with_raw_response
+        order: Any = {"filename": "a", "purpose": "user_data", "bytes": 4, "mime_type": "text/x"}
+        done, given_up = (strictly(Upload, raw.create(**order)) for _ in range(2))
+        assert (done.status, done.file) == ("pending", None)
+        part = strictly(UploadPart, with_part(running.client(), done.id))
+        ended = strictly(Upload, raw.complete(done.id, part_ids=[part.id]))
+        assert (ended.status, ended.file and ended.file.bytes) == ("completed", 4)
+        assert strictly(Upload, raw.cancel(given_up.id)).status == "cancelled"
+
+
+def with_part(client: openai.OpenAI, upload_id: str) -> Raw:
+    return client.uploads.parts.with_raw_response.create(upload_id, data=b"some")
+
+
+@pytest.mark.rule("S5")
+def test_a_refusal_for_want_of_a_key_fits(tmp_path: Path) -> None:
+    with server(tmp_path, "http://127.0.0.1:9") as running:
+        running.new_key("alpha")
+        with pytest.raises(openai.AuthenticationError) as refusal:
+            running.client(key="sk-wrong").batches.list()
+        strict_value(ErrorObject, json.loads(refusal.value.response.content)["error"])
 
 
 @pytest.mark.rule("S5")
