@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from batchline.api import batches as api_batches
-from batchline.api import extensions, health
+from batchline.api import docs, extensions, health
 from batchline.api import files as api_files
 from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
@@ -41,7 +41,7 @@ def create_app(
     from web pages of other origins.
     """
     app = FastAPI(
-        openapi_url=None,  # takes /docs and /redoc with it
+        openapi_url=None,  # takes its /docs and /redoc with it; ours are in docs.py
         redirect_slashes=False,  # a 307 has no envelope, and not every client follows one
         exception_handlers={HTTPException: _to_the_edge},
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -55,7 +55,7 @@ def create_app(
         models=models,
         readiness=readiness,
     )
-    for module in (api_files, api_uploads, extensions, api_batches, health):
+    for module in (api_files, api_uploads, extensions, api_batches, health, docs):
         app.include_router(module.router)
     app.add_middleware(Edge, ring=ring or KeyRing(), loopback_only=loopback_only)
     return app

@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 from batchline.domain.ids import ProjectId
+from batchline.service import idempotency
 from batchline.service.batches import BatchSettings, parse_order
+from batchline.service.bodies import object_of
 from batchline.service.planning import Planner
 from batchline.service.validation import ValidationResult
 
@@ -27,5 +29,6 @@ class DryRun:
             StorageFull: the disk is low.
         """
         order = parse_order(body, windows=self.settings.windows)
+        idempotency.parse_key(object_of(body), None)  # of no use here, but the create would refuse
         async with self._turn:
             return await self.planner.check(project_id, order.input_file_id, order.endpoint.value)
