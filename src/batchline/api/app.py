@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import NoReturn
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from batchline.api import docs, extensions, health
 from batchline.api import files as api_files
 from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
+from batchline.api.openapi import methods_of
 from batchline.api.services import ListedModel, Readiness, Services
 from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
@@ -61,6 +63,11 @@ def create_app(
     return app
 
 
-async def _to_the_edge(request: Request, exc: Exception) -> NoReturn:  # noqa: ARG001  # a handler's
-    """Hand on what the framework refused, so that one place makes every envelope."""
+async def _to_the_edge(request: Request, exc: Exception) -> NoReturn:
+    """Hand on what the framework refused, so that one place makes every envelope.
+
+    The framework names the methods of one route only; `Allow` is about all of a path (RFC 9110).
+    """
+    if isinstance(exc, HTTPException) and exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        exc.headers = {"allow": ", ".join(methods_of(request.scope["route"].path))}
     raise exc

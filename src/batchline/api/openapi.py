@@ -280,6 +280,13 @@ _AFTER: Final = _query("after", TEXT, "The id of the last item of the page befor
 
 _FORM: Final = "multipart/form-data"
 
+
+def methods_of(path: str) -> Sequence[str]:
+    """What may be done at the path of a route, as the path is written there."""
+    known = [one for one in OPERATIONS if one.path == path.replace(":path}", "}")]
+    return sorted(one.method.upper() for one in known)
+
+
 OPERATIONS: Final[Sequence[Operation]] = (
     Operation(
         id="createFile",
