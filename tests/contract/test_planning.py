@@ -125,6 +125,7 @@ async def batch_of(
     *,
     purpose: Purpose = Purpose.BATCH,
     endpoint: str = Endpoint.CHAT_COMPLETIONS,
+    skip_invalid: bool = False,
 ) -> Batch:
     """A batch in `validating` over an uploaded file."""
     writer = blobs.writer(BlobKind.INPUT)
@@ -132,7 +133,9 @@ async def batch_of(
     blob = await writer.finish()
     file = fresh_file(purpose=purpose, size=len(content))
     await store.create_file(file, blob)
-    return await store.create_batch(replace(asked_for(file.id), endpoint=endpoint))
+    return await store.create_batch(
+        replace(asked_for(file.id), endpoint=endpoint, skip_invalid=skip_invalid)
+    )
 
 
 def left_on_disk(blobs: LocalBlobs) -> list[str]:
@@ -240,6 +243,54 @@ async def test_several_models_are_taken_where_a_setting_allows_it(
 
 
 # -- refused ---------------------------------------------------------------------------------------
+
+
+SOME_BAD = make_lines(2) + b"{\n" + make_lines(1) + b"7\n"
+
+
+async def error_lines(store: Store, blobs: LocalBlobs, batch: Batch) -> list[tuple[int, str]]:
+    """Line and code of each line of a batch's error file."""
+    assert batch.error_file_id is not None
+    ranges = await store.file_ranges(batch.error_file_id)
+    content = b"".join([chunk async for chunk in blobs.read(ranges, chunk_bytes=65_536)])
+    errors = [json.loads(line)["error"] for line in content.splitlines()]
+    return [(error["line"], error["code"]) for error in errors]
+
+
+@pytest.mark.rule("X4")
+async def test_bad_lines_are_left_out_where_the_creator_says_so(
+    store: Database, blobs: LocalBlobs, shared_jobs: Jobs
+) -> None:
+    batch = await batch_of(store, blobs, SOME_BAD, skip_invalid=True)
+    assert batch.skip_invalid
+    assert await planner_on(store, blobs, shared_jobs).plan(batch)
+    after = await store.load_batch(batch.id)
+    assert (after.status, after.errors) == (BatchStatus.IN_PROGRESS, None)
+    assert (after.counts.total, after.counts.completed, after.counts.failed) == (5, 0, 3)
+    assert len(left_on_disk(blobs)) == 2
+    shard = await claimed(store, batch)
+    await commits(store, settling(shard, finished=range(2)))
+    ended = await finalized(store, await moved(store, after, BatchEvent.ALL_LINES_FINISHED))
+    assert (ended.counts.completed, ended.counts.failed) == (2, 3)
+    assert await error_lines(store, blobs, ended) == [
+        (3, "invalid_json_line"),
+        (5, "invalid_request"),
+        (4, "duplicate_custom_id"),
+    ]
+    unused = {blob.kind for blob in await store.unreferenced_blobs(limit=10)}
+    assert unused == {BlobKind.PLAN}
+
+
+@pytest.mark.rule("X4")
+async def test_a_file_without_a_good_line_fails_its_batch_all_the_same(
+    store: Database, blobs: LocalBlobs, shared_jobs: Jobs
+) -> None:
+    batch = await batch_of(store, blobs, b"{\n", skip_invalid=True)
+    assert await planner_on(store, blobs, shared_jobs).plan(batch)
+    after = await store.load_batch(batch.id)
+    assert after.errors is not None
+    await assert_refused(store, blobs, batch, after.errors)
+    assert [problem.code for problem in after.errors] == ["invalid_json_line"]
 
 
 def not_found(file_id: FileId, project_id: ProjectId = DEFAULT_PROJECT) -> LineProblem:
@@ -514,6 +565,21 @@ async def test_a_batch_whose_start_was_committed_and_not_answered_keeps_its_plan
     await assert_started(store, blobs, batch, lines=2)
 
 
+@pytest.mark.parametrize(
+    ("probe", "kept"), [("batch.start.after=eio", 2), ("batch.start.inside=eio", 0)]
+)
+async def test_error_lines_of_lines_left_out_stay_with_the_plan_or_go_with_it(
+    store: Database, blobs: LocalBlobs, shared_jobs: Jobs, probe: str, kept: int
+) -> None:
+    batch = await batch_of(store, blobs, SOME_BAD, skip_invalid=True)
+    telemetry.arm(probe)
+    with pytest.raises(StoreUnavailable):
+        await planner_on(store, blobs, shared_jobs).plan(batch)
+    assert len(left_on_disk(blobs)) == kept
+    status = BatchStatus.IN_PROGRESS if kept else BatchStatus.VALIDATING
+    assert (await store.load_batch(batch.id)).status is status
+
+
 # -- cancels ---------------------------------------------------------------------------------------
 
 
@@ -535,12 +601,13 @@ async def test_a_cancel_in_the_middle_leaves_no_child_and_no_bytes(
     assert left_on_disk(blobs) == []
 
 
+@pytest.mark.parametrize("content", [make_lines(2), SOME_BAD])
 async def test_a_batch_that_moved_on_meanwhile_is_not_started(
-    store: Database, blobs: LocalBlobs, jobs: Jobs
+    store: Database, blobs: LocalBlobs, jobs: Jobs, content: bytes
 ) -> None:
     telemetry.arm("plan.synced=stop")
     await jobs.warm()
-    batch = await batch_of(store, blobs, make_lines(2))
+    batch = await batch_of(store, blobs, content, skip_invalid=True)
     task = asyncio.create_task(planner_on(store, blobs, jobs).plan(batch))
     pid = await stopped_child()
     await moved(store, batch, BatchEvent.CANCEL_REQUESTED)

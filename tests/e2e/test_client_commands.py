@@ -145,6 +145,21 @@ async def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) 
         process.stderr.close()
 
 
+async def test_bad_lines_are_named_and_left_out_when_that_is_wanted(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(make_lines(3) + b"{\n")
+    async with served(tmp_path) as (_, running, env):
+        ran = await command("submit", source, env=env)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        ran = await command("submit", source, "--skip-invalid", "--watch", env=env)
+        assert ran.returncode == 0, ran.stderr
+        assert f"skipped {source}:4: invalid_json_line: " in ran.stderr
+        assert "completed: 3 of 4 lines succeeded, 1 failed" in ran.stdout
+        (batch,) = running.client().batches.list().data
+        assert batch.request_counts is not None
+        assert batch.request_counts.failed == 1
+
+
 @pytest.mark.parametrize(
     "words", [["list"], ["show", "batch_1"], ["watch", "batch_1"], ["models"], ["files", "list"]]
 )

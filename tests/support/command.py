@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import anyio
+
+from tests.support import forked
 
 MODULE = [sys.executable, "-m", "batchline.cli.main"]
 
@@ -18,43 +21,66 @@ async def command(
     *arguments: str | Path, env: Mapping[str, str] | None = None, timeout_s: float = 30.0
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end; the loop goes on meanwhile, and with it a backend that lives there."""
-    return await anyio.to_thread.run_sync(
-        lambda: subprocess.run(
-            [*MODULE, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
+    words = [str(argument) for argument in arguments]
+    return await anyio.to_thread.run_sync(lambda: run(words, env, timeout_s=timeout_s))
+
+
+def run(
+    arguments: list[str], env: Mapping[str, str] | None = None, *, timeout_s: float = 30.0
+) -> subprocess.CompletedProcess[str]:
+    """The same, where no loop runs."""
+    with TemporaryFile() as out, TemporaryFile() as err, _nothing() as nothing:
+        process = forked.start(
+            "batchline",
+            arguments,
+            stdin=nothing,
+            stdout=out.fileno(),
+            stderr=err.fileno(),
             env=_environment(env),
         )
-    )
+        try:
+            status = process.wait(timeout_s)
+        finally:
+            process.kill()
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(
+            arguments, status, out.read().decode(), err.read().decode()
+        )
 
 
 @contextmanager
 def started(
     *arguments: str | Path, env: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[forked.Forked]:
     """It runs for the length of the block at most; to be signalled and waited for."""
-    process = subprocess.Popen(
-        [*MODULE, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=_environment(env),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    with _nothing() as nothing:
+        process = forked.start(
+            "batchline",
+            [str(argument) for argument in arguments],
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            env=_environment(env),
+        )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
 
 
-async def ended(process: subprocess.Popen[bytes], *, timeout_s: float = 20.0) -> int:
+async def ended(process: forked.Forked, *, timeout_s: float = 20.0) -> int:
     return await anyio.to_thread.run_sync(lambda: process.wait(timeout_s))
+
+
+@contextmanager
+def _nothing() -> Iterator[int]:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        yield nothing
+    finally:
+        os.close(nothing)
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:

@@ -93,7 +93,8 @@ def test_what_the_service_does_not_have_is_marked() -> None:
     }
     fields = SCHEMAS["CreateBatch"]["properties"]
     assert [name for name in fields if "x-batchline-extension" in fields[name]] == [
-        "idempotency_key"
+        "invalid_lines",
+        "idempotency_key",
     ]
     assert set(SCHEMAS["Endpoint"]["x-batchline-extension-values"]) == OURS
 

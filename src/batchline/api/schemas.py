@@ -15,6 +15,7 @@ from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Endpoint, Purpose, UploadStatus
 from batchline.service import idempotency
 from batchline.service.batches import (
+    INVALID_LINES,
     MAX_METADATA_KEY_CHARS,
     MAX_METADATA_PAIRS,
     MAX_METADATA_VALUE_CHARS,
@@ -140,6 +141,7 @@ def _answers() -> Mapping[str, Schema]:
                     "valid": {"type": "boolean"},
                     "model": nullable(TEXT),
                     "lines": COUNT,
+                    "skipped": COUNT,
                     "errors": nullable(ref("BatchErrors")),
                 }
             ),
@@ -332,9 +334,13 @@ def _create_batch(limits: Limits) -> Schema:
             "completion_window": _enum(limits.windows),
             "metadata": nullable(ref("Metadata")),
             "output_expires_after": nullable(ref("ExpiresAfter")),
+            "invalid_lines": {
+                **nullable({**_enum(INVALID_LINES), "default": INVALID_LINES[0]}),
+                **EXTENSION,
+            },
             idempotency.FIELD: {**nullable(IDEMPOTENCY_KEY), **EXTENSION},
         },
-        optional=["metadata", "output_expires_after", idempotency.FIELD],
+        optional=["metadata", "output_expires_after", "invalid_lines", idempotency.FIELD],
     )
 
 

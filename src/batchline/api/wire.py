@@ -111,13 +111,18 @@ def receipt(value: Batch) -> Shape:
 
 
 def validation(value: ValidationResult) -> Shape:
-    """What a dry run found: an extension. `lines` is 0 where there are problems."""
+    """What a dry run found: an extension. `lines` is 0 where the batch would not start.
+
+    `errors` are why it would not, or the first of the `skipped` lines of one that would.
+    """
+    problems = value.problems or value.skipped_problems
     return {
         "object": "batch.validation",
         "valid": not value.problems,
         "model": value.model,
         "lines": value.lines,
-        "errors": _problems(value.problems) if value.problems else None,
+        "skipped": value.skipped,
+        "errors": _problems(problems) if problems else None,
     }
 
 

@@ -14,6 +14,7 @@ from batchline.cli.outcome import FAILED, USAGE, CommandFailed
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.model import Endpoint, LineProblem
 from batchline.service.inputs import InputFile
+from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, validate
 
 _UNLIMITED: Final = 2**62
@@ -26,14 +27,19 @@ class _Url(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedInput:
-    """A file without a problem that could be found without the server."""
+    """A file that a server may take, as far as can be said without it.
+
+    `skipped` lines are bad; the first of their problems are in `problems`.
+    """
 
     lines: int
     model: str | None
+    skipped: int = 0
+    problems: Sequence[LineProblem] = ()
 
 
-def check(path: Path, endpoint: str) -> CheckedInput:
-    """Check every line of `path`.
+def check(path: Path, endpoint: str, *, skip_invalid: bool = False) -> CheckedInput:
+    """Check every line of `path`; with `skip_invalid` one good line is enough.
 
     Limits and several models are left to the server: its settings decide about those.
 
@@ -51,6 +57,11 @@ def check(path: Path, endpoint: str) -> CheckedInput:
             max_line_bytes=_UNLIMITED,
             max_embedding_inputs=None,
             allow_mixed_models=True,
+            skip=(
+                SkipSettings(batch_id="", path=str(Path(scratch, "skipped")))
+                if skip_invalid
+                else None
+            ),
         )
         try:
             result = validate(job)
@@ -58,7 +69,12 @@ def check(path: Path, endpoint: str) -> CheckedInput:
             raise CommandFailed(f"{path}: {exc.message}") from exc
     if result.problems:
         raise CommandFailed(refusal(str(path), result.problems))
-    return CheckedInput(lines=result.lines, model=result.model)
+    return CheckedInput(
+        lines=result.lines,
+        model=result.model,
+        skipped=result.skipped,
+        problems=result.skipped_problems,
+    )
 
 
 def refusal(name: str, problems: Sequence[LineProblem]) -> str:

@@ -193,8 +193,8 @@ class Batch:
 
     `sequence` orders batches within the store (ids are random within a second). `input_blob` and
     `plan_blob` are None when the input was never found / not planned yet; `model` is None until
-    validation named it. `plan_entries` is the number of request lines (equals `counts.total` once
-    in progress). `receipt` is the cancel receipt, None before a cancel.
+    validation named it. `skip_invalid`: bad lines are left out and do not refuse the file; they
+    are counted as failed from the start. `receipt` is the cancel receipt, None before a cancel.
     """
 
     sequence: int
@@ -222,6 +222,7 @@ class Batch:
     usage: Usage = field(default_factory=Usage)
     metadata: Mapping[str, str] | None = None
     output_expires_after_s: int | None = None
+    skip_invalid: bool = False
     input_blob: BlobName | None = None
     input_bytes: int = 0
     plan_blob: BlobName | None = None

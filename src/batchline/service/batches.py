@@ -28,9 +28,10 @@ from batchline.telemetry import event, trouble
 FIELDS: Final = frozenset(
     {
         *("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"),
-        idempotency.FIELD,
+        *("invalid_lines", idempotency.FIELD),
     }
 )
+INVALID_LINES: Final = ("fail", "skip")  # what a bad line does: refuse the file, or is left out
 MAX_LIST: Final = 100
 MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARS: Final = 64
@@ -68,6 +69,7 @@ class BatchOrder:
     completion_window: str
     metadata: Mapping[str, str] | None
     output_expires_after_s: int | None
+    skip_invalid: bool
 
 
 class Batches:
@@ -113,6 +115,7 @@ class Batches:
             expires_at=now + self._settings.windows[order.completion_window],
             metadata=order.metadata,
             output_expires_after_s=order.output_expires_after_s,
+            skip_invalid=order.skip_invalid,
         )
         if key is None:
             batch = await self._store.create_batch(new)
@@ -229,6 +232,7 @@ def parse_order(body: object, *, windows: Mapping[str, int]) -> BatchOrder:
         completion_window=_window(body, windows),
         metadata=_metadata(body.get("metadata")),
         output_expires_after_s=expires_after(body, "output_expires_after"),
+        skip_invalid=_invalid_lines(body.get("invalid_lines")) == "skip",
     )
     refuse_unknown(body, FIELDS)
     return order
@@ -268,6 +272,21 @@ def _window(body: Mapping[str, object], windows: Mapping[str, int]) -> str:
             wire_code="invalid_value",
         )
     return text
+
+
+def _invalid_lines(value: object) -> str:
+    if value is None:
+        return INVALID_LINES[0]
+    if not isinstance(value, str):
+        raise wrong_type("invalid_lines", "a string", value)
+    if value not in INVALID_LINES:
+        allowed = " and ".join(f"'{name}'" for name in INVALID_LINES)
+        raise InvalidRequest(
+            f"Invalid value: '{value}'. Supported values are: {allowed}.",
+            param="invalid_lines",
+            wire_code="invalid_value",
+        )
+    return value
 
 
 def _metadata(value: object) -> Mapping[str, str] | None:

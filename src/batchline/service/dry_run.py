@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
-from batchline.domain.ids import ProjectId
+from batchline.domain.ids import BATCH_PREFIX, BatchId, ProjectId
 from batchline.service import idempotency
 from batchline.service.batches import BatchSettings, parse_order
 from batchline.service.bodies import object_of
 from batchline.service.planning import Planner
 from batchline.service.validation import ValidationResult
+
+_NOBODY: Final = BatchId(f"{BATCH_PREFIX}{'0' * 32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,4 +34,9 @@ class DryRun:
         order = parse_order(body, windows=self.settings.windows)
         idempotency.parse_key(object_of(body), None)  # of no use here, but the create would refuse
         async with self._turn:
-            return await self.planner.check(project_id, order.input_file_id, order.endpoint.value)
+            return await self.planner.check(
+                project_id,
+                order.input_file_id,
+                order.endpoint.value,
+                skipped_into=_NOBODY if order.skip_invalid else None,
+            )

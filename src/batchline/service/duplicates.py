@@ -88,8 +88,12 @@ class CustomIds:
 
     def suspects(self, limit: int) -> list[Suspect]:
         """The first `limit` entries, ascending, whose id's hash was there before."""
-        every = (s for number in range(self._mask + 1) for s in _repeated(self._load(number)))
-        return heapq.nsmallest(limit, every)
+        return heapq.nsmallest(limit, self.all_suspects())
+
+    def all_suspects(self) -> Iterator[Suspect]:
+        """Every such entry, in no order; one partition of them is in memory."""
+        for number in range(self._mask + 1):
+            yield from _repeated(self._load(number))
 
     def _load(self, number: int) -> array[int]:
         """All pairs of one partition, in entry order."""

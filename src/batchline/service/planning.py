@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
-from batchline.domain.ids import BlobName, FileId, ProjectId
-from batchline.domain.model import Batch, Blob, BlobKind, LineProblem, Purpose
+from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, ValidationResult, validate
-from batchline.store.contract import BlobStore, Store
+from batchline.store.contract import BlobStore, Skipped, Store
 
 RETRY_S: Final = 0.5
 CHILD_TRIES: Final = 3  # a file that kills the validating child this often is refused
@@ -52,13 +53,17 @@ class InputLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchInput:
-    """The file that a batch would read; `blob` is None when there is none that it could read."""
+    """The file that a batch would read; `blob` is None when there is none that it could read.
+
+    `skipped_into` is the batch whose error file takes its bad lines; None: they refuse it.
+    """
 
     project_id: ProjectId
     file_id: FileId
     endpoint: str
     blob: BlobName | None
     bytes: int
+    skipped_into: BatchId | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> BatchInput:
@@ -68,6 +73,7 @@ class BatchInput:
             endpoint=batch.endpoint,
             blob=batch.input_blob,
             bytes=batch.input_bytes,
+            skipped_into=batch.id if batch.skip_invalid else None,
         )
 
 
@@ -111,23 +117,32 @@ class Planner:
         return await self._refuse(batch, [INTERNAL])
 
     async def check(
-        self, project_id: ProjectId, file_id: FileId, endpoint: str
+        self,
+        project_id: ProjectId,
+        file_id: FileId,
+        endpoint: str,
+        *,
+        skipped_into: BatchId | None = None,
     ) -> ValidationResult:
         """What `plan` would find for a batch created now. Nothing is kept, and no batch is needed.
+
+        `skipped_into` is what such a batch would be called if it left bad lines out.
 
         Raises:
             StorageFull: the disk is low; a plan needs room even when it is thrown away.
         """
         if not self.has_room():
             raise StorageFull("the disk is low: nothing is validated until there is room again")
-        source = await self._input_of(project_id, file_id, endpoint)
+        source = replace(
+            await self._input_of(project_id, file_id, endpoint), skipped_into=skipped_into
+        )
         problems = await self._before_reading(source)
         if problems:
             return ValidationResult(problems=problems)
         for _ in range(CHILD_TRIES):
-            scratch = self.blobs.scratch()
+            job = self._job(source)
             try:
-                return await self.jobs.run(validate, self._job(source, scratch))
+                return await self.jobs.run(validate, job)
             except BlobUnreadable:
                 # No batch holds the bytes: the file may have been deleted beside us.
                 problems = await self._before_reading(
@@ -139,7 +154,7 @@ class Planner:
                 if not exc.retryable:
                     break
             finally:
-                await self.blobs.drop_scratch(scratch)
+                await self._drop_scratch(job)
         return ValidationResult(problems=[INTERNAL])
 
     async def _input_of(self, project_id: ProjectId, file_id: FileId, endpoint: str) -> BatchInput:
@@ -186,23 +201,28 @@ class Planner:
         return []
 
     async def _in_child(self, batch: Batch) -> bool:
-        scratch = self.blobs.scratch()
+        job = self._job(BatchInput.of(batch))
         try:
-            result = await self.jobs.run(validate, self._job(BatchInput.of(batch), scratch))
+            result = await self.jobs.run(validate, job)
             telemetry.probe("validation.done")
             if result.problems:
                 return await self._refuse(batch, result.problems)
-            return await self._start(batch, result, await self.blobs.adopt(scratch, BlobKind.PLAN))
+            return await self._start(batch, result, job)
         finally:
-            await self.blobs.drop_scratch(scratch)
+            await self._drop_scratch(job)
 
-    def _job(self, source: BatchInput, plan_path: Path) -> ValidationJob:
+    async def _drop_scratch(self, job: ValidationJob) -> None:
+        await self.blobs.drop_scratch(Path(job.plan_path))
+        if job.skip is not None:
+            await self.blobs.drop_scratch(Path(job.skip.path))
+
+    def _job(self, source: BatchInput) -> ValidationJob:
         unlimited = 2**62
         limits = self.limits
         return ValidationJob(
             input_path=str(self.blobs.path(BlobName(source.blob or ""))),
             input_bytes=source.bytes,
-            plan_path=str(plan_path),
+            plan_path=str(self.blobs.scratch()),
             endpoint=source.endpoint,
             max_file_bytes=limits.max_file_bytes or unlimited,
             max_lines=limits.max_lines or unlimited,
@@ -211,29 +231,44 @@ class Planner:
             known_models=list(self.models.models()) if self.models.known() else None,
             allow_mixed_models=limits.allow_mixed_models,
             max_problems=limits.max_problems,
+            skip=(
+                None
+                if source.skipped_into is None
+                else SkipSettings(batch_id=source.skipped_into, path=str(self.blobs.scratch()))
+            ),
         )
 
-    async def _start(self, batch: Batch, result: ValidationResult, plan: Blob) -> bool:
+    async def _start(self, batch: Batch, result: ValidationResult, job: ValidationJob) -> bool:
+        plan = await self.blobs.adopt(Path(job.plan_path), BlobKind.PLAN)
+        adopted = [plan.name]
         try:
+            skipped = None
+            if job.skip is not None and result.skipped:
+                blob = await self.blobs.adopt(Path(job.skip.path), BlobKind.NEVER_RUN)
+                adopted.append(blob.name)
+                skipped = Skipped(lines=result.skipped, blob=blob)
             started = await self.store.start_batch(
                 batch.id,
                 plan=plan,
                 shards=result.shards,
                 lines=result.lines,
                 model=result.model,
+                skipped=skipped,
                 now=int(self.clock()),
             )
         except Exception:
             # Not for a cancelled task: its transaction goes on to its end on the store's thread,
             # and the batch then needs the plan. If not, the next start sweeps the orphan.
             # Nor where it committed and only the answer was lost.
-            if not await self.store.known_blobs([plan.name]):
-                await self.blobs.delete([plan.name])
+            if not await self.store.known_blobs(adopted):
+                await self.blobs.delete(adopted)
             raise
         if started:
-            telemetry.event("batch_started", batch_id=batch.id, lines=result.lines)
+            telemetry.event(
+                "batch_started", batch_id=batch.id, lines=result.lines, skipped=result.skipped
+            )
         else:
-            await self.blobs.delete([plan.name])
+            await self.blobs.delete(adopted)
         return started
 
     async def _refuse(self, batch: Batch, problems: Sequence[LineProblem]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from batchline.domain import plan
+from batchline.domain import bitmap, plan
 from batchline.domain.model import PlannedShard
 from batchline.domain.plan import PlanEntry
 from batchline.service.scratch import unnamed_file, write_all
@@ -43,6 +43,27 @@ class PlanWriter:
         """An entry by its number in file order; not after `finish`."""
         offset, length = plan.span(number, 1)
         return next(plan.unpack(os.pread(self._fd, length, offset)))
+
+    def drop(self, dropped: bytes | bytearray) -> None:
+        """Take out the entries whose bit is set in `dropped`; those behind them move up."""
+        kept = done = 0
+        for numbers in self._model_numbers():
+            offset, length = plan.span(done, len(numbers))
+            entries = os.pread(self._fd, length, offset)
+            # A run is a multiple of eight entries, so its bits begin with a byte.
+            bits = dropped[done >> 3 : (done + len(numbers) + 7) >> 3]
+            staying = list(bitmap.clear_indexes(bits, len(numbers)))
+            size = plan.ENTRY_BYTES
+            packed = b"".join([entries[at * size : (at + 1) * size] for at in staying])
+            # Behind what was read in both files: entries move towards the front only.
+            _write_at(self._fd, packed, plan.span(kept, 0)[0])
+            models = array("H", [numbers[at] for at in staying])
+            _write_at(self._models_fd, models.tobytes(), kept * models.itemsize)
+            kept += len(staying)
+            done += len(numbers)
+        os.ftruncate(self._fd, plan.span(kept, 0)[0])
+        os.ftruncate(self._models_fd, kept * array("H").itemsize)
+        self.entries = kept
 
     def finish(self, models: Sequence[str], shard_entries: int) -> list[PlannedShard]:
         """Put the entries in dispatch order, cut them into shards and make the file durable.
@@ -104,9 +125,10 @@ class PlanWriter:
             done += len(numbers)
 
     def _model_numbers(self) -> Iterator[array[int]]:
-        """The model numbers of all entries, in file order, in runs."""
-        os.lseek(self._models_fd, 0, os.SEEK_SET)
-        while raw := os.read(self._models_fd, _GROUPING_ENTRIES * 2):
+        """The model numbers of all entries, in file order, in runs of _GROUPING_ENTRIES."""
+        at = 0
+        while raw := os.pread(self._models_fd, _GROUPING_ENTRIES * 2, at):
+            at += len(raw)
             yield array("H", raw)
 
     def close(self) -> None:
@@ -114,6 +136,11 @@ class PlanWriter:
         os.close(self._fd)
         if not self._finished:
             self._path.unlink(missing_ok=True)
+
+
+def _write_at(fd: int, data: bytes, offset: int) -> None:
+    os.lseek(fd, offset, os.SEEK_SET)
+    write_all(fd, data)
 
 
 def _new_file(path: Path) -> int:

@@ -10,21 +10,22 @@ docs/compatibility.md). V1 and V2 need the store, V18 and V19 never happen here.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, compress, repeat
 from pathlib import Path
 from typing import Final, cast
 
-from batchline.domain import plan
+from batchline.domain import bitmap, plan
 from batchline.domain.line_faults import quoted
 from batchline.domain.lines import CheckedLine, LineChecker, custom_id_of
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
-from batchline.service.duplicates import CustomIds
+from batchline.service.duplicates import CustomIds, Suspect
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
 from batchline.service.scratch import disk_full_named
+from batchline.service.skipped import SkippedLines, SkipSettings
 
 _CR: Final = 13
 _FIRST_LINE_BYTES: Final = 1024 * 1024  # how far rule V4 looks for a model
@@ -41,6 +42,7 @@ class ValidationJob:
     `input_bytes` is what the blob's row promises. `known_models` is None while some backend's
     catalogue is not known: rule V15 is then not applied. `max_embedding_inputs` None: no limit.
     What is at `plan_path` is replaced; what has to be spilled goes to unnamed files beside it.
+    `skip` None: one bad line is enough to refuse the file.
     """
 
     input_path: str
@@ -55,6 +57,7 @@ class ValidationJob:
     allow_mixed_models: bool = False
     max_problems: int = 100
     shard_entries: int = plan.SHARD_ENTRIES
+    skip: SkipSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +65,24 @@ class ValidationResult:
     """Problems and nothing else, or (no problems) a durable plan at `ValidationJob.plan_path`.
 
     Problems of the whole file come first, then those of lines, in line order, one a line; the list
-    is cut at `max_problems`. `lines` counts request lines. `model` is None if there are several.
+    is cut at `max_problems`. `lines` counts the request lines of the plan. `model` is None if there
+    are several. `skipped` bad lines are not in the plan: their error lines, unless there are none,
+    are durable at `SkipSettings.path`, and the first of their problems in `skipped_problems`.
     """
 
     problems: Sequence[LineProblem] = ()
     lines: int = 0
+    skipped: int = 0
+    skipped_problems: Sequence[LineProblem] = ()
     model: str | None = None
     shards: Sequence[PlannedShard] = ()
     plan_bytes: int = 0
 
 
 def validate(job: ValidationJob) -> ValidationResult:
-    """Check the whole file; write the plan if there is nothing wrong.
+    """Check the whole file; write the plan if there is nothing wrong, or enough is right.
 
-    When problems are returned or an error is raised, no plan is left behind.
+    When problems are returned or an error is raised, nothing is left behind.
 
     Raises:
         BlobUnreadable: the input is gone or not as long as promised; nothing may be concluded.
@@ -88,30 +95,55 @@ def validate(job: ValidationJob) -> ValidationResult:
         with (
             closing(PlanWriter(plan_path)) as planned,
             closing(CustomIds(plan_path.parent, file_bytes=job.input_bytes)) as ids,
+            _skipping(job.skip) as skipped,
         ):
-            scan = _Scan(job, source, planned, ids)
+            scan = _Scan(job, source, planned, ids, skipped)
             scan.run()
             if problems := scan.all_problems():
                 return ValidationResult(problems=problems)
-            models = list(scan.models)
+            shards = planned.finish(list(scan.models), job.shard_entries)
+            if skipped is not None and skipped.lines:
+                skipped.finish()
+            models = {shard.model for shard in shards}
             return ValidationResult(
                 lines=planned.entries,
-                model=models[0] if len(models) == 1 else None,
-                shards=planned.finish(models, job.shard_entries),
+                skipped=0 if skipped is None else skipped.lines,
+                skipped_problems=scan.skipped_problems(),
+                model=models.pop() if len(models) == 1 else None,
+                shards=shards,
                 plan_bytes=plan.span(planned.entries, 0)[0],
             )
 
 
+@contextmanager
+def _skipping(settings: SkipSettings | None) -> Iterator[SkippedLines | None]:
+    if settings is None:
+        yield None
+    else:
+        with closing(SkippedLines(settings)) as skipped:
+            yield skipped
+
+
 class _Scan:
-    """The pass over the file; afterwards `models` has the number of each model that it names."""
+    """The pass over the file; afterwards `models` has the number of each model that it names.
+
+    With `skipped` a bad line is written there and is not entered anywhere else: its id is free for
+    another line. Of its problem only the first few are kept, for a file in which nothing is good.
+    """
 
     def __init__(
-        self, job: ValidationJob, source: InputFile, planned: PlanWriter, ids: CustomIds
+        self,
+        job: ValidationJob,
+        source: InputFile,
+        planned: PlanWriter,
+        ids: CustomIds,
+        skipped: SkippedLines | None,
     ) -> None:
         self._job = job
         self._source = source
         self._planned = planned
         self._ids = ids
+        self._skipped = skipped
         self._checker = LineChecker(job.endpoint)
         self._accept = self._checker.accept
         self._counts_inputs = job.endpoint == Endpoint.EMBEDDINGS
@@ -131,16 +163,25 @@ class _Scan:
             if lines is None:
                 self._line_number += 1
                 message = f"This line is longer than the maximum of {job.max_line_bytes} bytes."
-                self._problem("invalid_request", message, None, self._line_number)
+                self._problem("invalid_request", message, None, self._line_number, None)
             elif any(lines):
                 self._take(offset, lines)
             else:
                 self._line_number += len(lines)
-            self._too_many = self._planned.entries > job.max_lines
-            # A repeated id is a problem already, though it is named only at the end; a file that
-            # repeats one id a million times would otherwise pile up in one partition.
-            if self._too_many or max(len(self._problems), self._ids.repeats) >= job.max_problems:
+            skipped = 0 if self._skipped is None else self._skipped.lines
+            self._too_many = self._planned.entries + skipped > job.max_lines
+            if self._too_many or self._has_enough():
                 return
+        if self._skipped is not None:
+            self._skip_duplicates()
+
+    def _has_enough(self) -> bool:
+        """Whether there is no room for another problem."""
+        if self._skipped is not None:
+            return False
+        # A repeated id is a problem already, though it is named only at the end; a file that
+        # repeats one id a million times would otherwise pile up in one partition.
+        return max(len(self._problems), self._ids.repeats) >= self._job.max_problems
 
     def _take(self, offset: int, lines: list[bytes]) -> None:
         """Check and enter the lines of one block.
@@ -154,7 +195,8 @@ class _Scan:
         self._line_number += len(lines)
         if not all(checked):
             self._look_closer(lines, numbers, checked)
-            # What is left out: blank lines, lines without an id, and all after the last problem.
+            # What is left out: blank lines, lines without an id, and all after the last problem;
+            # with `skipped` every bad line.
             kept = [line is not None for line in checked]
             numbers = list(compress(numbers, kept))
             lines, sizes = list(compress(lines, kept)), list(compress(sizes, kept))
@@ -177,7 +219,14 @@ class _Scan:
         if all(line.model == self._model for line in checked):
             models = array("H", [self._model_number]) * len(checked)
         else:
-            models = array("H", map(self._number_of_model, checked, numbers))
+            found = list(map(self._number_of_model, checked, numbers))
+            if self._skipped is not None and None in found:
+                kept = [number is not None for number in found]
+                offsets, sizes = list(compress(offsets, kept)), list(compress(sizes, kept))
+                numbers, checked = list(compress(numbers, kept)), list(compress(checked, kept))
+                found = list(compress(found, kept))
+            # None is left where a bad line spoils the plan anyway.
+            models = array("H", (number or 0 for number in found))
         if self._counts_inputs:
             self._inputs += sum(line.inputs for line in checked)
         # `offsets` may be one longer: it then ends with the offset after the last line.
@@ -191,8 +240,9 @@ class _Scan:
     ) -> None:
         """Fill in `checked` where the fast check took nothing, and note the problems.
 
-        None stays at blank lines and where there is no id. A bad line is entered with its id, so
-        that a later line that repeats the id is found; the plan it then spoils is never used.
+        None stays at blank lines and where there is no id. Where one bad line refuses the file, a
+        bad line is entered with its id, so that a later line that repeats the id is found; the plan
+        it then spoils is never used.
         """
         for at, (raw, number) in enumerate(zip(lines, numbers, strict=True)):
             if checked[at] is not None or not raw or raw.isspace():
@@ -201,42 +251,58 @@ class _Scan:
             if isinstance(line, CheckedLine):
                 checked[at] = line
                 continue
-            self._problems.append(line)
+            custom_id = custom_id_of(raw)
+            self._note(line, custom_id)
+            if self._skipped is not None:
+                continue
             if len(self._problems) >= self._job.max_problems:
                 checked[at:] = [None] * (len(checked) - at)
                 return
-            if (custom_id := custom_id_of(raw)) is not None:
+            if custom_id is not None:
                 checked[at] = CheckedLine(custom_id, "", 0)
 
-    def _number_of_model(self, line: CheckedLine, line_number: int) -> int:
-        """The number of the line's model, after a look at whether it may be named here."""
+    def _number_of_model(self, line: CheckedLine, line_number: int) -> int | None:
+        """The number of the line's model; None, and a problem, where it may not be named here."""
         model = line.model
-        if model == self._model or not model:  # "": the line is refused already
+        if model == self._model:
             return self._model_number
+        if not model:  # the line is refused already
+            return None
         if self._known is not None and model not in self._known:
             message = f"The provided model {quoted(model)} is not supported by the Batch API."
-            self._problem("model_not_found", message, "body.model", line_number)
+            self._problem("model_not_found", message, "body.model", line_number, line.custom_id)
         elif self.models and not self._job.allow_mixed_models:
             message = (
                 f"The model {quoted(model)} for this request does not match the rest of the batch. "
                 "Each batch must contain requests for a single model."
             )
-            self._problem("mismatched_model", message, "body.model", line_number)
+            self._problem("mismatched_model", message, "body.model", line_number, line.custom_id)
         elif model not in self.models and len(self.models) == MAX_MODELS:
             message = f"The batch contains requests for more than {MAX_MODELS} models."
-            self._problem("mismatched_model", message, "body.model", line_number)
+            self._problem("mismatched_model", message, "body.model", line_number, line.custom_id)
         else:
             self._model = model
             self._model_number = self.models.setdefault(model, len(self.models))
-        return self._model_number
+            return self._model_number
+        return None
 
-    def _problem(self, code: str, message: str, param: str | None, line_number: int) -> None:
-        self._problems.append(
-            LineProblem(code=code, message=message, param=param, line_number=line_number)
+    def _problem(
+        self, code: str, message: str, param: str | None, line_number: int, custom_id: str | None
+    ) -> None:
+        self._note(
+            LineProblem(code=code, message=message, param=param, line_number=line_number), custom_id
         )
 
+    def _note(self, problem: LineProblem, custom_id: str | None) -> None:
+        if self._skipped is None:
+            self._problems.append(problem)
+            return
+        self._skipped.add(problem, custom_id)
+        if len(self._problems) < self._job.max_problems:
+            self._problems.append(problem)
+
     def all_problems(self) -> list[LineProblem]:
-        """Everything found, in the order in which it is reported."""
+        """Everything for which the file is refused, in the order in which it is reported."""
         job = self._job
         whole: list[LineProblem] = []
         if self._too_many:
@@ -248,7 +314,10 @@ class _Scan:
                 f"{job.max_embedding_inputs} embedding inputs in all its requests."
             )
             whole.append(LineProblem(code="invalid_request", message=message, param="body.input"))
-        of_lines = sorted([*self._problems, *self._duplicates()], key=_line_number)
+        if self._skipped is not None and not whole and self._planned.entries:
+            return []
+        of_lines = self._problems if self._skipped is not None else self._with_duplicates()
+        of_lines = sorted(of_lines, key=_line_number)
         if not whole and not of_lines and not self._planned.entries:
             message = (
                 "The input file is empty. "
@@ -257,33 +326,55 @@ class _Scan:
             whole.append(LineProblem(code="empty_file", message=message))
         return [*whole, *of_lines][: job.max_problems]
 
-    def _duplicates(self) -> list[LineProblem]:
-        """The lines that repeat an earlier line's id and are not refused for something else."""
+    def skipped_problems(self) -> Sequence[LineProblem]:
+        """Problems of lines that were left out, as many as are kept, in line order."""
+        return tuple(sorted(self._problems, key=_line_number))
+
+    def _with_duplicates(self) -> list[LineProblem]:
+        """The problems, and the lines that repeat an earlier line's id and have no other."""
         refused = {problem.line_number for problem in self._problems}
-        problems = []
+        problems = list(self._problems)
         for suspect in self._ids.suspects(self._job.max_problems + len(refused)):
-            line_number, custom_id = self._entered(suspect.entry)
-            if line_number in refused:
-                continue
-            if any(self._entered(entry)[1] == custom_id for entry in suspect.earlier):
-                message = (
-                    f"The custom_id {quoted(custom_id)} for this request is a duplicate of another "
-                    "request. The custom_id parameter must be unique for each request in a batch."
-                )
-                problems.append(
-                    LineProblem(
-                        code="duplicate_custom_id",
-                        message=message,
-                        param="custom_id",
-                        line_number=line_number,
-                    )
-                )
+            line_number, custom_id, _ = self._entered(suspect.entry)
+            if line_number not in refused and self._repeats(suspect, custom_id):
+                problems.append(_duplicate(line_number, custom_id))
         return problems
 
-    def _entered(self, entry: int) -> tuple[int, str | None]:
-        """The line number and the custom_id of an entry."""
+    def _skip_duplicates(self) -> None:
+        """Take the lines that repeat an earlier line's id out of the plan."""
+        dropped = bitmap.empty(self._planned.entries)
+        for suspect in self._ids.all_suspects():
+            if self._repeats(suspect, self._entered(suspect.entry)[1]):
+                bitmap.mark(dropped, suspect.entry)
+        if not any(dropped):
+            return
+        for entry in bitmap.marked_indexes(dropped):
+            line_number, custom_id, raw = self._entered(entry)
+            self._note(_duplicate(line_number, custom_id), custom_id)
+            if self._counts_inputs:
+                line = self._checker.check(raw, line_number)
+                self._inputs -= line.inputs if isinstance(line, CheckedLine) else 0
+        self._planned.drop(dropped)
+
+    def _repeats(self, suspect: Suspect, custom_id: str | None) -> bool:
+        """Whether the suspect has the id of an earlier entry, and not only its hash."""
+        return any(self._entered(entry)[1] == custom_id for entry in suspect.earlier)
+
+    def _entered(self, entry: int) -> tuple[int, str | None, bytes]:
+        """The line number, the custom_id and the bytes of an entry."""
         place = self._planned.entry(entry)
-        return place.line_number, custom_id_of(self._source.at(place.offset, place.length))
+        raw = self._source.at(place.offset, place.length)
+        return place.line_number, custom_id_of(raw), raw
+
+
+def _duplicate(line_number: int, custom_id: str | None) -> LineProblem:
+    message = (
+        f"The custom_id {quoted(custom_id)} for this request is a duplicate of another "
+        "request. The custom_id parameter must be unique for each request in a batch."
+    )
+    return LineProblem(
+        code="duplicate_custom_id", message=message, param="custom_id", line_number=line_number
+    )
 
 
 def _line_number(problem: LineProblem) -> int:

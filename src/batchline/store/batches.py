@@ -15,10 +15,18 @@ from batchline.domain import bitmap, lifecycle
 from batchline.domain.errors import NotFound
 from batchline.domain.ids import BatchId, FileId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus
-from batchline.domain.model import Batch, Blob, LineProblem, Page, PlannedShard, Usage
+from batchline.domain.model import (
+    Batch,
+    Blob,
+    BlobRange,
+    LineProblem,
+    Page,
+    PlannedShard,
+    Usage,
+)
 from batchline.store import files, references, rows
-from batchline.store.contract import NewBatch
-from batchline.store.tables import batch, file, file_range, shard
+from batchline.store.contract import NewBatch, Skipped
+from batchline.store.tables import ERROR, batch, file, file_range, segment_commit, shard
 
 # These write more than the status, so each has its own method.
 _NOT_ADVANCED: Final = frozenset(
@@ -168,9 +176,16 @@ def start(
     shards: Sequence[PlannedShard],
     lines: int,
     model: str | None,
+    skipped: Skipped | None,
     now: int,
 ) -> bool:
-    also = {"plan_blob": plan.name, "total": lines, "model": model}
+    left_out = 0 if skipped is None else skipped.lines
+    also = {
+        "plan_blob": plan.name,
+        "total": lines + left_out,
+        "failed": left_out,
+        "model": model,
+    }
     if not _move(
         connection, batch_id, BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, also, now=now
     ):
@@ -183,6 +198,13 @@ def start(
         connection.execute(
             insert(shard),
             [_shard_row(sequence, first + at, planned) for at, planned in enumerate(some)],
+        )
+    if skipped is not None:
+        references.register(connection, skipped.blob, holder=batch_id, now=now)
+        whole = BlobRange(blob=skipped.blob.name, start=0, stop=skipped.blob.bytes)
+        connection.execute(
+            insert(segment_commit),
+            {"batch_sequence": sequence, "kind": ERROR, **rows.range_values(whole)},
         )
     return True
 

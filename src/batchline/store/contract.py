@@ -54,6 +54,15 @@ class NewBatch:
     expires_at: int
     metadata: Mapping[str, str] | None
     output_expires_after_s: int | None
+    skip_invalid: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """Lines that were left out of a batch: how many, and their error lines (at least one byte)."""
+
+    lines: int
+    blob: Blob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,12 +268,16 @@ class Store(Protocol):
         shards: Sequence[PlannedShard],
         lines: int,
         model: str | None,
+        skipped: Skipped | None = None,
         now: int,
     ) -> bool:
-        """VALIDATING to IN_PROGRESS: plan, shard rows (numbers from 0) and total, at once.
+        """VALIDATING to IN_PROGRESS: plan, shard rows (numbers from 0) and counts, at once.
 
-        False when the batch is no longer validating; then nothing was written and the plan's
-        bytes are the caller's to delete.
+        `lines` are those of the plan. Those of `skipped` are failed, and their error lines the
+        beginning of the error file.
+
+        False when the batch is no longer validating; then nothing was written and the bytes of
+        both blobs are the caller's to delete.
         """
 
     # -- shards and commits --------------------------------------------------------------------

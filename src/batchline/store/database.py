@@ -46,7 +46,7 @@ from batchline.store import (
     references,
     uploads,
 )
-from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch
+from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch, Skipped
 from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
 from batchline.store.schema import migrate
 from batchline.telemetry import probe
@@ -273,11 +273,19 @@ class Database:
         shards: Sequence[PlannedShard],
         lines: int,
         model: str | None,
+        skipped: Skipped | None = None,
         now: int,
     ) -> bool:
         return await self._write(
             lambda c: batches.start(
-                c, batch_id, plan=plan, shards=shards, lines=lines, model=model, now=now
+                c,
+                batch_id,
+                plan=plan,
+                shards=shards,
+                lines=lines,
+                model=model,
+                skipped=skipped,
+                now=now,
             ),
             step="batch.start",
         )

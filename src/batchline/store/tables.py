@@ -15,6 +15,7 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 from batchline.domain.lifecycle import BatchStatus, Stopping
@@ -233,6 +235,7 @@ batch: Final = Table(
     Column("input_bytes", BigInteger, nullable=False),
     Column("plan_blob", Text),
     Column("receipt", Text),  # JSON: the cancel receipt
+    Column("skip_invalid", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("id"),
     CheckConstraint(_one_of("status", BatchStatus), "status"),
     CheckConstraint(_one_of("stopping", Stopping), "stopping"),

@@ -210,6 +210,7 @@ async def test_a_dry_run_of_a_good_file_says_so_and_writes_nothing(api: ApiServe
         "valid": True,
         "model": MODEL,
         "lines": 12,
+        "skipped": 0,
         "errors": None,
     }
     await assert_nothing_written(api, before)

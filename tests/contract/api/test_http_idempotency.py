@@ -84,6 +84,7 @@ async def test_creates_without_a_key_or_with_another_make_other_batches(
         {"input_file_id": "file-other"},
         {"endpoint": "/v1/embeddings"},
         {"metadata": None},
+        {"invalid_lines": "skip"},
         {"metadata": {"a": "1", "b": "3"}},
         {"output_expires_after": {"anchor": "created_at", "seconds": 3600}},
     ],

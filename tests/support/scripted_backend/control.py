@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,11 +16,11 @@ import aiohttp
 import anyio
 import msgspec
 
+from tests.support import forked
 from tests.support.scripted_backend.script import Script
 from tests.support.scripted_backend.server import HOST, Release, Server
 from tests.support.scripted_backend.witness import BackendLog, Stats, Wanted, parse_log
 
-ROOT: Final = Path(__file__).parents[3]
 STOP_S: Final = 5.0
 WAIT_S: Final = 10.0
 
@@ -165,21 +165,19 @@ async def backend_process(
 
     It ends with the block, and also when the test run is killed.
     """
-    command = [sys.executable, "-m", "tests.support.scripted_backend", "--until-stdin-closes"]
-    command += ["--script", msgspec.json.encode(script or Script()).decode()]
+    arguments = ["--until-stdin-closes"]
+    arguments += ["--script", msgspec.json.encode(script or Script()).decode()]
     if log is not None:
-        command += ["--log", str(log)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        start_new_session=True,
+        arguments += ["--log", str(log)]
+    (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
+    process = forked.start(
+        "scripted_backend", arguments, stdin=its_stdin, stdout=its_stdout, stderr=2
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    for file in (its_stdin, its_stdout):
+        os.close(file)
+    said_file = os.fdopen(stdout, "rb")
     try:
-        said = await anyio.to_thread.run_sync(process.stdout.readline)
+        said = await anyio.to_thread.run_sync(said_file.readline)
         if not said:
             raise RuntimeError("the scripted backend did not start; see its traceback above")
         address = json.loads(said)
@@ -191,13 +189,13 @@ async def backend_process(
                 pid=process.pid,
             )
     finally:
-        process.stdin.close()
+        os.close(stdin)
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stdout.close()
+        said_file.close()
 
 
 def _session() -> aiohttp.ClientSession:

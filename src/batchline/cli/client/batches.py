@@ -29,13 +29,17 @@ def submit(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Repeat for more.")
     ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Run the good lines, whatever the others are.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended.")] = False,
     json: Json = False,
 ) -> None:
     """Check FILE, upload it and create a batch of it.
 
     The check is the server's own validation, run here: when a line is wrong nothing is sent, and
-    every problem is named with its line. Prints the batch's id, alone on the last line of stdout
+    every problem is named with its line. With --skip-invalid the good lines run, and the others go
+    to the batch's error file. Prints the batch's id, alone on the last line of stdout
     unless --watch or --json is given.
 
     Exit codes: 0 created (with --watch: completed), 1 the file or the batch failed, 2 a wrong
@@ -47,17 +51,21 @@ def submit(
 
     pairs = _metadata(metadata or [])
     wanted = input_check.endpoint_of(file, endpoint)
-    checked = input_check.check(file, wanted)
+    checked = input_check.check(file, wanted, skip_invalid=skip_invalid)
     server = api()
     uploaded = server.upload(file, purpose="batch")
-    batch = server.create_batch(
-        {
-            "input_file_id": uploaded["id"],
-            "endpoint": wanted,
-            "completion_window": window,
-            "metadata": pairs or None,
-        }
-    )
+    order = {
+        "input_file_id": uploaded["id"],
+        "endpoint": wanted,
+        "completion_window": window,
+        "metadata": pairs or None,
+    }
+    # Not sent where it says nothing: other servers of the Batch API do not know it.
+    batch = server.create_batch({**order, "invalid_lines": "skip"} if skip_invalid else order)
+    for problem in checked.problems:
+        typer.echo(f"skipped {input_check.said(str(file), problem)}", err=True)
+    if checked.skipped > len(checked.problems):
+        typer.echo(f"and {checked.skipped - len(checked.problems)} lines more", err=True)
     typer.echo(f"{file}: {checked.lines} lines for {wanted}", err=True)
     if watch:
         typer.echo(f"batch {batch['id']}", err=True)

@@ -1,0 +1,120 @@
+"""The process that has imported our programs and forks one whenever it is asked to.
+
+`python -m tests.support.forked_parent FD`: FD is a connected socket. A request is a length with
+three file descriptors for the child, then a `Start` as JSON; answers are lines `started PID 0` and
+`ended PID STATUS`. It ends when the socket does; what it started runs on.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+from typing import Final, TypedDict
+
+LENGTH: Final = 8
+
+# Name of a program to its module; `main()` is called there.
+PROGRAMS: Final = {
+    "batchline": "batchline.cli.main",
+    "scripted_backend": "tests.support.scripted_backend.__main__",
+}
+# What these import when they run.
+PRELOADED: Final = (
+    *PROGRAMS.values(),
+    "alembic.command",
+    "batchline.cli.client.batches",
+    "batchline.cli.client.files",
+    "batchline.cli.run_engine",
+    "batchline.cli.serve",
+)
+
+
+class Start(TypedDict):
+    """A program to start, with its whole environment."""
+
+    program: str
+    arguments: list[str]
+    environment: dict[str, str]
+    directory: str
+
+
+def serve(connection: socket.socket) -> str | None:
+    """Fork as asked. In a child: the module to run. In the parent: None, when the socket ended."""
+    woken, waker = socket.socketpair()
+    for one in (woken, waker):
+        one.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker.fileno())
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is woken:
+                    woken.recv(4096)
+                    _tell_ended(connection)
+                    continue
+                length, files, _, _ = socket.recv_fds(connection, LENGTH, 3)
+                if not length:
+                    return None
+                body = connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
+                request: Start = json.loads(body)
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    for opened in (selector, connection, woken, waker):
+                        opened.close()
+                    return _become(request, files)
+                for file in files:
+                    os.close(file)
+                connection.sendall(b"started %d 0\n" % pid)
+
+
+def _tell_ended(connection: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        connection.sendall(b"ended %d %d\n" % (pid, os.waitstatus_to_exitcode(status)))
+
+
+def _become(request: Start, files: list[int]) -> str:
+    """Make a process of its own of a forked child; the module whose `main` it is to run."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request["directory"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    module = PROGRAMS[request["program"]]
+    sys.argv = [module, *request["arguments"]]
+    return module
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(connection.fileno(), False)
+    for module in PRELOADED:
+        importlib.import_module(module)
+    assert threading.active_count() == 1, "a fork would lose the other threads"
+    gc.collect()
+    gc.freeze()
+    program = serve(connection)
+    if program is not None:
+        importlib.import_module(program).main()
+
+
+if __name__ == "__main__":
+    main()
