@@ -16,11 +16,13 @@ from fastapi import FastAPI
 from batchline.api.app import create_app
 from batchline.cli.main import app as program
 from batchline.domain.results import Failure
+from tests.support.openapi import Documented
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 SOURCE = ROOT / "src" / "batchline"
 FIRST_CELL = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
+TAKES = re.compile(r"^\| `([A-Z]+ /[^`]*)` \|([^|]*)\|", re.MULTILINE)
 NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
@@ -82,6 +84,34 @@ def test_every_route_is_documented() -> None:
     }
     documented = FIRST_CELL.findall((REFERENCE / "api.md").read_text())
     assert sorted(documented) == sorted(routes)
+
+
+def taken() -> dict[str, tuple[list[str], list[str]]]:
+    """What each route takes beside its path: names that must be there, and names that may."""
+    document = Documented().document
+    found = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            need: list[str] = []
+            may: list[str] = []
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                schema = document["components"]["schemas"][body["schema"]["$ref"].split("/")[-1]]
+                for name in schema["properties"]:
+                    (need if name in schema["required"] else may).append(name)
+            for one in operation.get("parameters", []):
+                if one["in"] != "path":
+                    (need if one.get("required") else may).append(one["name"])
+            found[f"{method.upper()} {path}"] = (need, may)
+    return found
+
+
+def test_every_parameter_of_a_route_is_documented_and_no_other() -> None:
+    """If this fails, correct the column *Takes* of docs/reference/api.md."""
+    documented = {}
+    for route, cell in TAKES.findall((REFERENCE / "api.md").read_text()):
+        must, _, can = cell.partition("optional")
+        documented[route] = (re.findall("`([^`]+)`", must), re.findall("`([^`]+)`", can))
+    assert documented == taken()
 
 
 # -- error codes -------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from starlette.types import Scope
 from batchline.domain.errors import Unauthorized
 from batchline.domain.keys import KEYLESS, Caller, KeyRing
 
-# Load balancers and orchestrators have no key; what they see says nothing of files and batches.
-_OPEN: Final = "/healthz/"
+# Load balancers and orchestrators have no key, nor has a browser that opens a page; what they see
+# says nothing of files and batches.
+_OPEN: Final = frozenset({"/openapi.json", "/docs"})
+_OPEN_BELOW: Final = ("/healthz/", "/docs/")
 
 _CALLER: Final = "caller"
 
@@ -27,8 +29,12 @@ def admit(scope: Scope, ring: KeyRing) -> None:
     Raises:
         Unauthorized: keys are needed here, and the request has none that works.
     """
-    needs_key = not ring.is_empty and not scope["path"].startswith(_OPEN)
+    needs_key = not ring.is_empty and not _is_open(scope["path"])
     scope.setdefault("state", {})[_CALLER] = _holder(scope, ring) if needs_key else KEYLESS
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_BELOW)
 
 
 def caller_of(scope: Scope) -> Caller:

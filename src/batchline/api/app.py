@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import NoReturn
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from batchline.api import batches as api_batches
-from batchline.api import extensions, health
+from batchline.api import docs, extensions, health
 from batchline.api import files as api_files
 from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
+from batchline.api.openapi import methods_of
 from batchline.api.services import ListedModel, Readiness, Services
 from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
@@ -41,7 +43,7 @@ def create_app(
     from web pages of other origins.
     """
     app = FastAPI(
-        openapi_url=None,  # takes /docs and /redoc with it
+        openapi_url=None,  # takes its /docs and /redoc with it; ours are in docs.py
         redirect_slashes=False,  # a 307 has no envelope, and not every client follows one
         exception_handlers={HTTPException: _to_the_edge},
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -55,12 +57,17 @@ def create_app(
         models=models,
         readiness=readiness,
     )
-    for module in (api_files, api_uploads, extensions, api_batches, health):
+    for module in (api_files, api_uploads, extensions, api_batches, health, docs):
         app.include_router(module.router)
     app.add_middleware(Edge, ring=ring or KeyRing(), loopback_only=loopback_only)
     return app
 
 
-async def _to_the_edge(request: Request, exc: Exception) -> NoReturn:  # noqa: ARG001  # a handler's
-    """Hand on what the framework refused, so that one place makes every envelope."""
+async def _to_the_edge(request: Request, exc: Exception) -> NoReturn:
+    """Hand on what the framework refused, so that one place makes every envelope.
+
+    The framework names the methods of one route only; `Allow` is about all of a path (RFC 9110).
+    """
+    if isinstance(exc, HTTPException) and exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        exc.headers = {"allow": ", ".join(methods_of(request.scope["route"].path))}
     raise exc

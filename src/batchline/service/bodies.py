@@ -69,6 +69,8 @@ def required_integer(body: Mapping[str, object], name: str, *, prefix: str = "")
     value = body.get(name)
     if value is None:
         raise missing(prefix + name)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 3600.0 is an integer in JSON Schema, and what some encoders write
     # bool is a subclass of int in Python, and not an integer in JSON.
     if not isinstance(value, int) or isinstance(value, bool):
         raise wrong_type(prefix + name, "an integer", value)

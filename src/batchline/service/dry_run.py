@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchline.domain.ids import BATCH_PREFIX, BatchId, ProjectId
+from batchline.service import idempotency
 from batchline.service.batches import BatchSettings, parse_order
+from batchline.service.bodies import object_of
 from batchline.service.planning import Planner
 from batchline.service.validation import ValidationResult
 
@@ -30,6 +32,7 @@ class DryRun:
             StorageFull: the disk is low.
         """
         order = parse_order(body, windows=self.settings.windows)
+        idempotency.parse_key(object_of(body), None)  # of no use here, but the create would refuse
         async with self._turn:
             return await self.planner.check(
                 project_id,

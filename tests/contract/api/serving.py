@@ -32,6 +32,7 @@ from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
 from tests.contract.store_rows import NOW
+from tests.support.openapi import Documented
 
 MAX_FILE_BYTES = 3 * 1024 * 1024
 MAX_UPLOAD_BYTES = 8 * 1024 * 1024
@@ -148,7 +149,11 @@ class ApiServer:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        return await self.raw(self.head(method, path, len(body), headers) + body)
+        """The answer, which is one that the OpenAPI document has for the route."""
+        reply = await self.raw(self.head(method, path, len(body), headers) + body)
+        if method != "HEAD":
+            DOCUMENTED.assert_fits(method, path, reply)
+        return reply
 
     def head(
         self,
@@ -192,6 +197,7 @@ class ApiServer:
         assert self.stored_blobs() == []
 
 
+DOCUMENTED = Documented(max_upload_bytes=MAX_UPLOAD_BYTES)
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 

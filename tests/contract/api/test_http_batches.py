@@ -258,9 +258,10 @@ async def test_the_expiry_of_outputs_is_checked(
 async def test_the_expiry_of_outputs_is_kept_for_the_finalizer(
     api: ApiServer, store: Database
 ) -> None:
-    policy = {"anchor": "created_at", "seconds": 3600}
-    batch = (await api.post_json("/v1/batches", {**ORDER, "output_expires_after": policy})).json
-    assert (await store.load_batch(BatchId(batch["id"]))).output_expires_after_s == 3600
+    for seconds in (3600, 3600.0):  # both are integers to JSON Schema
+        policy = {"anchor": "created_at", "seconds": seconds}
+        batch = (await api.post_json("/v1/batches", {**ORDER, "output_expires_after": policy})).json
+        assert (await store.load_batch(BatchId(batch["id"]))).output_expires_after_s == 3600
 
 
 @pytest.mark.rule("B11")

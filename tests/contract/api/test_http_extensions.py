@@ -268,6 +268,8 @@ async def test_a_dry_run_of_lost_bytes_is_our_fault_and_of_a_deleted_file_is_not
         ({"completion_window": "1h"}, "invalid_value"),
         ({"metadata": []}, "invalid_type"),
         ({"priority": 1}, "unknown_parameter"),
+        ({"idempotency_key": 7}, "invalid_type"),
+        ({"idempotency_key": ""}, "invalid_value"),
     ],
 )
 async def test_a_dry_run_of_a_create_that_would_be_refused_is_refused(

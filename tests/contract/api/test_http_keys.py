@@ -15,6 +15,7 @@ from batchline.store.database import Database
 from tests.contract.api.serving import FILE, FORM, PURPOSE, ApiServer, form
 from tests.contract.store_rows import asked_for, uploaded
 
+OPEN = {"/openapi.json", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
 MISSING = "Missing bearer or basic authentication in header"
 
 
@@ -90,15 +91,16 @@ async def test_a_key_is_a_bearer_token_or_the_password_of_basic(api: ApiServer) 
 
 
 @pytest.mark.rule("K3")
-async def test_without_a_key_nothing_is_open_but_health(api: ApiServer) -> None:
+async def test_without_a_key_nothing_is_open_but_health_and_the_document(api: ApiServer) -> None:
     await api.keys.create("alpha")
-    paths = [
+    paths = ["/docs2", "/openapi.json/", "/openapi.jsonx"]
+    paths += [
         path.format(file_id="f", batch_id="b", model_id="m", upload_id="u") for path in routes(api)
     ]
     for path in [*paths, "/", "/v1/none", "/healthz", "/HEALTHZ/live", "//healthz/live"]:
         for method in ("GET", "POST", "DELETE", "OPTIONS"):
             reply = await api.request(method, path)
-            if path.startswith("/healthz/"):
+            if path.startswith("/healthz/") or path in OPEN:
                 assert reply.status in (200, 405), path
             else:
                 assert (reply.status, reply.error["message"]) == (401, MISSING), path
