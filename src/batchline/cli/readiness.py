@@ -1,4 +1,4 @@
-"""How the parts are, as `/readyz` and the commands show it."""
+"""How the parts are, as `/healthz/ready` and the commands show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchline.executor.catalogue import Reach
 
 
 def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
-    """What `/readyz` answers: whether the server takes work, and how its parts are."""
+    """What `/healthz/ready` answers: whether the server takes work, and how its parts are."""
     reasons = [] if started else ["The server is starting."]
     if parts.executor.failing is not None:
         reasons.append(f"{parts.executor.failing}.")
