@@ -42,7 +42,7 @@ chmod 1777 "$place/tmp"
 ln -s "$(python3 -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))')" \
   "$place/bin/python3"
 needed=(make git sh bash cat rm mkdir touch)
-wished=(strace mount umount initdb pg_config chromium) # tests that need these are skipped without them
+wished=(strace mount umount initdb pg_config) # tests that need these are skipped without them
 wished+=(cp sleep curl node npm go)            # `make interop` needs these
 for program in "${needed[@]}" "${wished[@]}"; do
   if found=$(command -v "$program"); then
