@@ -22,6 +22,7 @@ from tests.hostile.target import (
 )
 from tests.support.server import ServerProcess
 
+MAX_FILE_BYTES: Final = 64 * MIB  # more than any process may grow by
 FORM: Final = {"Content-Type": "multipart/form-data; boundary=b"}
 CONTENT: Final = line("one") + b"\n"
 PURPOSE: Final = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'

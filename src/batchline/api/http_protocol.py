@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import socket
+import struct
 from typing import Final, cast
 
 import httptools
@@ -22,6 +25,8 @@ MAX_PIPELINED: Final = 32  # requests that wait behind the one at hand; 256 KiB 
 
 # What is above `max_open` and still told so; beyond, connections are closed without a word.
 _TOLD_SHARE: Final = 8
+
+_DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 
 class ServeConfig(Config):
@@ -176,9 +181,20 @@ class EnvelopeProtocol(HttpToolsProtocol):
             self.transport.close()
         elif overdue is Overdue.READING:
             event("answer_given_up")
-            self.transport.abort()  # a close would wait for the client to take the rest
+            self._reset()
         else:
             self._refuse(refusal(408, f"The request's {overdue.value} came too slowly."))
+
+    def _reset(self) -> None:
+        """End the connection for a client that does not read: what waits for it is discarded.
+
+        Else the kernel keeps megabytes of the answer and goes on offering them for minutes.
+        """
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):  # the client was quicker
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD_ON_CLOSE)
+        self.transport.abort()
 
     # -- refusals --------------------------------------------------------------------------------
 
