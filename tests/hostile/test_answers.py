@@ -130,7 +130,7 @@ def test_every_hostile_answer_costs_its_line_at_most(tmp_path: Path) -> None:
                 for name in answers
             ]
             # The budget for what answers may hold: 60 of them at once, a MiB each.
-            with unharmed(running, growth_bytes=100 * MIB):
+            with unharmed(running, growth_bytes=64 * MIB):
                 batch = create(running, uploaded(running, b"\n".join(lines)))
             assert batch["status"] == "completed", batch
             errors = result_lines(running, batch["error_file_id"])
