@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.hostile.target import MIB, SENTINEL, exchange, head, post, refusal_of, unharmed
+from tests.hostile.target import MIB, SENTINEL, exchange, head, line, post, refusal_of, unharmed
+from tests.hostile.test_files import uploaded
 from tests.support.server import ServerProcess
 
 ORDER: Final[dict[str, Any]] = {
@@ -175,11 +176,13 @@ def test_a_request_that_ends_before_its_body_is_answered(running: ServerProcess,
 def test_a_whole_request_is_answered_although_its_client_sends_no_more(
     running: ServerProcess,
 ) -> None:
-    body = json.dumps(ORDER).encode()
+    # Long enough to be checked that the end of what is sent is there before the answer.
+    content = b"\n".join(line(str(number)) for number in range(20_000))
+    body = json.dumps({**ORDER, "input_file_id": uploaded(running, content)}).encode()
     with unharmed(running):
         request = head("POST", "/v1/batches/validate", {"Content-Length": len(body)}) + body
         reply = exchange(running, request, half_close=True)
-        assert (reply.status, reply.json["valid"]) == (200, False)
+        assert (reply.status, reply.json["lines"]) == (200, 20_000)
         assert reply.headers["connection"] == "close"
         two = head("GET", "/healthz/live") * 2 + head("GET", "/healthz/live")[:-5]
         assert exchange(running, two, half_close=True).json == {"status": "alive"}
