@@ -102,6 +102,14 @@ async def test_a_json_body_has_a_bound(api: ApiServer) -> None:
     assert (reply.status, reply.error["type"]) == (413, "invalid_request_error")
 
 
+@pytest.mark.rule("H15")
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files"])
+async def test_a_compressed_body_is_refused(api: ApiServer, path: str) -> None:
+    reply = await api.request("POST", path, b"{}", {"Content-Encoding": "gzip"})
+    assert (reply.status, reply.error["type"]) == (415, "invalid_request_error")
+    assert reply.headers["accept-encoding"] == "identity"
+
+
 @pytest.mark.rule("H3")
 @pytest.mark.parametrize("key", ["Bearer sk-anything", "Bearer", "Basic eDp5", None])
 async def test_any_key_or_none_is_taken(api: ApiServer, key: str | None) -> None:
