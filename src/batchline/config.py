@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from batchline.api.connections import ConnectionSettings
 from batchline.config_values import (
     MIB,
     MISSING,
@@ -108,6 +109,7 @@ class Settings:
     windows: Mapping[str, int] = field(default_factory=lambda: {"24h": window_s("24h")})  # seconds
     allow_mixed_models: bool = False
     server: ServerSettings = field(default_factory=ServerSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)
     cancel: CancelSettings = field(default_factory=CancelSettings)
     expire: ExpireSettings = field(default_factory=ExpireSettings)

@@ -17,6 +17,7 @@ MIB: Final = 1024 * 1024
 
 _AT_LEAST: Final[Mapping[str, int]] = {
     "workers": 1,
+    "connections.max_open": 1,
     "retry.max_attempts": 1,
     "retention.batch_file_s": 1,
     "retention.output_s": 1,
@@ -37,6 +38,7 @@ _ABOVE_ZERO: Final = frozenset(
             "cancel.cap_s",
             "retention.sweep_s",
         ),
+        *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *("backend.connect_timeout_s", "backend.total_timeout_s"),
     }
 )

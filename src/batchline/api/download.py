@@ -65,7 +65,9 @@ class Download(Response):
                 "headers": self.raw_headers,
             }
         )
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        first, self._first = self._first, b""  # a slow reader need not cost one chunk more
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        del first
         async for chunk in self._rest:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

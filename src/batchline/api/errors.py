@@ -34,6 +34,7 @@ SERVER_ERROR: Final = "server_error"
 # Every official SDK retries 409 and 5xx twice unless told otherwise.
 _NO_RETRY: Final = {"x-should-retry": "false"}
 _RETRY_SOON: Final = {"retry-after": "1"}
+_AS_IT_IS: Final = {"accept-encoding": "identity"}  # RFC 9110: a 415 says what would do
 _GIVE_A_KEY: Final = {"www-authenticate": "Bearer"}  # RFC 9110: a 401 says what it wants
 
 
@@ -41,6 +42,12 @@ class PayloadTooLarge(InvalidRequest):
     """A JSON body beyond any that a route could mean (uploads have a limit of their own)."""
 
     status = 413
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """A compressed body: it is not decompressed, so nobody can send a small one that is large."""
+
+    status = 415
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,8 @@ def problem_of(exc: Exception, *, method: str, path: str) -> Problem:
 
 def _headers_of(exc: RequestError) -> Mapping[str, str]:
     match exc:
+        case UnsupportedEncoding():
+            return _AS_IT_IS
         case Unauthorized():
             return _GIVE_A_KEY
         case IllegalTransition() | KeyReused():
@@ -128,6 +137,12 @@ def refusal(status: int, message: str, *, code: str | None = None) -> Problem:
 def shutting_down() -> Problem:
     """For a request that was still being answered when the server's patience ended."""
     body = wire.error("The server is shutting down. Please try again.", kind=SERVER_ERROR)
+    return Problem(status=503, body=body, headers=_RETRY_SOON)
+
+
+def overloaded() -> Problem:
+    """For a connection beyond those that the server keeps."""
+    body = wire.error("The server has too many connections. Please try again.", kind=SERVER_ERROR)
     return Problem(status=503, body=body, headers=_RETRY_SOON)
 
 

@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from batchline.api.request import refuse_compressed
 from batchline.domain.errors import InvalidRequest
 from batchline.service.files import printable_name, too_large
 
@@ -69,8 +70,10 @@ async def receive_form(
     Raises:
         InvalidRequest: the form is not well-formed, `binary` is missing or there twice, or one of
             `fields` refused its value.
+        UnsupportedEncoding: the body is compressed.
         ClientDisconnect: the client went away.
     """
+    refuse_compressed(request)
     limit_bytes = max_bytes + FORM_BYTES
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit_bytes:

@@ -14,7 +14,7 @@ from typing import Final
 from batchline import __version__
 from batchline.api import wire
 from batchline.api.batches import DEFAULT_LIST
-from batchline.api.errors import PayloadTooLarge, problem_of
+from batchline.api.errors import PayloadTooLarge, UnsupportedEncoding, problem_of
 from batchline.api.extensions import MAX_OFFSET
 from batchline.api.schemas import (
     BINARY,
@@ -57,6 +57,7 @@ _SERVICES_ENDPOINTS: Final = frozenset(Endpoint) - {Endpoint.RERANK, Endpoint.SC
 
 # What any request may be answered with: malformed, no key, a foreign page, a head that is too
 # large, and what is the server's fault.
+_TOO_SLOW: Final = HTTPStatus.REQUEST_TIMEOUT.value
 _HEAD_TOO_LARGE: Final = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE.value
 _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _UNAVAILABLE: Final = HTTPStatus.SERVICE_UNAVAILABLE.value
@@ -166,7 +167,10 @@ def _answered(operation: Operation) -> Schema:
 
 
 def _refusals_of(operation: Operation) -> Mapping[str, Schema]:
-    always = {InvalidRequest.status, Forbidden.status, _HEAD_TOO_LARGE, _SERVER_ERROR, _UNAVAILABLE}
+    always = {InvalidRequest.status, Forbidden.status, _TOO_SLOW, _HEAD_TOO_LARGE}
+    always |= {_SERVER_ERROR, _UNAVAILABLE}
+    if operation.body is not None:
+        always.add(UnsupportedEncoding.status)
     if not operation.open:
         always.add(Unauthorized.status)
     statuses = always.union(_status(one) for one in operation.refusals)
@@ -206,6 +210,7 @@ def _refused(status: int) -> Schema:
 
 _HEADER: Final[Mapping[str, Schema]] = {
     "www-authenticate": {"required": True, "schema": {"const": "Bearer"}},
+    "accept-encoding": {"required": True, "schema": {"const": "identity"}},
     "x-should-retry": {"required": True, "schema": {"const": "false"}},
     "retry-after": {
         "required": True,
@@ -226,15 +231,23 @@ _REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
         "Conflict",
         "The batch can no longer be cancelled, or the idempotency key stands for another create.",
     ),
+    _TOO_SLOW: ("RequestTimeout", "Head or body of the request came too slowly."),
     PayloadTooLarge.status: ("PayloadTooLarge", "The JSON body is too large."),
+    UnsupportedEncoding.status: ("UnsupportedEncoding", "The body is compressed."),
     _HEAD_TOO_LARGE: ("HeadTooLarge", "Request line and headers are too large."),
     _SERVER_ERROR: ("ServerError", "Unexpected; the log has more under the request id."),
-    _UNAVAILABLE: ("Unavailable", "The database does not answer, or the server shuts down."),
+    _UNAVAILABLE: (
+        "Unavailable",
+        "The database does not answer, there are too many connections, or the server shuts down.",
+    ),
     _status(StorageFull): ("StorageFull", "The disk is full. Nothing was stored."),
 }
 _REFUSAL_HEADERS: Final[Mapping[int, Sequence[str]]] = {
     _status(kind): _headers(kind)
-    for kind in (Unauthorized, IllegalTransition, StoreUnavailable, StorageFull)
+    for kind in (
+        *(Unauthorized, IllegalTransition, UnsupportedEncoding),
+        *(StoreUnavailable, StorageFull),
+    )
 }
 
 

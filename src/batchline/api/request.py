@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from batchline.api import wire
 from batchline.api.access import caller_of
-from batchline.api.errors import PayloadTooLarge
+from batchline.api.errors import PayloadTooLarge, UnsupportedEncoding
 from batchline.domain.errors import InvalidRequest
 from batchline.domain.ids import KeyId, ProjectId
 
@@ -41,7 +41,9 @@ async def json_body(request: Request) -> object:
     Raises:
         InvalidRequest: it is not JSON.
         PayloadTooLarge: it is longer than MAX_JSON_BYTES.
+        UnsupportedEncoding: it is compressed.
     """
+    refuse_compressed(request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -51,6 +53,13 @@ async def json_body(request: Request) -> object:
         return msgspec.json.decode(bytes(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidRequest("We could not parse the JSON body of your request.") from exc
+
+
+def refuse_compressed(request: Request) -> None:
+    """Raises UnsupportedEncoding when the body is said to be compressed in any way."""
+    encodings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
+    if any(one.strip() not in ("", "identity") for one in encodings):
+        raise UnsupportedEncoding("The request body must not be compressed: send it as it is.")
 
 
 def limit_of(request: Request, *, default: int, maximum: int) -> int:

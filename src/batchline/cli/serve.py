@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 
 import uvicorn
@@ -18,6 +20,7 @@ import uvloop
 from batchline import telemetry
 from batchline.api import admin
 from batchline.api.app import create_app
+from batchline.api.connections import ConnectionSettings
 from batchline.api.http_protocol import serve_config
 from batchline.api.services import ListedModel
 from batchline.cli import serve_output
@@ -72,7 +75,11 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
         started = asyncio.Event()
         server = _Server(
             serve_config(
-                app, host=settings.server.host, port=port, grace_s=settings.shutdown.grace_s
+                app,
+                host=settings.server.host,
+                port=port,
+                grace_s=settings.shutdown.grace_s,
+                connections=_within_file_limit(settings.connections),
             )
         )
         async with asyncio.TaskGroup() as tasks:
@@ -161,6 +168,14 @@ def _on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     return stopping
+
+
+def _within_file_limit(connections: ConnectionSettings) -> ConnectionSettings:
+    """Leave a quarter of the descriptors to files: a server that has none left cannot store."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return replace(connections, max_open=max(1, min(connections.max_open, soft * 3 // 4)))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,7 +12,7 @@ import uvicorn
 from openai import AsyncOpenAI
 
 from batchline.api import http_protocol
-from batchline.api.errors import PayloadTooLarge
+from batchline.api.errors import PayloadTooLarge, UnsupportedEncoding
 from batchline.api.http_protocol import MAX_HEAD_BYTES, serve_config
 from batchline.api.request import MAX_JSON_BYTES
 from batchline.api.services import BackendHealth, ListedModel, Readiness
@@ -100,6 +100,14 @@ async def test_a_body_that_is_not_json_is_refused(api: ApiServer, body: bytes) -
 async def test_a_json_body_has_a_bound(api: ApiServer) -> None:
     reply = await api.request("POST", "/v1/batches", b" " * (MAX_JSON_BYTES + 1))
     assert (reply.status, reply.error["type"]) == (413, "invalid_request_error")
+
+
+@pytest.mark.rule("H15")
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files"])
+async def test_a_compressed_body_is_refused(api: ApiServer, path: str) -> None:
+    reply = await api.request("POST", path, b"{}", {"Content-Encoding": "gzip"})
+    assert (reply.status, reply.error["type"]) == (415, "invalid_request_error")
+    assert reply.headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.rule("H3")
@@ -291,6 +299,7 @@ EXPECTED = {
     errors.RequestError: 400,
     errors.InvalidRequest: 400,
     PayloadTooLarge: 413,
+    UnsupportedEncoding: 415,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,

@@ -245,8 +245,12 @@ async def test_other_purposes_may_have_any_format(api: ApiServer) -> None:
         b"\xef\xbb\xbf" + LINE,
         b"\r\n \n" + LINE,
         b'{"long":"' + b"x" * 200_000 + b'"}\n',
+        b'{"n":[1e999,%b]}\n' % (b"9" * 5_000),
     ],
-    ids=["bad second line", "no method", "byte-order mark", "blank lines first", "long line"],
+    ids=[
+        *("bad second line", "no method", "byte-order mark", "blank lines first", "long line"),
+        "numbers that no float can hold",
+    ],
 )
 async def test_lines_are_not_validated_at_the_upload(api: ApiServer, content: bytes) -> None:
     reply = await api.upload(part("file", content, filename="a.jsonl"), PURPOSE)

@@ -43,6 +43,7 @@ def after_request(*writes: bytes, reset: bool = False) -> Script:
 
 LENGTH_9 = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
+HINTS = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 17 + http(b"{}")
 BROKEN_GZIP = http(b"\x1f\x8b nonsense that is no gzip", headers="Content-Encoding: gzip\r\n")
 
 
@@ -61,6 +62,7 @@ BROKEN_GZIP = http(b"\x1f\x8b nonsense that is no gzip", headers="Content-Encodi
         (after_request(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"), "malformed"),
         (after_request(CHUNKED, b"nonsense\r\n"), "malformed"),
         (after_request(BROKEN_GZIP), "malformed"),
+        (after_request(HINTS), "malformed"),
     ],
     ids=[
         "closed before a byte",
@@ -75,6 +77,7 @@ BROKEN_GZIP = http(b"\x1f\x8b nonsense that is no gzip", headers="Content-Encodi
         "another protocol",
         "a broken chunk",
         "broken compression",
+        "hints without end",
     ],
 )
 async def test_an_unusable_answer_says_why(

@@ -42,6 +42,7 @@ _KEPT_HEADERS: Final = ("retry-after", "retry-after-ms", "x-request-id", "conten
 _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: spare the copy
 _STALE_TRIES: Final = 8  # the pool drops dead connections itself; these are the spoiled ones
 _MAX_HEADER_BYTES: Final = 64 * 1024
+_MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
 _DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 
@@ -182,7 +183,9 @@ async def _read_answer(protocol: ResponseHandler, limit_bytes: int) -> Answer:
     """
     try:
         message, payload = await protocol.read()
-        while 100 <= message.code < 200 and message.code != 101:
+        interim = 0
+        while 100 <= message.code < 200 and message.code != 101 and interim < _MAX_INTERIM:
+            interim += 1
             message, payload = await protocol.read()  # 102 and 103 come before the answer
         if message.code < 200:
             raise SentUnanswered(f"status {message.code}", reason="malformed")
