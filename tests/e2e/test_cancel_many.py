@@ -71,7 +71,8 @@ class Cancelled:
 async def test_no_request_comes_after_the_answer_to_a_cancel(tmp_path: Path) -> None:
     _say(f"\nseed {SEED}, {CANCELS} cancels (BATCHLINE_SEED, BATCHLINE_CANCELS)")
     script = Script(answer=Answer(latency_s=0.02, latency_max_s=0.15), seed=SEED)
-    # A worker that a busy machine keeps waiting is not to be killed for it: its lines would be sent again.
+    # A worker that a busy machine holds up is not to be killed for it: its lines would be sent
+    # again.
     settings = {"cancel": {"grace_s": 0.0, "ack_s": 5.0}}
     async with backend_process(script) as backend:
         with server(
