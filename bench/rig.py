@@ -7,9 +7,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
@@ -120,7 +120,8 @@ class Backend:
 class Rig:
     """One backend and one server, which is started when it is first used.
 
-    `work` is where inputs are kept and `directory`, inside it, where the server lives.
+    `work` is where inputs are kept and `directory`, inside it, where the server lives. `settings`
+    are the server's, on top of those that every server here has.
     """
 
     backend: Backend
@@ -130,10 +131,13 @@ class Rig:
     cores: Cores
     say: Callable[[str], None]
     _until_end: ExitStack
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def server(self) -> ServerProcess:
-        return self._until_end.enter_context(serving(self.directory, self.backend, self.cores))
+        return self._until_end.enter_context(
+            serving(self.directory, self.backend, self.cores, self.settings)
+        )
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -143,10 +147,18 @@ class Rig:
         return client
 
     @contextmanager
-    def with_fresh_server(self, name: str) -> Iterator[Rig]:
+    def with_fresh_server(
+        self, name: str, *, cores: Cores | None = None, settings: Mapping[str, object] | None = None
+    ) -> Iterator[Rig]:
         """The same backend with a server of its own, for the length of the block."""
         with ExitStack() as until_end:
-            yield replace(self, directory=self.work / name, _until_end=until_end)
+            yield replace(
+                self,
+                directory=self.work / name,
+                cores=cores or self.cores,
+                settings=settings or {},
+                _until_end=until_end,
+            )
 
     @contextmanager
     def with_kernel_stamps(self) -> Iterator[Rig]:
@@ -257,11 +269,9 @@ def backend_process(cores: Cores, *options: str) -> Iterator[Backend]:
         yield Backend(process, port)
 
 
-@contextmanager
-def serving(directory: Path, backend: Backend, cores: Cores) -> Iterator[ServerProcess]:
-    """A server with one worker on a fresh data directory: 256 in flight, no limits on files."""
-    directory.mkdir()
-    settings = {
+def common_settings(backend: Backend) -> dict[str, object]:
+    """What every server here is started with: one worker, 256 in flight, no limits on files."""
+    return {
         "workers": 1,
         "limits": {
             "max_file_bytes": 0,
@@ -272,7 +282,16 @@ def serving(directory: Path, backend: Backend, cores: Cores) -> Iterator[ServerP
             {"name": "bench", "base_url": backend.base_url, "max_in_flight": IN_FLIGHT},
         ],
     }
-    with server(directory, settings=settings) as running:
+
+
+@contextmanager
+def serving(
+    directory: Path, backend: Backend, cores: Cores, settings: Mapping[str, object]
+) -> Iterator[ServerProcess]:
+    """A server on a data directory in `directory`, pinned, with `settings` on top of the common
+    ones."""
+    directory.mkdir(exist_ok=True)
+    with server(directory, settings={**common_settings(backend), **settings}) as running:
         roles = by_role(running)
         for role, pids in roles.items():
             for pid in pids:
