@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import api_load, cancel, crowd, dispatch, finalize, memory, upload, validation
+from bench import api_load, cancel, crowd, dispatch, finalize, listing, memory, upload, validation
 from bench.processes import Cores
 from bench.report import Measurement
 from bench.rig import Rig, Size, rig
@@ -30,6 +30,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "cancel": cancel.measure,
         "api": api_load.measure,
         "crowd": crowd.measure,
+        "listing": listing.measure,
         "memory": memory.measure,
     }
 )
