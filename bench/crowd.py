@@ -33,7 +33,7 @@ LINES: Final = 100_000  # of each of the two batches
 UPLOAD_LINES: Final = 500_000_000 // LINE_BYTES
 DOWNLOAD_BYTES_PER_S: Final = 1_000_000
 MOST_MS: Final = 50.0
-MOST_GROWTH_MIB: Final = 32.0
+MOST_GROWTH_MIB: Final = 16.0
 _PAGE: Final = 20  # batches that are there before, so that a page is full from the start
 _SATURATED_S: Final = 10.0
 _CHUNK_BYTES: Final = 16 * 1024
@@ -77,7 +77,9 @@ def measure(rig: Rig) -> Measurement:
         *_rows("during the upload", beside),
         *_rows(f"alone, saturated: {len(alone.asked) / alone_s:,.0f} a second", alone.asked),
     ]
-    grown = sum(memory.peaks.values()) - sum(memory.at_start.values())
+    # All that clients send and fetch goes through this process. Of job children there are two for a
+    # moment, since two batches are validated at once.
+    grown = memory.peaks["control"] - memory.at_start["control"]
     return Measurement(
         tables=[
             Table(f"{CLIENTS} clients, each every {EVERY_S:g} s, two batches of {lines:,}", rows),
@@ -85,11 +87,12 @@ def measure(rig: Rig) -> Measurement:
         ],
         floors=[
             *(
-                Floor(f"p99 of {kind}, ms", percentile(_took(asked, kind), 99), at_most=MOST_MS)
+                Floor(f"200 clients, p99 of {kind}, ms (worse of both)", worst, at_most=MOST_MS)
                 for kind in ("get", "list")
+                for worst in [max(_p99(asked, kind), _p99(beside, kind))]
             ),
             Floor("answers to the clients that were not right", len(errors), at_most=0),
-            Floor("growth of the server, MiB", grown / _MIB, at_most=MOST_GROWTH_MIB),
+            Floor("growth of the control process, MiB", grown / _MIB, at_most=MOST_GROWTH_MIB),
         ],
         raw={
             "lines": lines,
@@ -215,6 +218,12 @@ def _download(rig: Rig, file_id: str, over: threading.Event) -> int:
 
 def _took(asked: Sequence[Asked], kind: str) -> list[float]:
     return [one.took_ms for one in asked if one.kind == kind]
+
+
+def _p99(asked: Sequence[Asked], kind: str) -> float:
+    """Milliseconds; 0 when nobody asked, as in the moment of a tiny upload."""
+    took = _took(asked, kind)
+    return percentile(took, 99) if took else 0.0
 
 
 def _rows(when: str, asked: Sequence[Asked]) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 import openai
@@ -20,7 +20,7 @@ from openai.types import Batch
 
 from bench.baseline_client import Ran
 from bench.fast_backend import KERNEL_STAMPS, Stats
-from bench.inputs import write_input
+from bench.inputs import CHAT, write_input
 from bench.processes import Cores, by_role, pin
 from tests.support.server import TERMINAL, ServerProcess, server
 
@@ -176,21 +176,30 @@ class Rig:
     def api(self) -> Api:
         return Api(self.port)
 
-    def input(self, lines: int) -> Path:
+    def input(self, lines: int, endpoint: str = CHAT) -> Path:
         """An input file of so many lines, made once."""
-        path = self.work / f"input-{lines}.jsonl"
+        path = self.work / f"input-{endpoint.rpartition('/')[2]}-{lines}.jsonl"
         if not path.exists():
-            write_input(path, lines)
+            write_input(path, lines, endpoint)
         return path
 
-    def uploaded(self, lines: int) -> str:
+    def uploaded(self, lines: int, endpoint: str = CHAT) -> str:
         """The id of an uploaded input of so many lines."""
         with self.api() as api:
-            return api.upload(self.input(lines))
+            return api.upload(self.input(lines, endpoint))
 
-    def create(self, file_id: str) -> Batch:
+    def create(
+        self,
+        file_id: str,
+        endpoint: Literal["/v1/chat/completions", "/v1/embeddings"] = CHAT,
+        *,
+        metadata: dict[str, str] | None = None,
+    ) -> Batch:
         return self.client.batches.create(
-            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+            input_file_id=file_id,
+            endpoint=endpoint,
+            completion_window="24h",
+            metadata=metadata,
         )
 
     def wait(
