@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, BinaryIO, Final, Literal, Self
 
 import msgspec
 import openai
@@ -70,6 +71,19 @@ class Api:
         """A JSON object."""
         found: dict[str, Any] = json.loads(self.call("GET", path))
         return found
+
+    def download(self, file_id: str, target: BinaryIO) -> None:
+        """Write the bytes of a file to `target`.
+
+        Raises:
+            RuntimeError: any status but 200.
+        """
+        path = f"/v1/files/{file_id}/content"
+        self._connection.request("GET", path)
+        response = self._connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{path}: {response.status} {response.read(300)!r}")
+        shutil.copyfileobj(response, target, _CHUNK_BYTES)
 
     def upload(self, path: Path) -> str:
         """Upload a batch input as a multipart form; the id of the file."""
@@ -306,5 +320,5 @@ def serving(
             for pid in pids:
                 pin(pid, cores.measured if role == "worker" else cores.others)
         yield running
-        if by_role(running)["worker"] != roles["worker"]:
+        if running.is_running and by_role(running)["worker"] != roles["worker"]:
             raise RuntimeError("a worker was replaced: what was measured is not what was pinned")

@@ -137,16 +137,11 @@ class ServerProcess:
 
     def children(self) -> list[int]:
         """Process ids of recorded children that run."""
-        folder = self.data / "children"
-        return [
-            int(record.name)
-            for record in (folder.iterdir() if folder.exists() else ())
-            if record.name.isdigit() and _text(record) == processes.start_time(int(record.name))
-        ]
+        return recorded_children(self.data)
 
     def workers(self) -> list[int]:
         """The children that dispatch."""
-        return [pid for pid in self.children() if "worker_child" in _command(pid)]
+        return [pid for pid in self.children() if is_worker(pid)]
 
     def signal_workers(self, number: int) -> int:
         """Send a signal to each worker; how many there were."""
@@ -258,6 +253,24 @@ def server(
         raise
     finally:
         process.close()
+
+
+# -- children of a data directory --------------------------------------------------------------
+
+
+def recorded_children(data: Path) -> list[int]:
+    """Process ids that `data` has a record of and that run."""
+    folder = data / "children"
+    return [
+        int(record.name)
+        for record in (folder.iterdir() if folder.exists() else ())
+        if record.name.isdigit() and _text(record) == processes.start_time(int(record.name))
+    ]
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a child is one that dispatches."""
+    return "worker_child" in _command(pid)
 
 
 # -- what tests do with a server ---------------------------------------------------------------
