@@ -13,11 +13,16 @@ from bench.fast_backend import MODEL
 LINE_BYTES: Final = 600  # newline included
 _LINES_AT_ONCE: Final = 10_000
 
-_HEAD: Final = (
-    '{"custom_id":"line-%010d","method":"POST","url":"/v1/chat/completions",'
-    f'"body":{{"model":"{MODEL}","messages":[{{"role":"user","content":"'
-)
-_TAIL: Final = '"}],"max_tokens":16}}\n'
+CHAT: Final = "/v1/chat/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+
+_LINE: Final = '{"custom_id":"line-%010d","method":"POST","url":"ENDPOINT","body":{"model":"MODEL",'
+# What stands before and after the words of a body, whose length makes all lines one length.
+_BODIES: Final = {
+    CHAT: ('"messages":[{"role":"user","content":"', '"}],"max_tokens":16}}\n'),
+    EMBEDDINGS: ('"input":["The first text.","The second.","The third, and then: ","', '"]}}\n'),
+}
+EMBEDDING_INPUTS: Final = 4  # of a line
 _WORDS: Final = "Some words of a prompt that no one is going to read. "
 
 
@@ -25,10 +30,12 @@ class _Line(msgspec.Struct):
     body: msgspec.Raw
 
 
-def write_input(path: Path, lines: int) -> int:
+def write_input(path: Path, lines: int, endpoint: str = CHAT) -> int:
     """Write a batch input of `lines` lines; its size in bytes."""
-    room = LINE_BYTES - len(_HEAD % 0) - len(_TAIL)
-    template = _HEAD + (_WORDS * (room // len(_WORDS) + 1))[:room] + _TAIL
+    before, after = _BODIES[endpoint]
+    head = _LINE.replace("ENDPOINT", endpoint).replace("MODEL", MODEL) + before
+    room = LINE_BYTES - len(head % 0) - len(after)
+    template = head + (_WORDS * (room // len(_WORDS) + 1))[:room] + after
     with path.open("wb") as file:
         for start in range(0, lines, _LINES_AT_ONCE):
             stop = min(lines, start + _LINES_AT_ONCE)

@@ -121,7 +121,7 @@ class CpuMeter:
 
 @dataclass(slots=True)
 class MemoryMeter:
-    """Peaks of anonymous memory by role over the length of a block, looked at every 50 ms.
+    """Anonymous memory by role at the ends of a block, and the peaks of looks every 50 ms.
 
     A role's figure is the sum over its processes at one look.
     """
@@ -129,13 +129,13 @@ class MemoryMeter:
     server: ServerProcess
     at_start: dict[str, int] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
+    at_end: dict[str, int] = field(default_factory=dict)
     looks: int = 0
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._look()
-        self.at_start = dict(self.peaks)
+        self.at_start = self._look()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -144,14 +144,15 @@ class MemoryMeter:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        self._look()
+        self.at_end = self._look()
 
     def _watch(self) -> None:
         while not self._over.wait(SAMPLE_S):
             self._look()
 
-    def _look(self) -> None:
+    def _look(self) -> dict[str, int]:
         self.looks += 1
-        for role, pids in by_role(self.server).items():
-            now = sum(map(anonymous_bytes, pids))
-            self.peaks[role] = max(self.peaks.get(role, 0), now)
+        now = {r: sum(map(anonymous_bytes, pids)) for r, pids in by_role(self.server).items()}
+        for role, seen in now.items():
+            self.peaks[role] = max(self.peaks.get(role, 0), seen)
+        return now

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Literal, Self
 
 import msgspec
 import openai
@@ -20,7 +21,7 @@ from openai.types import Batch
 
 from bench.baseline_client import Ran
 from bench.fast_backend import KERNEL_STAMPS, Stats
-from bench.inputs import write_input
+from bench.inputs import CHAT, write_input
 from bench.processes import Cores, by_role, pin
 from tests.support.server import TERMINAL, ServerProcess, server
 
@@ -71,6 +72,19 @@ class Api:
         found: dict[str, Any] = json.loads(self.call("GET", path))
         return found
 
+    def download(self, file_id: str, target: BinaryIO) -> None:
+        """Write the bytes of a file to `target`.
+
+        Raises:
+            RuntimeError: any status but 200.
+        """
+        path = f"/v1/files/{file_id}/content"
+        self._connection.request("GET", path)
+        response = self._connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{path}: {response.status} {response.read(300)!r}")
+        shutil.copyfileobj(response, target, _CHUNK_BYTES)
+
     def upload(self, path: Path) -> str:
         """Upload a batch input as a multipart form; the id of the file."""
         head = (
@@ -120,7 +134,8 @@ class Backend:
 class Rig:
     """One backend and one server, which is started when it is first used.
 
-    `work` is where inputs are kept and `directory`, inside it, where the server lives.
+    `work` is where inputs are kept and `directory`, inside it, where the server lives. `settings`
+    are the server's, on top of those that every server here has.
     """
 
     backend: Backend
@@ -130,10 +145,13 @@ class Rig:
     cores: Cores
     say: Callable[[str], None]
     _until_end: ExitStack
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def server(self) -> ServerProcess:
-        return self._until_end.enter_context(serving(self.directory, self.backend, self.cores))
+        return self._until_end.enter_context(
+            serving(self.directory, self.backend, self.cores, self.settings)
+        )
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -143,10 +161,18 @@ class Rig:
         return client
 
     @contextmanager
-    def with_fresh_server(self, name: str) -> Iterator[Rig]:
+    def with_fresh_server(
+        self, name: str, *, cores: Cores | None = None, settings: Mapping[str, object] | None = None
+    ) -> Iterator[Rig]:
         """The same backend with a server of its own, for the length of the block."""
         with ExitStack() as until_end:
-            yield replace(self, directory=self.work / name, _until_end=until_end)
+            yield replace(
+                self,
+                directory=self.work / name,
+                cores=cores or self.cores,
+                settings=settings or {},
+                _until_end=until_end,
+            )
 
     @contextmanager
     def with_kernel_stamps(self) -> Iterator[Rig]:
@@ -164,21 +190,30 @@ class Rig:
     def api(self) -> Api:
         return Api(self.port)
 
-    def input(self, lines: int) -> Path:
+    def input(self, lines: int, endpoint: str = CHAT) -> Path:
         """An input file of so many lines, made once."""
-        path = self.work / f"input-{lines}.jsonl"
+        path = self.work / f"input-{endpoint.rpartition('/')[2]}-{lines}.jsonl"
         if not path.exists():
-            write_input(path, lines)
+            write_input(path, lines, endpoint)
         return path
 
-    def uploaded(self, lines: int) -> str:
+    def uploaded(self, lines: int, endpoint: str = CHAT) -> str:
         """The id of an uploaded input of so many lines."""
         with self.api() as api:
-            return api.upload(self.input(lines))
+            return api.upload(self.input(lines, endpoint))
 
-    def create(self, file_id: str) -> Batch:
+    def create(
+        self,
+        file_id: str,
+        endpoint: Literal["/v1/chat/completions", "/v1/embeddings"] = CHAT,
+        *,
+        metadata: dict[str, str] | None = None,
+    ) -> Batch:
         return self.client.batches.create(
-            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+            input_file_id=file_id,
+            endpoint=endpoint,
+            completion_window="24h",
+            metadata=metadata,
         )
 
     def wait(
@@ -257,11 +292,9 @@ def backend_process(cores: Cores, *options: str) -> Iterator[Backend]:
         yield Backend(process, port)
 
 
-@contextmanager
-def serving(directory: Path, backend: Backend, cores: Cores) -> Iterator[ServerProcess]:
-    """A server with one worker on a fresh data directory: 256 in flight, no limits on files."""
-    directory.mkdir()
-    settings = {
+def common_settings(backend: Backend) -> dict[str, object]:
+    """What every server here is started with: one worker, 256 in flight, no limits on files."""
+    return {
         "workers": 1,
         "limits": {
             "max_file_bytes": 0,
@@ -272,11 +305,21 @@ def serving(directory: Path, backend: Backend, cores: Cores) -> Iterator[ServerP
             {"name": "bench", "base_url": backend.base_url, "max_in_flight": IN_FLIGHT},
         ],
     }
-    with server(directory, settings=settings) as running:
+
+
+@contextmanager
+def serving(
+    directory: Path, backend: Backend, cores: Cores, settings: Mapping[str, object]
+) -> Iterator[ServerProcess]:
+    """A server on a data directory in `directory`, pinned, with `settings` on top of the common
+    ones."""
+    directory.mkdir(exist_ok=True)
+    merged = {**common_settings(backend), **settings}
+    with server(directory, settings=merged, fork=False) as running:
         roles = by_role(running)
         for role, pids in roles.items():
             for pid in pids:
                 pin(pid, cores.measured if role == "worker" else cores.others)
         yield running
-        if by_role(running)["worker"] != roles["worker"]:
+        if running.is_running and by_role(running)["worker"] != roles["worker"]:
             raise RuntimeError("a worker was replaced: what was measured is not what was pinned")

@@ -16,7 +16,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import api_load, cancel, dispatch, finalize, memory, upload, validation
+from bench import (
+    api_load,
+    cancel,
+    crowd,
+    dispatch,
+    finalize,
+    listing,
+    memory,
+    run_command,
+    upload,
+    validation,
+)
 from bench.processes import Cores
 from bench.report import Measurement
 from bench.rig import Rig, Size, rig
@@ -29,6 +40,9 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,
+        "crowd": crowd.measure,
+        "listing": listing.measure,
+        "run": run_command.measure,
         "memory": memory.measure,
     }
 )

@@ -23,15 +23,28 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).parents[2]
 
+# Some together, because the start of a server is most of the time.
 PARTS_AND_FLOORS = {
-    # Together, because the start of a server is most of the time.
     ("upload", "validation", "dispatch", "finalize", "cancel", "api"): [
-        "validation, lines/s (median)",
+        "validation of chat completions, lines/s (median)",
+        "validation of embeddings, lines/s (median)",
         "worker CPU a line / bare loop CPU a line (median)",
         "finalize, seconds (slowest)",
         "requests that reached the backend after the 200",
     ],
-    ("memory",): ["slope of all processes, bytes a line"],
+    ("crowd", "listing"): [
+        "200 clients, p99 of get, ms (worse of both)",
+        "200 clients, p99 of list, ms (worse of both)",
+        "answers to the clients that were not right",
+        "growth of the control process, MiB",
+        "first page: time with many batches / with 100",
+        "deep page: time with many batches / with 100",
+        "get: time with many batches / with 100",
+    ],
+    ("run", "memory"): [
+        "run / serve, wall time (median)",
+        "slope of all processes, bytes a line",
+    ],
 }
 
 
@@ -46,7 +59,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("parts", PARTS_AND_FLOORS, ids=["all but memory", "memory"])
+@pytest.mark.parametrize("parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run and memory"])
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     ran = bench(*parts, "--size", "0.01", "--json", str(results), "--directory", str(tmp_path))

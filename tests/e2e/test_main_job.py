@@ -25,7 +25,7 @@ QUICK = {"retry": {"base_s": 0.01}, "cancel": {"grace_s": 0.2}}
 async def test_a_batch_runs_from_upload_to_download(tmp_path: Path) -> None:
     content = make_lines(2_500, awkward=True, crlf=True, blank_every=100, final_newline=False)
     async with backend_process() as backend:
-        with server(tmp_path, backend.base_url, options=["--workers", "2"]) as running:
+        with server(tmp_path, backend.base_url, options=["--workers", "2"], fork=False) as running:
             client = running.client()
             batch = submit(client, content)
             assert batch.status == "validating"

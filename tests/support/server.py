@@ -37,8 +37,11 @@ class ServerProcess:
         *,
         settings: Mapping[str, object] | None = None,
         options: Sequence[str] = (),
+        fork: bool = True,
     ) -> None:
+        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does."""
         self.directory = directory
+        self._fork = fork
         self.data = directory / "data"
         self.log = directory / "server.log"
         self._config = directory / "batchline.toml"
@@ -46,7 +49,7 @@ class ServerProcess:
         self._arguments = ["--config", str(self._config), *options]
         for upstream in upstreams:
             self._arguments += ["--upstream", upstream]
-        self._process: forked.Forked | None = None
+        self._process: forked.Forked | subprocess.Popen[bytes] | None = None
         self._clients: list[openai.OpenAI] = []
 
     # -- life ------------------------------------------------------------------------------
@@ -55,14 +58,26 @@ class ServerProcess:
         """Start on a free port; returns when the server is ready (or at once: `wait=False`)."""
         assert self._process is None, "one server at a time"
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
-            self._process = forked.start(
-                "batchline",
-                ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments],
-                stdin=nothing.fileno(),
-                stdout=log.fileno(),
-                stderr=log.fileno(),
-                env={**os.environ, "BATCHLINE_PROBES": probes},
-            )
+            words = ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments]
+            env = {**os.environ, "BATCHLINE_PROBES": probes}
+            if self._fork:
+                self._process = forked.start(
+                    "batchline",
+                    words,
+                    stdin=nothing.fileno(),
+                    stdout=log.fileno(),
+                    stderr=log.fileno(),
+                    env=env,
+                )
+            else:
+                self._process = subprocess.Popen(
+                    [*command.MODULE, *words],
+                    stdin=nothing,
+                    stdout=log,
+                    stderr=log,
+                    env=env,
+                    start_new_session=True,
+                )
         if wait:
             self._until_ready()
 
@@ -122,16 +137,11 @@ class ServerProcess:
 
     def children(self) -> list[int]:
         """Process ids of recorded children that run."""
-        folder = self.data / "children"
-        return [
-            int(record.name)
-            for record in (folder.iterdir() if folder.exists() else ())
-            if record.name.isdigit() and _text(record) == processes.start_time(int(record.name))
-        ]
+        return recorded_children(self.data)
 
     def workers(self) -> list[int]:
         """The children that dispatch."""
-        return [pid for pid in self.children() if "worker_child" in _command(pid)]
+        return [pid for pid in self.children() if is_worker(pid)]
 
     def signal_workers(self, number: int) -> int:
         """Send a signal to each worker; how many there were."""
@@ -233,9 +243,10 @@ def server(
     options: Sequence[str] = (),
     start: bool = True,
     probes: str = "",
+    fork: bool = True,
 ) -> Iterator[ServerProcess]:
     """A server process for the length of the block; nothing of it is left afterwards."""
-    process = ServerProcess(directory, upstreams, settings=settings, options=options)
+    process = ServerProcess(directory, upstreams, settings=settings, options=options, fork=fork)
     try:
         if start:
             process.start(probes=probes)
@@ -245,6 +256,24 @@ def server(
         raise
     finally:
         process.close()
+
+
+# -- children of a data directory --------------------------------------------------------------
+
+
+def recorded_children(data: Path) -> list[int]:
+    """Process ids that `data` has a record of and that run."""
+    folder = data / "children"
+    return [
+        int(record.name)
+        for record in (folder.iterdir() if folder.exists() else ())
+        if record.name.isdigit() and _text(record) == processes.start_time(int(record.name))
+    ]
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a child is one that dispatches."""
+    return "worker_child" in _command(pid)
 
 
 # -- what tests do with a server ---------------------------------------------------------------

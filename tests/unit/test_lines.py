@@ -25,6 +25,9 @@ from batchline.domain.model import Endpoint, LineProblem
 modest = settings(max_examples=100, deadline=None)
 
 CHAT: Final = Endpoint.CHAT_COMPLETIONS
+GOOD_EMBEDDINGS: Final = (
+    b'{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"model":"m","input": %b }}'
+)
 GOOD: Final = (
     b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions",'
     b'"body":{"model":"m","messages":[]}}'
@@ -218,17 +221,22 @@ def test_depth_is_judged_the_same_however_deep_the_stack_is(key: bytes, calls: i
         (b"[ \t-1, 2]", 1),
         (b"[[1, 2], [3], [4]]", 3),
         (b"[]", 0),
+        (b"[1.5, 2]", 1),
+        (b"[true, false]", 2),  # neither is a token
         (b"null", 1),
         (b'{"a": [1, 2]}', 1),
     ],
 )
 def test_the_inputs_of_an_embeddings_request_are_counted(given_input: bytes, inputs: int) -> None:
-    raw = (
-        b'{"custom_id":"a","method":"POST","url":"/v1/embeddings",'
-        b'"body":{"model":"m","input": %b }}' % given_input
-    )
+    raw = GOOD_EMBEDDINGS % given_input
     checker = LineChecker(Endpoint.EMBEDDINGS)
     assert checker.accept(raw) == checker.explain(raw, 1) == CheckedLine("a", "m", inputs)
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"9" * 5_000])
+def test_a_number_that_python_has_no_room_for_is_the_backends_to_judge(number: bytes) -> None:
+    raw = GOOD_EMBEDDINGS % number
+    assert LineChecker(Endpoint.EMBEDDINGS).check(raw, 1) == CheckedLine("a", "m", 1)
 
 
 def test_inputs_are_counted_for_embeddings_only() -> None:
