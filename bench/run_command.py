@@ -2,14 +2,17 @@
 
 Both begin with nothing running and end with the process gone and the results in a file that is on
 disk, so that both starts and both ends count. The server's client polls as often as `run` looks.
+CPU is that of the process and its children; what the client of the server spends is not in it.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,45 +28,70 @@ MOST_OF_SERVER: Final = 1.05
 _POLL_S: Final = 0.01
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spent:
+    wall_s: float
+    cpu_s: float
+
+
 def measure(rig: Rig) -> Measurement:
     """The server's way and the command's in turn."""
     lines = rig.size.lines(LINES)
     rig.input(lines)
-    server_s, run_s = [], []
+    by_server, by_run = [], []
     for number in range(rig.size.times(RUNS)):
-        server_s.append(_by_server(rig, lines, f"by-server-{number}"))
-        run_s.append(_by_run(rig, lines, f"by-run-{number}"))
-        rig.say(f"run {number + 1}: server {server_s[-1]:.2f} s, run {run_s[-1]:.2f} s")
-    ratios = [mine / other for mine, other in zip(run_s, server_s, strict=True)]
+        by_server.append(_by_server(rig, lines, f"by-server-{number}"))
+        by_run.append(_by_run(rig, lines, f"by-run-{number}"))
+        rig.say(
+            f"run {number + 1}: serve {by_server[-1].wall_s:.2f} s, {by_server[-1].cpu_s:.2f} s of "
+            f"CPU; run {by_run[-1].wall_s:.2f} s, {by_run[-1].cpu_s:.2f} s of CPU"
+        )
+    ratios = [mine.wall_s / other.wall_s for mine, other in zip(by_run, by_server, strict=True)]
     ratio = sorted(ratios)[len(ratios) // 2]
     return Measurement(
         tables=[
             Table(
                 f"{lines:,} lines from nothing to a file of results, start and end of the process",
                 [
-                    _row("serve: upload, create, poll, download", lines, server_s),
-                    _row("run", lines, run_s),
+                    _row("serve: upload, create, poll, download", lines, by_server),
+                    _row("run", lines, by_run),
                 ],
             )
         ],
         floors=[Floor("run / serve, wall time (median)", ratio, at_most=MOST_OF_SERVER)],
-        raw={"lines": lines, "server_s": server_s, "run_s": run_s, "ratios": ratios},
+        raw={
+            "lines": lines,
+            "serve": [asdict(one) for one in by_server],
+            "run": [asdict(one) for one in by_run],
+            "ratios": ratios,
+        },
     )
 
 
-def _row(what: str, lines: int, walls: list[float]) -> Row:
+def _row(what: str, lines: int, spent: list[_Spent]) -> Row:
     return {
         "what": what,
-        "wall s": spread(walls),
-        "lines/s": spread([lines / wall_s for wall_s in walls]),
+        "wall s": spread([one.wall_s for one in spent]),
+        "lines/s": spread([lines / one.wall_s for one in spent]),
+        "CPU s": spread([one.cpu_s for one in spent]),
     }
 
 
-def _by_server(rig: Rig, lines: int, name: str) -> float:
-    """Seconds from the start of a server to its end, the results on disk."""
+def _since(began_s: float, children_s: float) -> _Spent:
+    """`children_s` is `_children_cpu_s()` of the beginning; whatever ran since has ended."""
+    return _Spent(wall_s=time.perf_counter() - began_s, cpu_s=_children_cpu_s() - children_s)
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _by_server(rig: Rig, lines: int, name: str) -> _Spent:
+    """From the start of a server to its end, the results on disk."""
     rig.backend.reset(DELAY_S)
     output = rig.work / f"{name}.jsonl"
-    began = time.perf_counter()
+    began = time.perf_counter(), _children_cpu_s()
     with rig.with_fresh_server(name) as fresh, fresh.api() as api:
         file_id = api.upload(rig.input(lines))
         batch = fresh.create(file_id)
@@ -73,18 +101,18 @@ def _by_server(rig: Rig, lines: int, name: str) -> float:
             file.flush()
             os.fsync(file.fileno())
         fresh.server.terminate()
-        took_s = time.perf_counter() - began
+        spent = _since(*began)
     _check(output, lines)
-    return took_s
+    return spent
 
 
-def _by_run(rig: Rig, lines: int, name: str) -> float:
-    """Seconds from the start of the command to its end."""
+def _by_run(rig: Rig, lines: int, name: str) -> _Spent:
+    """From the start of the command to its end."""
     rig.backend.reset(DELAY_S)
     output, config = rig.work / f"{name}.jsonl", rig.work / f"{name}.toml"
     config.write_text(to_toml(common_settings(rig.backend)))
     words = ["run", str(rig.input(lines)), "--output", str(output), "--config", str(config)]
-    began = time.perf_counter()
+    began = time.perf_counter(), _children_cpu_s()
     with subprocess.Popen(
         [sys.executable, "-m", "batchline.cli.main", *words],
         stdin=subprocess.DEVNULL,
@@ -92,11 +120,11 @@ def _by_run(rig: Rig, lines: int, name: str) -> float:
     ) as process:
         _pin_when_started(rig, process, output.with_name(f".{output.name}.batchline"))
         _, said = process.communicate()
-    took_s = time.perf_counter() - began
+    spent = _since(*began)
     if process.returncode != 0:
         raise RuntimeError(f"run ended with {process.returncode}: {said.decode()}")
     _check(output, lines)
-    return took_s
+    return spent
 
 
 def _pin_when_started(rig: Rig, process: subprocess.Popen[bytes], data: Path) -> None:
