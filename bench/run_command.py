@@ -117,6 +117,7 @@ def _by_run(rig: Rig, lines: int, name: str) -> _Spent:
         [sys.executable, "-m", "batchline.cli.main", *words],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        start_new_session=True,  # as the server: Linux shares a core out among sessions
     ) as process:
         _pin_when_started(rig, process, output.with_name(f".{output.name}.batchline"))
         _, said = process.communicate()
