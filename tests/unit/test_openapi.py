@@ -47,7 +47,7 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 @pytest.mark.rule("X7")
 def test_every_route_is_in_the_document_and_no_other() -> None:
-    """If this fails, put the route into `batchline/api/openapi.py`."""
+    """If this fails, put the route into `batchline/api/operations.py`."""
     routes = {
         (method, path)
         for path, methods in application().openapi()["paths"].items()

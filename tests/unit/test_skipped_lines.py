@@ -20,6 +20,7 @@ from batchline.domain.plan import PlanEntry
 from batchline.service import duplicates, plans
 from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, ValidationResult, validate
+from tests.support import validating
 from tests.support.inputs import MODEL
 
 BATCH = BatchId("batch_0123456789abcdef0123456789abcdef")
@@ -32,20 +33,9 @@ def line(custom_id: str, *, model: str = MODEL, url: str = Endpoint.CHAT_COMPLET
 
 
 def job_for(folder: Path, *lines: bytes, **changes: Any) -> ValidationJob:
+    skip = SkipSettings(batch_id=BATCH, path=str(folder / "skipped"))
     content = b"".join(one + b"\n" for one in lines)
-    source = folder / "input.jsonl"
-    source.write_bytes(content)
-    job = ValidationJob(
-        input_path=str(source),
-        input_bytes=len(content),
-        plan_path=str(folder / "plan"),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        max_file_bytes=209_715_200,
-        max_lines=50_000,
-        max_line_bytes=64 * MIB,
-        skip=SkipSettings(batch_id=BATCH, path=str(folder / "skipped")),
-    )
-    return replace(job, **changes)
+    return validating.job_for(folder, content, **{"skip": skip, **changes})
 
 
 def planned(folder: Path) -> list[PlanEntry]:

@@ -21,11 +21,11 @@ from batchline.domain.plan import PlanEntry
 from batchline.service import duplicates
 from batchline.service.validation import (
     MAX_MODELS,
-    ValidationJob,
     ValidationResult,
     validate,
 )
 from tests.support.inputs import MODEL, make_lines
+from tests.support.validating import job_for
 
 BOM = b"\xef\xbb\xbf"
 MIB = 1024 * 1024
@@ -61,21 +61,6 @@ def file_of(*lines: bytes) -> bytes:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def job_for(folder: Path, content: bytes, **changes: Any) -> ValidationJob:
-    source = folder / "input.jsonl"
-    source.write_bytes(content)
-    job = ValidationJob(
-        input_path=str(source),
-        input_bytes=len(content),
-        plan_path=str(folder / "plan"),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        max_file_bytes=209_715_200,
-        max_lines=50_000,
-        max_line_bytes=64 * MIB,
-    )
-    return replace(job, **changes)
 
 
 def result_of(folder: Path, content: bytes, **changes: Any) -> ValidationResult:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from batchline.api import batches as api_batches
@@ -14,7 +15,6 @@ from batchline.api import docs, extensions, health
 from batchline.api import files as api_files
 from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
-from batchline.api.openapi import methods_of
 from batchline.api.services import ListedModel, Readiness, Services
 from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
@@ -22,6 +22,11 @@ from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
 from batchline.service.results import Results
 from batchline.service.uploads import Uploads
+
+# In this order: `/v1/batches/validate` of the extensions comes before `/v1/batches/{batch_id}`.
+_ROUTERS: Final = tuple(
+    module.router for module in (api_files, api_uploads, extensions, api_batches, health, docs)
+)
 
 
 def create_app(
@@ -57,8 +62,8 @@ def create_app(
         models=models,
         readiness=readiness,
     )
-    for module in (api_files, api_uploads, extensions, api_batches, health, docs):
-        app.include_router(module.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     app.add_middleware(Edge, ring=ring or KeyRing(), loopback_only=loopback_only)
     return app
 
@@ -69,5 +74,12 @@ async def _to_the_edge(request: Request, exc: Exception) -> NoReturn:
     The framework names the methods of one route only; `Allow` is about all of a path (RFC 9110).
     """
     if isinstance(exc, HTTPException) and exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        exc.headers = {"allow": ", ".join(methods_of(request.scope["route"].path))}
+        exc.headers = {"allow": ", ".join(_methods_of(request.scope["route"].path))}
     raise exc
+
+
+def _methods_of(path: str) -> Sequence[str]:
+    """What may be done at the path of a route, as the path is written there."""
+    routes = (route for router in _ROUTERS for route in router.routes)
+    alike = [route for route in routes if isinstance(route, APIRoute) and route.path == path]
+    return sorted({method for route in alike for method in route.methods or ()})

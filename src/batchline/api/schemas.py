@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchline.api.errors import INVALID_REQUEST, SERVER_ERROR
+from batchline.api.wire import JSON_TYPE
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Endpoint, Purpose, UploadStatus
 from batchline.service import idempotency
@@ -40,6 +41,11 @@ class Limits:
 
 def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def json_content(schema: Schema) -> Schema:
+    """The content of a body that is JSON."""
+    return {JSON_TYPE: {"schema": schema}}
 
 
 def nullable(schema: Schema) -> Schema:

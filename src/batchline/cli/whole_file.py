@@ -31,7 +31,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 if not in_place:
                     os.fsync(file.fileno())
-            except BaseException:
+            except BaseException:  # Ctrl-C too: no part stays
                 if not in_place:
                     part.unlink(missing_ok=True)
                 raise

@@ -255,22 +255,15 @@ def _endpoint(body: Mapping[str, object]) -> Endpoint:
         if text == endpoint.value:
             return endpoint
     *others, last = (f"'{endpoint.value}'" for endpoint in Endpoint)
-    raise InvalidRequest(
-        f"Invalid value: '{text}'. Supported values are: {', '.join(others)}, and {last}.",
-        param="endpoint",
-        wire_code="invalid_value",
-    )
+    supported = f"Supported values are: {', '.join(others)}, and {last}."
+    raise _invalid_value("endpoint", text, supported)
 
 
 def _window(body: Mapping[str, object], windows: Mapping[str, int]) -> str:
     text = required_text(body, "completion_window")
     if text not in windows:
         allowed = " or ".join(f"'{name}'" for name in windows)
-        raise InvalidRequest(
-            f"Invalid value: '{text}'. Value must be {allowed}.",
-            param="completion_window",
-            wire_code="invalid_value",
-        )
+        raise _invalid_value("completion_window", text, f"Value must be {allowed}.")
     return text
 
 
@@ -281,11 +274,7 @@ def _invalid_lines(value: object) -> str:
         raise wrong_type("invalid_lines", "a string", value)
     if value not in INVALID_LINES:
         allowed = " and ".join(f"'{name}'" for name in INVALID_LINES)
-        raise InvalidRequest(
-            f"Invalid value: '{value}'. Supported values are: {allowed}.",
-            param="invalid_lines",
-            wire_code="invalid_value",
-        )
+        raise _invalid_value("invalid_lines", value, f"Supported values are: {allowed}.")
     return value
 
 
@@ -310,6 +299,12 @@ def _metadata(value: object) -> Mapping[str, str] | None:
         if len(text) > MAX_METADATA_VALUE_CHARS:
             raise _too_long(param, "string", MAX_METADATA_VALUE_CHARS, len(text))
     return value
+
+
+def _invalid_value(param: str, value: str, allowed: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid value: '{value}'. {allowed}", param=param, wire_code="invalid_value"
+    )
 
 
 def _too_long(param: str, what: str, limit: int, length: int) -> InvalidRequest:

@@ -21,6 +21,7 @@ from batchline.domain import bitmap, plan
 from batchline.domain.line_faults import quoted
 from batchline.domain.lines import CheckedLine, LineChecker, custom_id_of
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
+from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
@@ -97,18 +98,21 @@ def validate(job: ValidationJob) -> ValidationResult:
             closing(CustomIds(plan_path.parent, file_bytes=job.input_bytes)) as ids,
             _skipping(job.skip) as skipped,
         ):
-            scan = _Scan(job, source, planned, ids, skipped)
+            bad = BadLines(job.max_problems)
+            if skipped is not None:
+                bad = LeftOut(job.max_problems, skipped)
+            scan = _Scan(job, source, planned, ids, bad)
             scan.run()
             if problems := scan.all_problems():
                 return ValidationResult(problems=problems)
             shards = planned.finish(list(scan.models), job.shard_entries)
-            if skipped is not None and skipped.lines:
+            if skipped is not None and bad.left_out:
                 skipped.finish()
             models = {shard.model for shard in shards}
             return ValidationResult(
                 lines=planned.entries,
-                skipped=0 if skipped is None else skipped.lines,
-                skipped_problems=scan.skipped_problems(),
+                skipped=bad.left_out,
+                skipped_problems=tuple(bad.problems),
                 model=models.pop() if len(models) == 1 else None,
                 shards=shards,
                 plan_bytes=plan.span(planned.entries, 0)[0],
@@ -125,11 +129,7 @@ def _skipping(settings: SkipSettings | None) -> Iterator[SkippedLines | None]:
 
 
 class _Scan:
-    """The pass over the file; afterwards `models` has the number of each model that it names.
-
-    With `skipped` a bad line is written there and is not entered anywhere else: its id is free for
-    another line. Of its problem only the first few are kept, for a file in which nothing is good.
-    """
+    """The pass over the file; afterwards `models` has the number of each model that it names."""
 
     def __init__(
         self,
@@ -137,13 +137,13 @@ class _Scan:
         source: InputFile,
         planned: PlanWriter,
         ids: CustomIds,
-        skipped: SkippedLines | None,
+        bad: BadLines,
     ) -> None:
         self._job = job
         self._source = source
         self._planned = planned
         self._ids = ids
-        self._skipped = skipped
+        self._bad = bad
         self._checker = LineChecker(job.endpoint)
         self._accept = self._checker.accept
         self._counts_inputs = job.endpoint == Endpoint.EMBEDDINGS
@@ -151,7 +151,6 @@ class _Scan:
         self._line_number = 0
         self._inputs = 0
         self._too_many = False
-        self._problems: list[LineProblem] = []
         self._model: str | None = None  # of the line before, and its number
         self._model_number = 0
         self.models: dict[str, int] = {}
@@ -168,20 +167,15 @@ class _Scan:
                 self._take(offset, lines)
             else:
                 self._line_number += len(lines)
-            skipped = 0 if self._skipped is None else self._skipped.lines
-            self._too_many = self._planned.entries + skipped > job.max_lines
-            if self._too_many or self._has_enough():
-                return
-        if self._skipped is not None:
-            self._skip_duplicates()
-
-    def _has_enough(self) -> bool:
-        """Whether there is no room for another problem."""
-        if self._skipped is not None:
-            return False
-        # A repeated id is a problem already, though it is named only at the end; a file that
-        # repeats one id a million times would otherwise pile up in one partition.
-        return max(len(self._problems), self._ids.repeats) >= self._job.max_problems
+            self._too_many = self._planned.entries + self._bad.left_out > job.max_lines
+            # A repeated id is a problem already, though it is named only at the end; a file that
+            # repeats one id a million times would otherwise pile up in one partition.
+            if self._too_many or self._bad.has_enough(self._ids.repeats):
+                break
+        if not self._bad.leaves_out:
+            self._name_duplicates()
+        elif not self._too_many:
+            self._drop_duplicates()
 
     def _take(self, offset: int, lines: list[bytes]) -> None:
         """Check and enter the lines of one block.
@@ -195,8 +189,8 @@ class _Scan:
         self._line_number += len(lines)
         if not all(checked):
             self._look_closer(lines, numbers, checked)
-            # What is left out: blank lines, lines without an id, and all after the last problem;
-            # with `skipped` every bad line.
+            # What is not entered: blank lines, bad lines as `BadLines` says, and all after the last
+            # problem.
             kept = [line is not None for line in checked]
             numbers = list(compress(numbers, kept))
             lines, sizes = list(compress(lines, kept)), list(compress(sizes, kept))
@@ -220,7 +214,7 @@ class _Scan:
             models = array("H", [self._model_number]) * len(checked)
         else:
             found = list(map(self._number_of_model, checked, numbers))
-            if self._skipped is not None and None in found:
+            if self._bad.leaves_out and None in found:
                 kept = [number is not None for number in found]
                 offsets, sizes = list(compress(offsets, kept)), list(compress(sizes, kept))
                 numbers, checked = list(compress(numbers, kept)), list(compress(checked, kept))
@@ -240,9 +234,7 @@ class _Scan:
     ) -> None:
         """Fill in `checked` where the fast check took nothing, and note the problems.
 
-        None stays at blank lines and where there is no id. Where one bad line refuses the file, a
-        bad line is entered with its id, so that a later line that repeats the id is found; the plan
-        it then spoils is never used.
+        None stays where nothing is to be entered.
         """
         for at, (raw, number) in enumerate(zip(lines, numbers, strict=True)):
             if checked[at] is not None or not raw or raw.isspace():
@@ -252,14 +244,11 @@ class _Scan:
                 checked[at] = line
                 continue
             custom_id = custom_id_of(raw)
-            self._note(line, custom_id)
-            if self._skipped is not None:
-                continue
-            if len(self._problems) >= self._job.max_problems:
+            self._bad.note(line, custom_id)
+            if self._bad.has_enough():
                 checked[at:] = [None] * (len(checked) - at)
                 return
-            if custom_id is not None:
-                checked[at] = CheckedLine(custom_id, "", 0)
+            checked[at] = self._bad.entered(custom_id)
 
     def _number_of_model(self, line: CheckedLine, line_number: int) -> int | None:
         """The number of the line's model; None, and a problem, where it may not be named here."""
@@ -289,17 +278,9 @@ class _Scan:
     def _problem(
         self, code: str, message: str, param: str | None, line_number: int, custom_id: str | None
     ) -> None:
-        self._note(
+        self._bad.note(
             LineProblem(code=code, message=message, param=param, line_number=line_number), custom_id
         )
-
-    def _note(self, problem: LineProblem, custom_id: str | None) -> None:
-        if self._skipped is None:
-            self._problems.append(problem)
-            return
-        self._skipped.add(problem, custom_id)
-        if len(self._problems) < self._job.max_problems:
-            self._problems.append(problem)
 
     def all_problems(self) -> list[LineProblem]:
         """Everything for which the file is refused, in the order in which it is reported."""
@@ -314,10 +295,9 @@ class _Scan:
                 f"{job.max_embedding_inputs} embedding inputs in all its requests."
             )
             whole.append(LineProblem(code="invalid_request", message=message, param="body.input"))
-        if self._skipped is not None and not whole and self._planned.entries:
+        if self._bad.leaves_out and not whole and self._planned.entries:
             return []
-        of_lines = self._problems if self._skipped is not None else self._with_duplicates()
-        of_lines = sorted(of_lines, key=_line_number)
+        of_lines = self._bad.problems
         if not whole and not of_lines and not self._planned.entries:
             message = (
                 "The input file is empty. "
@@ -326,21 +306,15 @@ class _Scan:
             whole.append(LineProblem(code="empty_file", message=message))
         return [*whole, *of_lines][: job.max_problems]
 
-    def skipped_problems(self) -> Sequence[LineProblem]:
-        """Problems of lines that were left out, as many as are kept, in line order."""
-        return tuple(sorted(self._problems, key=_line_number))
-
-    def _with_duplicates(self) -> list[LineProblem]:
-        """The problems, and the lines that repeat an earlier line's id and have no other."""
-        refused = {problem.line_number for problem in self._problems}
-        problems = list(self._problems)
+    def _name_duplicates(self) -> None:
+        """Note the lines that repeat an earlier line's id and have no other problem."""
+        refused = {problem.line_number for problem in self._bad.problems}
         for suspect in self._ids.suspects(self._job.max_problems + len(refused)):
             line_number, custom_id, _ = self._entered(suspect.entry)
             if line_number not in refused and self._repeats(suspect, custom_id):
-                problems.append(_duplicate(line_number, custom_id))
-        return problems
+                self._bad.note(_duplicate(line_number, custom_id), custom_id)
 
-    def _skip_duplicates(self) -> None:
+    def _drop_duplicates(self) -> None:
         """Take the lines that repeat an earlier line's id out of the plan."""
         dropped = bitmap.empty(self._planned.entries)
         for suspect in self._ids.all_suspects():
@@ -350,7 +324,7 @@ class _Scan:
             return
         for entry in bitmap.marked_indexes(dropped):
             line_number, custom_id, raw = self._entered(entry)
-            self._note(_duplicate(line_number, custom_id), custom_id)
+            self._bad.note(_duplicate(line_number, custom_id), custom_id)
             if self._counts_inputs:
                 line = self._checker.check(raw, line_number)
                 self._inputs -= line.inputs if isinstance(line, CheckedLine) else 0
@@ -375,10 +349,6 @@ def _duplicate(line_number: int, custom_id: str | None) -> LineProblem:
     return LineProblem(
         code="duplicate_custom_id", message=message, param="custom_id", line_number=line_number
     )
-
-
-def _line_number(problem: LineProblem) -> int:
-    return problem.line_number or 0
 
 
 def _too_large(job: ValidationJob, source: InputFile) -> LineProblem:
