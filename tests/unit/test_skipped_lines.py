@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
 import tracemalloc
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchline.domain import ids, plan
+from batchline.domain.errors import StorageFull
 from batchline.domain.ids import BatchId
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
 from batchline.domain.plan import PlanEntry
@@ -159,6 +161,19 @@ def test_lines_that_are_left_out_are_requests_all_the_same(tmp_path: Path) -> No
     result = validate(replace(job, max_lines=2))
     assert result.problems[0].code == "too_many_tasks"
     assert result == ValidationResult(problems=result.problems)
+
+
+@pytest.mark.parametrize("at", ["PlanWriter.finish", "SkippedLines.sync"])
+def test_a_full_disk_at_the_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(f"batchline.service.validation.{at}", full)
+    with pytest.raises(StorageFull):
+        validate(job_for(tmp_path, line("a"), b"{"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.jsonl"]
 
 
 @pytest.mark.parametrize("room", [2, 100])

@@ -32,7 +32,7 @@ class SkipSettings:
 
 
 class SkippedLines:
-    """Grows at `path`; it counts after `finish`, and `close` without it removes the file.
+    """Grows at `path`; it counts after `sync`, and `close` removes it unless it is to be kept.
 
     Every method may raise OSError (a full disk).
     """
@@ -42,7 +42,7 @@ class SkippedLines:
         self._path = Path(settings.path)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._buffer = bytearray()
-        self._finished = False
+        self._kept = False
         self.lines = 0
 
     def add(self, problem: LineProblem, custom_id: str | None) -> None:
@@ -63,15 +63,17 @@ class SkippedLines:
         if len(self._buffer) >= _BUFFER_BYTES:
             self._flush()
 
-    def finish(self) -> None:
-        """Make the file durable."""
+    def sync(self) -> None:
+        """Make what was added durable."""
         self._flush()
         os.fsync(self._fd)
-        self._finished = True
+
+    def keep(self) -> None:
+        self._kept = True
 
     def close(self) -> None:
         os.close(self._fd)
-        if not self._finished:
+        if not self._kept:
             self._path.unlink(missing_ok=True)
 
     def _flush(self) -> None:

@@ -105,9 +105,11 @@ def validate(job: ValidationJob) -> ValidationResult:
             scan.run()
             if problems := scan.all_problems():
                 return ValidationResult(problems=problems)
+            if skipped is not None:
+                skipped.sync()
             shards = planned.finish(list(scan.models), job.shard_entries)
             if skipped is not None and bad.left_out:
-                skipped.finish()
+                skipped.keep()
             models = {shard.model for shard in shards}
             return ValidationResult(
                 lines=planned.entries,
