@@ -154,6 +154,8 @@ async def test_bad_lines_are_named_and_left_out_when_that_is_wanted(tmp_path: Pa
         ran = await command("submit", source, "--skip-invalid", "--watch", env=env)
         assert ran.returncode == 0, ran.stderr
         assert f"skipped {source}:4: invalid_json_line: " in ran.stderr
+        assert f"{source}: 3 lines for /v1/chat/completions\n" in ran.stderr
+        assert ": \n" not in ran.stderr
         assert "completed: 3 of 4 lines succeeded, 1 failed" in ran.stdout
         (batch,) = running.client().batches.list().data
         assert batch.request_counts is not None

@@ -75,7 +75,8 @@ class ProgressView:
         key = (sight.status, sight.note)
         if key != self._said or now_s - self._said_at_s >= LINE_EVERY_S:
             self._said, self._said_at_s = key, now_s
-            sys.stderr.write(f"{sight.status}: {self._tail(sight)}\n")
+            tail = self._tail(sight)
+            sys.stderr.write(f"{sight.status}: {tail}\n" if tail else f"{sight.status}\n")
             sys.stderr.flush()
 
     def _tail(self, sight: Sight) -> str:

@@ -35,5 +35,9 @@ def instant(at: int | None) -> str:
     return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
+def lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
 def rate(lines_per_s: float) -> str:
     return f"{lines_per_s:.1f} lines/s" if lines_per_s < 10 else f"{lines_per_s:.0f} lines/s"

@@ -45,7 +45,7 @@ def submit(
     Exit codes: 0 created (with --watch: completed), 1 the file or the batch failed, 2 a wrong
     option, 3 no server answers.
     """
-    from batchline.cli import input_check
+    from batchline.cli import input_check, wording
     from batchline.cli.client import shown
     from batchline.cli.client.server import api
 
@@ -65,8 +65,9 @@ def submit(
     for problem in checked.problems:
         typer.echo(f"skipped {input_check.said(str(file), problem)}", err=True)
     if checked.skipped > len(checked.problems):
-        typer.echo(f"and {checked.skipped - len(checked.problems)} lines more", err=True)
-    typer.echo(f"{file}: {checked.lines} lines for {wanted}", err=True)
+        more = checked.skipped - len(checked.problems)
+        typer.echo(f"and {wording.lines(more)} more", err=True)
+    typer.echo(f"{file}: {wording.lines(checked.lines)} for {wanted}", err=True)
     if watch:
         typer.echo(f"batch {batch['id']}", err=True)
         _watched(server, batch["id"], json=json)
