@@ -404,6 +404,26 @@ async def test_without_grace_running_requests_are_closed_at_once(tmp_path: Path)
         assert it.events.commits[key] == []
 
 
+async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_path: Path) -> None:
+    """Both messages are read in one loop step: the gate closes on slots that have not run yet."""
+    async with rig(tmp_path, HELD) as it:
+        it.open(it.work(ONE, 2))
+        await it.backend.wait_until(min_held=2)  # so that the worker has its permits
+        (pid,) = it.pids()
+        os.kill(pid, signal.SIGSTOP)
+        key = it.open(it.work(TWO, 4))
+        closing = asyncio.create_task(it.executor.close_gate(TWO, grace_s=0))
+        await asyncio.sleep(0)  # now both are written
+        os.kill(pid, signal.SIGCONT)
+        report = await closing
+        assert (report.in_flight, report.killed) == (0, [])
+        released = await it.events.release(key)
+        assert (released.settled, released.aborted) == (False, 0)
+        # Their permits serve others.
+        it.open(it.work(ONE, 6, number=1))
+        await it.backend.wait_until(min_held=8)
+
+
 async def test_a_second_call_shortens_the_grace(tmp_path: Path) -> None:
     async with rig(tmp_path, HELD) as it:
         key = it.open(it.work(ONE, 50))

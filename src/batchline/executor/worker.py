@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -260,6 +261,7 @@ class Worker:
         """Start a slot for every line that may go now."""
         while (line := self._take(lane)) is not None:
             line.task = asyncio.create_task(self._slot(lane, line))
+            line.task.add_done_callback(partial(self._never_began, lane, line))
 
     def _take(self, lane: Lane) -> Line | None:
         if self._paused or self._storage_trouble or self._draining:
@@ -270,6 +272,7 @@ class Worker:
         line = lane.take()
         if line is None:
             return None
+        line.written = False  # what an earlier attempt wrote is over
         line.held_bytes = line.length
         self._held_bytes += line.length
         run = line.run
@@ -298,9 +301,17 @@ class Worker:
                 self._settle_permits(lane)
             line = self._take(lane)
 
+    def _never_began(self, lane: Lane, line: Line, task: asyncio.Task[None]) -> None:
+        """Make up for a slot that was cancelled before its first step, when not even a `finally`
+        runs: its line would be under way for ever, and keep its shard and its permit."""
+        if line.task is task:  # a slot that began has taken this back
+            line.task = None
+            self._ended(lane, line, _Ended.ABORTED)
+            self._settle_permits(lane)
+            self._pump(lane)
+
     async def _attempt(self, lane: Lane, line: Line) -> None:
         """One attempt at `line`, from its bytes in the input to what follows from its end."""
-        line.written = False
         ended = _Ended.ABORTED
         try:
             if line.run.work.announced:
