@@ -15,6 +15,7 @@ from batchline.executor.catalogue import Catalogue
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.transport.general import GeneralTransport
+from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.disk import DiskGuard
 from batchline.service.dry_run import DryRun
@@ -23,6 +24,8 @@ from batchline.service.finalizer import Finalizer
 from batchline.service.jobs import Jobs
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.range_check import RangeCheck
+from batchline.service.repair import Repair
 from batchline.service.results import Results
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
@@ -42,6 +45,7 @@ class Parts:
 
     store: Database
     jobs: Jobs
+    alarms: Alarms
     executor: LocalExecutor
     catalogue: Catalogue
     scheduler: Scheduler
@@ -88,8 +92,20 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         finalizer = Finalizer(
             store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
         )
+        alarms = Alarms()
+        repair = Repair(
+            store=store,
+            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
+            alarms=alarms,
+        )
         runner = Runner(
-            store, executor, scheduler, planner, finalizer, settings=_stop_settings(settings)
+            store,
+            executor,
+            scheduler,
+            planner,
+            repair,
+            finalizer,
+            settings=_stop_settings(settings),
         )
         files = Files(store, blobs, limits=_file_limits(settings), has_room=lambda: disk.has_room)
         batch_settings = BatchSettings(windows=settings.windows)
@@ -97,6 +113,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         yield Parts(
             store=store,
             jobs=jobs,
+            alarms=alarms,
             executor=executor,
             catalogue=catalogue,
             scheduler=scheduler,

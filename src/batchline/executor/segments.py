@@ -261,6 +261,7 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         completed=part.snapshot.completed,
         failed=part.snapshot.failed,
         usage=part.snapshot.usage,
+        failed_lines=part.snapshot.failed_lines,
     )
 
 

@@ -71,6 +71,7 @@ class Snapshot:
     completed: int
     failed: int
     usage: Usage
+    failed_lines: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +87,7 @@ class ShardRun:
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
+    failed_lines: bytearray = field(default_factory=bytearray)  # those in `errors`
     completed: int = 0
     failed: int = 0
     usage: list[int] = field(default_factory=list)  # the five sums, in the order of Usage
@@ -105,6 +107,7 @@ class ShardRun:
             input_fd=input_fd,
             entries=entries,
             settled=bytearray(shard.settled),
+            failed_lines=bitmap.empty(shard.entries),
             completed=shard.completed,
             failed=shard.failed,
             usage=[
@@ -176,6 +179,7 @@ class ShardRun:
             self.outputs.append(result)
         else:
             self.failed += 1
+            bitmap.mark(self.failed_lines, line.index)
             self.errors.append(result)
         if usage is not None:
             sums = self.usage
@@ -238,6 +242,8 @@ class ShardRun:
                 reasoning_tokens=self.usage[3],
                 total_tokens=self.usage[4],
             ),
+            bytes(self.failed_lines),
         )
         self.outputs, self.errors = [], []
+        self.failed_lines = bitmap.empty(self.work.shard.entries)
         return group

@@ -244,7 +244,9 @@ class Planner:
         try:
             skipped = None
             if job.skip is not None and result.skipped:
-                blob = await self.blobs.adopt(Path(job.skip.path), BlobKind.NEVER_RUN)
+                blob = await self.blobs.adopt(
+                    Path(job.skip.path), BlobKind.NEVER_RUN, crc=result.skipped_crc
+                )
                 adopted.append(blob.name)
                 skipped = Skipped(lines=result.skipped, blob=blob)
             started = await self.store.start_batch(

@@ -22,6 +22,7 @@ from batchline.domain.model import Batch
 from batchline.executor.contract import Executor, GateReport
 from batchline.service.finalizer import Finalizer
 from batchline.service.planning import Planner
+from batchline.service.repair import Repair
 from batchline.service.scheduler import Running, Scheduler
 from batchline.store.contract import Store
 
@@ -68,6 +69,7 @@ class Runner:
         executor: GateKeeper,
         scheduler: Scheduler,
         planner: Planner,
+        repair: Repair,
         finalizer: Finalizer,
         *,
         settings: StopSettings,
@@ -77,6 +79,7 @@ class Runner:
         self._executor = executor
         self._scheduler = scheduler
         self._planner = planner
+        self._repair = repair
         self._finalizer = finalizer
         self._settings = settings
         self._clock = clock
@@ -213,10 +216,15 @@ class Runner:
     # -- the end ---------------------------------------------------------------------------
 
     async def _end(self, driven: _Driven, batch: Batch) -> None:
-        """FINALIZING or CANCELLING: gates closed, shards back, files written."""
+        """FINALIZING or CANCELLING: gates closed, shards back, results checked, files written."""
         if batch.stopping is not None:
             await self._quiesce(driven, batch)
             batch = await self._store.load_batch(batch.id)  # with what the last shards brought
+        batch = await self._repair.take_back_damaged(batch)
+        if batch.status is BatchStatus.IN_PROGRESS:
+            # Some lines run again: which shards that concerns is asked anew.
+            self._scheduler.deactivate(batch.id)
+            return
         known = batch.status is BatchStatus.CANCELLING
         if known:
             # Before the end, so that whoever sees `cancelled` finds the whole receipt.

@@ -76,6 +76,7 @@ class ValidationResult:
     skipped: int = 0
     skipped_problems: Sequence[LineProblem] = ()
     model: str | None = None
+    skipped_crc: int = 0  # CRC-32C of their error lines
     shards: Sequence[PlannedShard] = ()
     plan_bytes: int = 0
 
@@ -115,6 +116,7 @@ def validate(job: ValidationJob) -> ValidationResult:
                 lines=planned.entries,
                 skipped=bad.left_out,
                 skipped_problems=tuple(bad.problems),
+                skipped_crc=0 if skipped is None else skipped.crc,
                 model=models.pop() if len(models) == 1 else None,
                 shards=shards,
                 plan_bytes=plan.span(planned.entries, 0)[0],

@@ -46,7 +46,12 @@ def create(connection: Connection, new: NewBatch) -> Batch:
         connection.execute(insert(batch).values(**values, input_bytes=0))
     else:
         connection.execute(
-            insert(batch).values(**values, input_blob=source.blob_name, input_bytes=source.bytes)
+            insert(batch).values(
+                **values,
+                input_blob=source.blob_name,
+                input_bytes=source.bytes,
+                input_crc=source.crc,
+            )
         )
         references.take(connection, [(source.blob_name, new.id)])
     return load(connection, new.id)
@@ -54,8 +59,8 @@ def create(connection: Connection, new: NewBatch) -> Batch:
 
 def _input_of(
     connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int
-) -> Row[Any, Any] | None:
-    """(blob_name, bytes) of a visible file that is one whole blob, as every upload is.
+) -> Row[Any, Any, Any] | None:
+    """(blob_name, bytes, crc) of a visible file that is one whole blob, as every upload is.
 
     A batch's own output is not: it has a manifest of many ranges and a purpose that validation
     refuses, so it needs no reference. The file's row is locked against a deletion beside us, which
@@ -67,9 +72,9 @@ def _input_of(
     found = connection.execute(lock.with_for_update(read=True)).first()
     if found is None:
         return None
-    query = select(file_range.c.blob_name, file_range.c.stop.label("bytes")).where(
-        file_range.c.file_sequence == found.sequence, file_range.c.start == 0
-    )
+    query = select(
+        file_range.c.blob_name, file_range.c.stop.label("bytes"), file_range.c.crc
+    ).where(file_range.c.file_sequence == found.sequence, file_range.c.start == 0)
     whole = connection.execute(query.limit(2)).all()
     return whole[0] if len(whole) == 1 and whole[0].bytes == found.bytes else None
 
@@ -201,7 +206,9 @@ def start(
         )
     if skipped is not None:
         references.register(connection, skipped.blob, holder=batch_id, now=now)
-        whole = BlobRange(blob=skipped.blob.name, start=0, stop=skipped.blob.bytes)
+        whole = BlobRange(
+            blob=skipped.blob.name, start=0, stop=skipped.blob.bytes, crc=skipped.blob.crc
+        )
         connection.execute(
             insert(segment_commit),
             {"batch_sequence": sequence, "kind": ERROR, **rows.range_values(whole)},
