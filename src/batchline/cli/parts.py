@@ -81,6 +81,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             on_change=lambda _: scheduler.on_room(),
         )
         scheduler = Scheduler(store, blobs, executor, catalogue)
+        alarms = Alarms()
         planner = Planner(
             store=store,
             blobs=blobs,
@@ -88,11 +89,11 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             models=catalogue,
             limits=input_limits(settings),
             has_room=lambda: disk.has_room,
+            alarms=alarms,
         )
         finalizer = Finalizer(
             store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
         )
-        alarms = Alarms()
         repair = Repair(
             store=store,
             ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
@@ -107,7 +108,13 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             finalizer,
             settings=_stop_settings(settings),
         )
-        files = Files(store, blobs, limits=_file_limits(settings), has_room=lambda: disk.has_room)
+        files = Files(
+            store,
+            blobs,
+            limits=_file_limits(settings),
+            has_room=lambda: disk.has_room,
+            alarms=alarms,
+        )
         batch_settings = BatchSettings(windows=settings.windows)
         batches = Batches(store, runner, settings=batch_settings)
         yield Parts(
