@@ -17,6 +17,7 @@ from batchline.executor.messages import WorkerSettings
 from batchline.executor.transport.general import GeneralTransport
 from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
+from batchline.service.clocks import UnhurriedClock
 from batchline.service.disk import DiskGuard
 from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
@@ -126,7 +127,12 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             scheduler=scheduler,
             runner=runner,
             disk=disk,
-            maintenance=Maintenance(store=store, blobs=blobs, sweep_s=settings.retention.sweep_s),
+            maintenance=Maintenance(
+                store=store,
+                blobs=blobs,
+                clock=UnhurriedClock(),
+                sweep_s=settings.retention.sweep_s,
+            ),
             files=files,
             uploads=Uploads(
                 store,

@@ -20,6 +20,7 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus
 from batchline.domain.model import Batch
 from batchline.executor.contract import Executor, GateReport
+from batchline.service import clocks
 from batchline.service.finalizer import Finalizer
 from batchline.service.planning import Planner
 from batchline.service.repair import Repair
@@ -55,6 +56,7 @@ class _Driven:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     planning: asyncio.Task[bool] | None = None
     stop: asyncio.Task[GateReport] | None = None
+    window_ends: float | None = None  # steady time
     stopped_at: float | None = None  # monotonic
     quiet_s: float | None = None  # from the stop until no worker held a shard
     task: asyncio.Task[None] | None = None
@@ -74,6 +76,7 @@ class Runner:
         *,
         settings: StopSettings,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = clocks.steady,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -83,6 +86,7 @@ class Runner:
         self._finalizer = finalizer
         self._settings = settings
         self._clock = clock
+        self._steady = steady
         self._driven: dict[BatchId, _Driven] = {}
         self._closing = False
 
@@ -178,8 +182,8 @@ class Runner:
         planning = asyncio.get_running_loop().create_task(self._planner.plan(batch))
         driven.planning = planning
         try:
-            left_s = max(0.0, batch.expires_at - self._clock())
-            await asyncio.wait([planning], timeout=left_s)
+            while not planning.done() and (left_s := self._left_s(driven, batch)) > 0:
+                await asyncio.wait([planning], timeout=min(left_s, LOOK_S))
             if not planning.done():
                 await self._advance(batch, BatchEvent.WINDOW_CLOSED)
             elif not planning.cancelled():  # a cancel ends it: the row says what is next
@@ -199,13 +203,21 @@ class Runner:
             if running.all_settled:
                 await self._advance(batch, BatchEvent.ALL_LINES_FINISHED)
                 return
-            left_s = batch.expires_at - self._clock()
+            left_s = self._left_s(driven, batch)
             if left_s <= 0:
                 await self._advance(batch, BatchEvent.WINDOW_CLOSED)
                 return
             await _first_of(running.changed, driven.wake, timeout_s=min(left_s, LOOK_S))
             running.changed.clear()
         driven.wake.clear()
+
+    def _left_s(self, driven: _Driven, batch: Batch) -> float:
+        """Until the window closes: not before `expires_at`, and not before what was left of it when
+        the batch was taken up here has really passed. Setting the wall clock closes none early."""
+        by_wall = batch.expires_at - self._clock()
+        if driven.window_ends is None:
+            driven.window_ends = self._steady() + by_wall
+        return max(by_wall, driven.window_ends - self._steady())
 
     async def _advance(self, batch: Batch, event: BatchEvent) -> None:
         """Try the move; when somebody else moved first, the next look at the row shows it."""

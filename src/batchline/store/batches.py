@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, case, func, insert, select, update
 
 from batchline.domain import bitmap, lifecycle
 from batchline.domain.errors import NotFound
@@ -158,9 +158,17 @@ def _move(
 
 
 def arrival(target: BatchStatus, *, now: int) -> dict[str, Any]:
-    """The columns that say that a batch is in `target`, since `now` unless it was there before."""
+    """The columns that say that a batch is in `target`, since `now` unless it was there before.
+
+    Not since before the status that it comes from, whatever became of the clock meanwhile.
+    """
     reached = batch.c[f"{target.value}_at"]
-    return {"status": target.value, reached.name: func.coalesce(reached, now)}
+    # In the reverse order of a batch's life: the first that is set is the latest.
+    before = func.coalesce(
+        batch.c.cancelling_at, batch.c.finalizing_at, batch.c.in_progress_at, batch.c.created_at
+    )
+    since = case((before > now, before), else_=now)
+    return {"status": target.value, reached.name: func.coalesce(reached, since)}
 
 
 def refuse(
