@@ -272,7 +272,7 @@ async def test_what_says_nothing_about_the_bytes_takes_nothing_back(
     def none_left(*_: object) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(range_check, "_open", none_left)
+    monkeypatch.setattr(os, "open", none_left)
     with pytest.raises(StoreUnavailable):
         await stored.repair.take_back_damaged(batch)
     monkeypatch.undo()
