@@ -26,7 +26,8 @@ class BackendSettings:
 
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
-    `Authorization`. `max_in_flight` holds for all workers together.
+    `Authorization`. `max_in_flight` holds for all workers together. `transport` is `auto`, `http1`
+    or `general` (see `transport.choice`).
     """
 
     name: str
@@ -37,6 +38,7 @@ class BackendSettings:
     total_timeout_s: float = 600.0
     max_answer_bytes: int = 64 * 1024 * 1024
     headers: Mapping[str, str] | None = None
+    transport: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

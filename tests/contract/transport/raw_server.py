@@ -15,6 +15,7 @@ import pytest
 from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import Answer, BackendSettings, Transport
 from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.http1 import Http1Transport
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 MakeTransport = Callable[..., Transport]
@@ -22,7 +23,10 @@ MakeTransport = Callable[..., Transport]
 CERTIFICATE = Path(__file__).with_name("localhost.pem")  # self-made, for this suite only
 SOON_S = 5.0  # everything here takes milliseconds; this bounds a failure
 
-IMPLEMENTATIONS: dict[str, Callable[..., Transport]] = {"general": GeneralTransport}
+IMPLEMENTATIONS: dict[str, Callable[..., Transport]] = {
+    "general": GeneralTransport,
+    "http1": Http1Transport,
+}
 SPEAKS_TLS = ("general",)
 
 
