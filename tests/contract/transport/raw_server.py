@@ -38,6 +38,7 @@ class RawServer:
         self.opened = 0
         self.open_now = 0
         self.url = ""
+        self.listener: asyncio.Server
         self.all_gone = asyncio.Event()
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -74,7 +75,9 @@ class RawServer:
 @contextlib.asynccontextmanager
 async def serving(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     server = RawServer(script)
-    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=tls, backlog=512)
+    listener = server.listener = await asyncio.start_server(
+        server.handle, "127.0.0.1", 0, ssl=tls, backlog=512
+    )
     port = listener.sockets[0].getsockname()[1]
     server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
     try:

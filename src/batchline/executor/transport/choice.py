@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from batchline.executor.contract import BackendSettings, Transport
@@ -9,7 +10,11 @@ from batchline.executor.transport.general import GeneralTransport
 from batchline.executor.transport.http1 import Http1Transport
 
 AUTO: Final = "auto"
-TRANSPORTS: Final = {"general": GeneralTransport, "http1": Http1Transport}
+_MADE: Final[Mapping[str, Callable[[BackendSettings], Transport]]] = {
+    "general": GeneralTransport,
+    "http1": Http1Transport,
+}
+TRANSPORTS: Final = (AUTO, *_MADE)
 
 
 def transport_for(backend: BackendSettings) -> Transport:
@@ -21,4 +26,4 @@ def transport_for(backend: BackendSettings) -> Transport:
     name = backend.transport
     if name == AUTO:
         name = "http1" if backend.base_url.startswith("http://") else "general"
-    return TRANSPORTS[name](backend)
+    return _MADE[name](backend)

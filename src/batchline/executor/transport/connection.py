@@ -26,7 +26,8 @@ MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
 _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: spare the copy
 _DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 _KEPT_HEADERS: Final = {
-    name.encode(): name for name in ("retry-after", "retry-after-ms", "x-request-id", "content-type")
+    name.encode(): name
+    for name in ("retry-after", "retry-after-ms", "x-request-id", "content-type")
 }
 
 
@@ -223,6 +224,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
+        if self._answer is None or self._answer.done():
+            return  # given up on the way: what is kept has told its whole answer
         if status >= 200:
             self._whole = self._parser.should_keep_alive()
             self._complete(status)
@@ -237,10 +240,10 @@ class Connection(asyncio.Protocol):
         return self._in_body and not self._framed
 
     def _complete(self, status: int) -> None:
-        self.answers += 1
         answer = self._answer
         if answer is None or answer.done():
             return
+        self.answers += 1
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         if self._encoding:

@@ -24,7 +24,7 @@ from batchline.executor.transport.heads import Heads
 # connection that is being closed; a permit that is in use never idles that long.
 _KEEPALIVE_S: Final = 4.0
 _SWEEP_S: Final = 1.0
-# A connection that was idle for longer is looked at before it is used: 2 µs. In a busy pool none is.
+# A connection that was idle for longer is looked at before it is used: 2 µs, and none in a busy pool.
 _LOOK_AFTER_S: Final = 0.05
 # A server that had let go of an idle connection answers the next request on it with a reset, one
 # round trip later. What dies after more than this was being worked on.
