@@ -1,7 +1,7 @@
 """One plain HTTP/1.1 connection, with one exchange at a time, on asyncio's protocol and llhttp.
 
-The pool and the deadlines are `http1.py`'s; here is what happens between the first byte of a request
-and the last of its answer.
+The pool and the deadlines are `http1.py`'s; here is what happens between the first byte of a
+request and the last of its answer.
 """
 
 from __future__ import annotations

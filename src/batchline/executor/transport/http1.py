@@ -24,12 +24,32 @@ from batchline.executor.transport.heads import Heads
 # connection that is being closed; a permit that is in use never idles that long.
 _KEEPALIVE_S: Final = 4.0
 _SWEEP_S: Final = 1.0
-# A connection that was idle for longer is looked at before it is used: 2 µs, and none in a busy pool.
+# One that was idle for longer is looked at before it is used, for 2 µs. In a busy pool none is.
 _LOOK_AFTER_S: Final = 0.05
 # A server that had let go of an idle connection answers the next request on it with a reset, one
 # round trip later. What dies after more than this was being worked on.
 _RACE_S: Final = 1.0
 _ADDRESSES_S: Final = 10.0  # how long the addresses of a name are believed
+
+
+class _Request:
+    """What an exchange is about. A plain class: one is made for each line."""
+
+    __slots__ = ("before_write", "began", "body", "head", "total_s")
+
+    def __init__(
+        self,
+        head: bytes,
+        body: bytes,
+        before_write: Callable[[], bool],
+        total_s: float,
+        began: float,
+    ) -> None:
+        self.head = head
+        self.body = body
+        self.before_write = before_write
+        self.total_s = total_s
+        self.began = began  # `loop.time()`
 
 
 class Http1Transport:
@@ -68,11 +88,13 @@ class Http1Transport:
     ) -> Answer:
         """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
         head = self._heads.post(path, headers, len(body))
-        return await self._exchange(head, body, before_write, self._settings.total_timeout_s)
+        total_s = self._settings.total_timeout_s
+        return await self._exchange(_Request(head, body, before_write, total_s, self._loop.time()))
 
     async def get_json(self, path: str, *, timeout_s: float) -> Answer:
         """See `Transport.get_json`."""
-        return await self._exchange(self._heads.get(path), b"", lambda: True, timeout_s)
+        head = self._heads.get(path)
+        return await self._exchange(_Request(head, b"", _admit, timeout_s, self._loop.time()))
 
     async def close(self) -> None:
         """Close every connection at once; requests in flight end as `SentUnanswered`."""
@@ -90,76 +112,48 @@ class Http1Transport:
 
     # -- one exchange ----------------------------------------------------------------------
 
-    async def _exchange(
-        self, head: bytes, body: bytes, before_write: Callable[[], bool], total_s: float
-    ) -> Answer:
-        deadline = self._loop.time() + total_s
-        if (connection := self._take()) is not None:
-            used = connection.answers
-            began = self._loop.time()
+    async def _exchange(self, request: _Request) -> Answer:
+        connection = self._take()
+        if connection is None:
+            return await self._anew(request)
+        used = connection.answers > 0
+        began = self._loop.time()
+        try:
+            return await self._on(connection, request)
+        except Dead:
+            return await self._anew(request)  # nothing was written: this is the first try
+        except SentUnanswered as exc:
+            in_time = self._loop.time() - began < _RACE_S
+            if exc.reason != "reset" or connection.heard or not used or not in_time:
+                raise
             try:
-                return await self._on(connection, head, body, before_write, deadline, total_s)
-            except Dead:
-                pass  # nothing was written: a new connection is a first try
-            except SentUnanswered as exc:
-                dead_at_once = self._loop.time() - began < _RACE_S
-                if exc.reason != "reset" or connection.heard or not used or not dead_at_once:
-                    raise
-                return await self._again(head, body, before_write, deadline, total_s, first=exc)
-        return await self._anew(head, body, before_write, deadline, total_s)
+                return await self._anew(request)
+            except (NotAdmitted, NotSent):
+                raise exc from None  # a second try that did not begin leaves the first as it ended
 
-    async def _again(
-        self,
-        head: bytes,
-        body: bytes,
-        before_write: Callable[[], bool],
-        deadline: float,
-        total_s: float,
-        *,
-        first: SentUnanswered,
-    ) -> Answer:
-        """The one repetition. What it could not even begin leaves the first try as it ended."""
+    async def _anew(self, request: _Request) -> Answer:
+        connection = await self._connect(request)
         try:
-            return await self._anew(head, body, before_write, deadline, total_s)
-        except (NotAdmitted, NotSent):
-            raise first from None
-
-    async def _anew(
-        self,
-        head: bytes,
-        body: bytes,
-        before_write: Callable[[], bool],
-        deadline: float,
-        total_s: float,
-    ) -> Answer:
-        connection = await self._connect(deadline, total_s)
-        try:
-            return await self._on(connection, head, body, before_write, deadline, total_s)
+            return await self._on(connection, request)
         except Dead as exc:
             raise NotSent("the connection was lost before the first byte") from exc
 
-    async def _on(
-        self,
-        connection: Connection,
-        head: bytes,
-        body: bytes,
-        before_write: Callable[[], bool],
-        deadline: float,
-        total_s: float,
-    ) -> Answer:
+    async def _on(self, connection: Connection, request: _Request) -> Answer:
         # No await from here to the write: this is the loop step the gate was asked in.
         if connection.lost:
             raise Dead
-        if not before_write():
+        if not request.before_write():
             self._keep(connection)
             raise NotAdmitted("the gate closed before the first byte was written")
         try:
-            answer = connection.begin(head, body)
+            answer = connection.begin(request.head, request.body)
         except Dead:
             connection.abort()
             raise
         self._in_use.add(connection)
-        timer = self._loop.call_at(deadline, _time_out, connection, total_s)
+        timer = self._loop.call_at(
+            request.began + request.total_s, _time_out, connection, request.total_s
+        )
         try:
             return await answer
         finally:
@@ -200,15 +194,17 @@ class Http1Transport:
             self._idle.popleft().let_go()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
 
-    async def _connect(self, deadline: float, total_s: float) -> Connection:
+    async def _connect(self, request: _Request) -> Connection:
         """A new connection, to the first address that takes one.
 
         Raises:
             NotSent: refused, unknown host, or not within the connect timeout.
         """
-        limit_s = min(self._settings.connect_timeout_s, total_s)
+        limit_s = min(self._settings.connect_timeout_s, request.total_s)
         try:
-            async with asyncio.timeout_at(min(deadline, self._loop.time() + limit_s)):
+            async with asyncio.timeout_at(
+                min(request.began + request.total_s, self._loop.time() + limit_s)
+            ):
                 return await self._connect_to_any(await self._addresses())
         except TimeoutError as exc:
             raise NotSent(f"no connection within {limit_s:g} s") from exc
@@ -244,6 +240,10 @@ class Http1Transport:
         found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         self._resolved_at = self._loop.time()
         return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def _admit() -> bool:
+    return True
 
 
 def _time_out(connection: Connection, total_s: float) -> None:
