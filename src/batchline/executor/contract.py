@@ -14,10 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
+
+
+class TransportName(StrEnum):
+    """How requests cross the network: `AUTO` is `HTTP1` for `http://` and `GENERAL` for TLS."""
+
+    AUTO = "auto"
+    HTTP1 = "http1"
+    GENERAL = "general"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +35,8 @@ class BackendSettings:
 
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
-    `Authorization`. `max_in_flight` holds for all workers together. `transport` is `auto`, `http1`
-    or `general` (see `transport.choice`).
+    `Authorization`. `max_in_flight` holds for all workers together. `transport.choice` makes its
+    `transport`.
     """
 
     name: str
@@ -38,7 +47,7 @@ class BackendSettings:
     total_timeout_s: float = 600.0
     max_answer_bytes: int = 64 * 1024 * 1024
     headers: Mapping[str, str] | None = None
-    transport: str = "auto"
+    transport: TransportName = TransportName.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

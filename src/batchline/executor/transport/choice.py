@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from batchline.executor.contract import BackendSettings, Transport
+from batchline.executor.contract import BackendSettings, Transport, TransportName
 from batchline.executor.transport.general import GeneralTransport
 from batchline.executor.transport.http1 import Http1Transport
 
-AUTO: Final = "auto"
-_MADE: Final[Mapping[str, Callable[[BackendSettings], Transport]]] = {
-    "general": GeneralTransport,
-    "http1": Http1Transport,
+_MADE: Final[Mapping[TransportName, Callable[[BackendSettings], Transport]]] = {
+    TransportName.GENERAL: GeneralTransport,
+    TransportName.HTTP1: Http1Transport,
 }
-TRANSPORTS: Final = (AUTO, *_MADE)
 
 
 def transport_for(backend: BackendSettings) -> Transport:
@@ -24,6 +22,7 @@ def transport_for(backend: BackendSettings) -> Transport:
         ValueError: the backend's address or a header cannot be used with it.
     """
     name = backend.transport
-    if name == AUTO:
-        name = "http1" if backend.base_url.startswith("http://") else "general"
+    if name is TransportName.AUTO:
+        plain = backend.base_url.startswith("http://")
+        name = TransportName.HTTP1 if plain else TransportName.GENERAL
     return _MADE[name](backend)
