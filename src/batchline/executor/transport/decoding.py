@@ -9,6 +9,8 @@ from batchline.domain.errors import SentUnanswered
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _GZIP_NAMES: Final = frozenset({"gzip", "x-gzip"})
+# What follows a member is copied: a body of the smallest ones costs this times their number.
+_PIECE_BYTES: Final = 16 * 1024
 _ZLIB_CMF: Final = 8  # the low half of a zlib stream's first byte: deflate (RFC 1950, 2.2)
 
 
@@ -29,13 +31,19 @@ def decoded(body: bytes, encoding: str, *, limit_bytes: int) -> bytes:
         bits = zlib.MAX_WBITS if body[0] & 0x0F == _ZLIB_CMF else -zlib.MAX_WBITS
     else:
         raise SentUnanswered("a content encoding that was not asked for", reason="malformed")
-    inflating = zlib.decompressobj(wbits=bits)
-    try:
-        plain = inflating.decompress(body, limit_bytes + 1)
-    except zlib.error as exc:
-        raise SentUnanswered("broken compression", reason="malformed") from exc
-    if len(plain) > limit_bytes:
-        raise SentUnanswered(f"more than {limit_bytes} bytes", reason="too_large")
+    pieces, size, at, inflating = [], 0, 0, zlib.decompressobj(wbits=bits)
+    while at < len(body):
+        if inflating.eof:  # gzip may come in several members (RFC 1952, 2.2)
+            inflating = zlib.decompressobj(wbits=bits)
+        piece = body[at : at + _PIECE_BYTES]
+        try:
+            pieces.append(inflating.decompress(piece, limit_bytes + 1 - size))
+        except zlib.error as exc:
+            raise SentUnanswered("broken compression", reason="malformed") from exc
+        size += len(pieces[-1])
+        if size > limit_bytes:
+            raise SentUnanswered(f"more than {limit_bytes} bytes", reason="too_large")
+        at += len(piece) - len(inflating.unused_data)
     if not inflating.eof:
         raise SentUnanswered("compression that ends too early", reason="malformed")
-    return plain
+    return b"".join(pieces)
