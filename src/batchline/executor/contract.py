@@ -221,9 +221,10 @@ class Transport(Protocol):
     ) -> Answer:
         """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
 
-        `before_write` is called exactly once if a connection is had, in the same event-loop step in
-        which the first byte of the request is handed to the socket; when it returns False nothing
-        is written and the connection is kept for others.
+        `before_write` is called once if a connection is had, in the same event-loop step in which
+        the first byte of the request is handed to the socket; when it returns False nothing is
+        written and the connection is kept for others. A transport that sends a request again (an
+        idle connection that the server was closing) asks again, in the step of that first byte.
 
         Raises:
             NotAdmitted: `before_write` returned False.
