@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from batchline.domain.errors import NotAdmitted, SentUnanswered
+from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
 from tests.contract.transport.raw_server import (
     MakeTransport,
     Script,
@@ -74,7 +74,8 @@ async def test_faults_leave_nothing_behind(make: MakeTransport, script: Script) 
 
         async def go() -> None:
             for _ in todo:
-                with contextlib.suppress(SentUnanswered):
+                # A busy machine may not connect within the total timeout.
+                with contextlib.suppress(SentUnanswered, NotSent):
                     await post(transport)
 
         await asyncio.gather(*(go() for _ in range(AT_ONCE)))
