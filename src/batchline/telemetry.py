@@ -12,6 +12,7 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
     worker.answered=kill_both      the parent, then this process
     segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
     blob.synced=stop               SIGSTOP this process
+    gate.asking=drop               the message that would follow is lost
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def trouble(name: str, **fields: str | int | float | bool | None) -> None:
 
 # -- probes ------------------------------------------------------------------------------------
 
-ACTIONS: Final = frozenset({"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit"})
+ACTIONS: Final = frozenset(
+    {"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit", "drop"}
+)
 
 
 @dataclass(slots=True)
@@ -111,19 +114,22 @@ def arm(spec: str) -> None:
         _armed[name] = _Armed(action, int(hit or 1))
 
 
-def probe(name: str) -> None:
-    """A named point of the program. Does nothing unless a test armed it."""
-    if _armed:
-        _reached(name)
+def probe(name: str) -> bool:
+    """A named point of the program. Does nothing unless a test armed it.
+
+    Returns:
+        True where what follows is to be left out, at the points that look at it.
+    """
+    return bool(_armed) and _reached(name)
 
 
-def _reached(name: str) -> None:
+def _reached(name: str) -> bool:
     armed = _armed.get(name)
     if armed is None:
-        return
+        return False
     armed.countdown -= 1
     if armed.countdown != 0:
-        return
+        return False
     match armed.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -134,9 +140,12 @@ def _reached(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "drop":
+            return True
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"probe {name}")
         case "eio":
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"probe {name}")
         case _:
             os._exit(3)
+    return False
