@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
+from batchline import telemetry
 from batchline.domain.errors import NotSent, SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.domain.splices import with_member
@@ -85,6 +86,7 @@ class Aborts:
         ]
 
     def _time_is_up(self, batch_id: BatchId | None, calls_s: float, *, drains: bool) -> None:
+        telemetry.probe("abort.starting")
         deadline = asyncio.get_running_loop().time() + calls_s
         for line in self._behind_gates(batch_id):
             way = self._ways[line.backend] if line.written else CancelBy.CLOSE
