@@ -123,16 +123,18 @@ async def test_a_cancel_ends_within_its_cap_and_its_receipt_tells_how(
 async def test_a_backend_that_never_reads_holds_no_cancel(tmp_path: Path, way: CancelBy) -> None:
     """Not even what it is called with."""
     content = make_lines(LINES, padding=100_000)
-    with deaf_backend() as backend:
-        with server(tmp_path, settings=told(backend_table(backend.base_url, way))) as running:
-            client = running.client()
-            batch = submit(client, content)
-            await backend.wait_for_connections(AT_ONCE)
-            client.batches.cancel(batch.id)
-            ended_in_time(client, batch.id, content)
-            (one,) = receipt_of(client, batch.id)["backends"]
-            left = {CancelBy.CALL: "calls_failed", CancelBy.DRAIN: "unanswered"}.get(way, "closed")
-            assert (one[left], one["quiet"]) == (AT_ONCE, way is not CancelBy.DRAIN)
+    with (
+        deaf_backend() as backend,
+        server(tmp_path, settings=told(backend_table(backend.base_url, way))) as running,
+    ):
+        client = running.client()
+        batch = submit(client, content)
+        await backend.wait_for_connections(AT_ONCE)
+        client.batches.cancel(batch.id)
+        ended_in_time(client, batch.id, content)
+        (one,) = receipt_of(client, batch.id)["backends"]
+        left = {CancelBy.CALL: "calls_failed", CancelBy.DRAIN: "unanswered"}.get(way, "closed")
+        assert (one[left], one["quiet"]) == (AT_ONCE, way is not CancelBy.DRAIN)
 
 
 # Where the server dies, with its worker's word where it had given it. Each phase meets one way.

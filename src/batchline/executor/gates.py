@@ -47,15 +47,16 @@ class Gates:
         """As `Executor.close_gate`; `holders` are the workers that hold a shard of the batch."""
         began = time.monotonic()
         self._closed.add(batch_id)
-        acks = {link: link.ask_gate(batch_id, grace_s=grace_s, last_s=last_s) for link in holders}
+        at_risk = {link: link.backends_of(batch_id) for link in holders}
+        acks = {link: link.ask_gate(batch_id, grace_s=grace_s, last_s=last_s) for link in at_risk}
         silent = await self._heard(acks)
         untold: set[str] = set()
         for link in silent:
             telemetry.trouble("gate_not_acknowledged", worker=link.worker, batch_id=batch_id)
             link.kill()
-        for link in acks:
-            if link in silent or acks[link].cancelled():  # or it died by itself
-                untold |= link.backends_of(batch_id)
+        for link, ack in acks.items():
+            if link in silent or ack.cancelled():  # or it died by itself
+                untold |= at_risk[link]
         for link in silent:
             await link.gone.wait()
         running = _running(acks)

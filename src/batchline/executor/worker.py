@@ -309,8 +309,6 @@ class Worker:
                 ended = _Ended.UNREADABLE
                 return
             found = await self._exchange(lane, line, request)
-            if line.doomed:  # what came is not to be trusted; the end of the call ends the slot
-                await asyncio.Event().wait()
             ended = _Ended.NOT_ADMITTED if found is None else self._apply(lane, line, found)
         finally:
             self._ended(lane, line, ended)
@@ -356,10 +354,12 @@ class Worker:
                 before_write=line.admit,
             )
             telemetry.probe("worker.answered")
+            await _until_called_off(line)
         except NotAdmitted:
             line.attempt -= 1
             return None
         except (NotSent, SentUnanswered) as exc:
+            await _until_called_off(line)
             return verdict.of_error(exc, line_id=line_id, custom_id_raw=request.custom_id_raw)
         return verdict.of_answer(
             answer,
@@ -495,6 +495,15 @@ class Worker:
         self._held_bytes -= count
         if was_over:
             self._pump_all()
+
+
+async def _until_called_off(line: Line) -> None:
+    """Go on at once, or never where the backend is being called to abort the request.
+
+    Then what came may be half a text, and the end of the call cancels whoever waits here.
+    """
+    if line.doomed:
+        await asyncio.Event().wait()
 
 
 def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
