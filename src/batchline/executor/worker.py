@@ -354,12 +354,14 @@ class Worker:
                 before_write=line.admit,
             )
             telemetry.probe("worker.answered")
-            await _until_called_off(line)
+            if line.doomed:
+                await _until_called_off()
         except NotAdmitted:
             line.attempt -= 1
             return None
         except (NotSent, SentUnanswered) as exc:
-            await _until_called_off(line)
+            if line.doomed:
+                await _until_called_off()
             return verdict.of_error(exc, line_id=line_id, custom_id_raw=request.custom_id_raw)
         return verdict.of_answer(
             answer,
@@ -497,13 +499,12 @@ class Worker:
             self._pump_all()
 
 
-async def _until_called_off(line: Line) -> None:
-    """Go on at once, or never where the backend is being called to abort the request.
+async def _until_called_off() -> None:
+    """Wait for the end of the call that has the backend abort a request: it cancels who waits.
 
-    Then what came may be half a text, and the end of the call cancels whoever waits here.
+    What came of the request meanwhile may be half a text.
     """
-    if line.doomed:
-        await asyncio.Event().wait()
+    await asyncio.Event().wait()
 
 
 def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
