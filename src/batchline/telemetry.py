@@ -12,6 +12,7 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
     worker.answered=kill_both      the parent, then this process
     segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
     blob.synced=stop               SIGSTOP this process
+    gate.closed=busy               half a second of nothing but computing
     gate.asking=drop               the message that would follow is lost
 """
 
@@ -21,6 +22,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -83,8 +85,11 @@ def trouble(name: str, **fields: str | int | float | bool | None) -> None:
 # -- probes ------------------------------------------------------------------------------------
 
 ACTIONS: Final = frozenset(
-    {"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit", "drop"}
+    {"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit", "drop", "busy"}
 )
+
+
+_BUSY_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -142,6 +147,10 @@ def _reached(name: str) -> bool:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "drop":
             return True
+        case "busy":
+            until = time.monotonic() + _BUSY_S
+            while time.monotonic() < until:
+                pass
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"probe {name}")
         case "eio":

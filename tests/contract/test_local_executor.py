@@ -195,6 +195,7 @@ async def rig(
     ack_s: float = SOON_S,
     silent_s: float = 60.0,
     command: Sequence[str] = (),
+    probes: str = "",
 ) -> AsyncIterator[Rig]:
     children, segments = directory / "children", directory / "segments"
     children.mkdir()
@@ -221,6 +222,7 @@ async def rig(
                 ),
                 ack_s=ack_s,
                 silent_s=silent_s,
+                probes=probes,
             )
         )
         events = Recorder()
@@ -454,6 +456,19 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
         assert it.events.lost[worker] == [key]
         assert key not in it.events.released
         assert (await it.backend.wait_until(in_flight=0)).arrivals == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is held up")
+async def test_a_worker_that_is_merely_held_up_is_waited_for(tmp_path: Path) -> None:
+    """It computes past the time that a silent one has, and then answers."""
+    async with rig(tmp_path, HELD, ack_s=0.05, probes="gate.closed=busy") as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=8)
+        report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
+        assert (report.killed, report.in_flight) == ([], 8)
+        assert report.acknowledged_s > 0.4
+        assert (await it.events.release(key)).aborted == 8
+        assert it.events.lost == {}
 
 
 async def test_a_fence_kills_whoever_holds_the_batch_and_nobody_else(tmp_path: Path) -> None:

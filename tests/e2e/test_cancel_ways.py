@@ -10,7 +10,7 @@ import pytest
 
 from batchline.executor.contract import CancelBy
 from tests.support.cancelling import AT_ONCE, NO_COUNTS, backend_table, receipt_of
-from tests.support.inputs import make_lines
+from tests.support.inputs import line_id, make_lines
 from tests.support.scripted_backend import (
     Answer,
     BackendControl,
@@ -94,10 +94,12 @@ async def cancelled_receipt(
         client = running.client()
         batch = submit(client, content)
         await backend.wait_until(min_in_flight=AT_ONCE)
+        workers = running.workers()
         client.batches.cancel(batch.id)
         ended = wait_for(client, batch.id)
         assert ended.status == "cancelled"
         assert conserved(client, ended, content).cancelled == LINES
+        assert running.workers() == workers  # other batches may have requests there
         receipt = receipt_of(client, batch.id)
         (one,) = receipt["backends"]
         assert receipt["quiet"] is one["quiet"]
@@ -156,6 +158,27 @@ async def test_a_call_names_what_the_request_was_sent_with(
         }
         assert len(arrived) == AT_ONCE
         assert all((given == key) is (not call) for given, key in arrived.items())
+
+
+async def test_an_attempt_is_never_called_off_by_the_id_of_an_earlier_one(tmp_path: Path) -> None:
+    """That one may still run, whatever became of its connection."""
+    answers = (Answer(fault=Fault.RESET), Answer(hold=True))
+    script = Script(by_id={line_id(number): answers for number in range(AT_ONCE)})
+    content = make_lines(AT_ONCE)
+    async with backend_process(script) as backend:
+        table = backend_table(backend.base_url, CancelBy.CALL)
+        told = settings(table, retry={"base_s": 0.01})
+        with server(tmp_path, settings=told) as running:
+            client = running.client()
+            batch = submit(client, content)
+            await backend.wait_until(min_held=AT_ONCE)
+            client.batches.cancel(batch.id)
+            wait_for(client, batch.id)
+            log = await backend.log()
+            assert len({event.idempotency_key for event in log.arrivals}) == AT_ONCE
+            second = {event.abort_id for event in log.arrivals if event.attempt == 2}
+            assert len({event.abort_id for event in log.arrivals}) == 2 * AT_ONCE
+            assert {event.abort_id for event in log.of(Kind.CALLED_OFF)} == second
 
 
 async def test_a_closed_window_ends_requests_in_the_backends_way_too(tmp_path: Path) -> None:

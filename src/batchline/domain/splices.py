@@ -66,8 +66,10 @@ def with_member(body: bytes, name: str, text: str) -> bytes | None:
         raise BlobUnreadable("the input no longer holds a request body here") from None
     if found is not UNSET:
         return None
+    inside = body.index(b"{") + 1
     # It has a `model` at least, so there is something behind the comma.
-    return b"".join((b"{", _encode(name), b":", _encode(text), b",", memoryview(body)[1:]))
+    member = (_encode(name), b":", _encode(text), b",")
+    return b"".join((body[:inside], *member, memoryview(body)[inside:]))
 
 
 @cache

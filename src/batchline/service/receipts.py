@@ -62,7 +62,7 @@ def whole(
     finished = batch.counts.completed + batch.counts.failed
     aborted = _aborted(backends)
     receipt: Shape = {
-        "quiet": all(one["quiet"] for one in backends or ()),
+        "quiet": None if backends is None else all(one["quiet"] for one in backends),
         "lines_finished": finished,
         "lines_aborted": aborted,
         "lines_never_sent": None if aborted is None else batch.counts.total - finished - aborted,
