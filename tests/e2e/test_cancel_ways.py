@@ -143,6 +143,13 @@ async def test_a_call_that_fails_is_counted_and_the_connection_is_closed_after_i
         assert list(calls.values()) == [[Kind.CALLED_OFF, Kind.ABORTED]] * AT_ONCE
 
 
+async def test_a_grace_past_the_cap_leaves_time_for_calls(tmp_path: Path) -> None:
+    async with backend_process(HELD) as backend:
+        table = backend_table(backend.base_url, CancelBy.CALL)
+        one = await cancelled_receipt(tmp_path, backend, table, grace_s=600.0, cap_s=1.5)
+        assert (one["called"], one["proof"]) == (AT_ONCE, "called")
+
+
 @pytest.mark.parametrize("call", [{"id_header": "X-Request-Id"}, {}], ids=["header", "key"])
 async def test_a_call_names_what_the_request_was_sent_with(
     tmp_path: Path, call: dict[str, str]

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -26,6 +27,15 @@ CALL_S: Final = 2.0  # all calls of one batch to one backend; then connections c
 SHUTDOWN_CALL_S: Final = 0.5  # the same when the server ends, past its grace
 _CALLS_AT_ONCE: Final = 32  # an engine answers calls in the loop that serves its other clients
 _MAX_CALL_ANSWER_BYTES: Final = 1024 * 1024
+
+# What it is called when time is up in earnest.
+_CUT_OFF: Final = MappingProxyType(
+    {
+        CancelBy.CLOSE: EndedBy.CLOSED,
+        CancelBy.DRAIN: EndedBy.UNANSWERED,
+        CancelBy.CALL: EndedBy.CALL_FAILED,
+    }
+)
 
 
 class Aborts:
@@ -57,13 +67,17 @@ class Aborts:
 
     def schedule(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> None:
         """The gate of `batch_id` closed: end what runs, by its backend's way after `grace_s`."""
-        calls_s = min(CALL_S, max(0.0, last_s - grace_s))
-        _later(min(grace_s, last_s), partial(self._time_is_up, batch_id, calls_s, drains=True))
+        # A grace that leaves no time for calls is cut for them.
+        calls_from_s = min(grace_s, max(last_s - CALL_S, last_s / 2))
+        calls_s = min(CALL_S, last_s - calls_from_s)
+        _later(calls_from_s, partial(self._call_all, batch_id, calls_s))
+        _later(min(grace_s, last_s), partial(self._close_all, batch_id, drains=True))
         _later(last_s, partial(self._cut_off, batch_id))
 
     def shut_down(self, *, grace_s: float) -> None:
         """Every gate closed for good: nothing is drained for longer than `grace_s`."""
-        _later(grace_s, partial(self._time_is_up, None, SHUTDOWN_CALL_S, drains=False))
+        _later(grace_s, partial(self._call_all, None, SHUTDOWN_CALL_S))
+        _later(grace_s, partial(self._close_all, None, drains=False))
 
     def end_run(self, run: ShardRun) -> None:
         """Close what runs of a shard that somebody else holds, whatever its backend's way."""
@@ -85,31 +99,27 @@ class Aborts:
             for line in run.in_flight
         ]
 
-    def _time_is_up(self, batch_id: BatchId | None, calls_s: float, *, drains: bool) -> None:
+    def _call_all(self, batch_id: BatchId | None, within_s: float) -> None:
+        """Call those backends that are to be called. Each call ends in a closed connection."""
         telemetry.probe("abort.starting")
-        deadline = asyncio.get_running_loop().time() + calls_s
+        deadline = asyncio.get_running_loop().time() + within_s
+        for line in self._behind_gates(batch_id):
+            if line.written and self._ways[line.backend] is CancelBy.CALL:
+                self._call(line, deadline)
+
+    def _close_all(self, batch_id: BatchId | None, *, drains: bool) -> None:
+        """Close the others, without those that are drained where `drains` says so."""
         for line in self._behind_gates(batch_id):
             way = self._ways[line.backend] if line.written else CancelBy.CLOSE
-            if way is CancelBy.CALL:
-                self._call(line, deadline)
-            elif way is CancelBy.CLOSE:
+            if way is CancelBy.CLOSE:
                 line.end(EndedBy.CLOSED)
-            elif not drains:
+            elif way is CancelBy.DRAIN and not drains:
                 line.end(EndedBy.UNANSWERED)
 
     def _cut_off(self, batch_id: BatchId) -> None:
         """Nothing may run any longer."""
         for line in self._behind_gates(batch_id):
-            line.end(self._without_more_ado(line))
-
-    def _without_more_ado(self, line: Line) -> EndedBy:
-        match self._ways[line.backend]:
-            case CancelBy.DRAIN:
-                return EndedBy.UNANSWERED
-            case CancelBy.CALL:
-                return EndedBy.CALL_FAILED
-            case CancelBy.CLOSE:
-                return EndedBy.CLOSED
+            line.end(_CUT_OFF[self._ways[line.backend]])
 
     def _call(self, line: Line, deadline: float) -> None:
         if line.doomed or line.ended_by is not None:
