@@ -43,14 +43,23 @@ class AbortCall:
     id_field: str | None = None
 
 
+class TransportName(StrEnum):
+    """How requests cross the network: `AUTO` is `HTTP1` for `http://` and `GENERAL` for TLS."""
+
+    AUTO = "auto"
+    HTTP1 = "http1"
+    GENERAL = "general"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSettings:
     """One configured inference server.
 
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
-    `Authorization`. `max_in_flight` holds for all workers together. `abort_call` is there where
-    `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
+    `Authorization`. `max_in_flight` holds for all workers together. `transport.choice` makes its
+    `transport`. `abort_call` is there where `cancel` is `call`. `stops_on_close`: somebody saw it
+    stop generating when a connection closed.
     """
 
     name: str
@@ -64,6 +73,7 @@ class BackendSettings:
     cancel: CancelBy = CancelBy.CLOSE
     abort_call: AbortCall | None = None
     stops_on_close: bool = False
+    transport: TransportName = TransportName.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,9 +311,10 @@ class Transport(Protocol):
     ) -> Answer:
         """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
 
-        `before_write` is called exactly once if a connection is had, in the same event-loop step in
-        which the first byte of the request is handed to the socket; when it returns False nothing
-        is written and the connection is kept for others.
+        `before_write` is called once if a connection is had, in the same event-loop step in which
+        the first byte of the request is handed to the socket; when it returns False nothing is
+        written and the connection is kept for others. A transport that sends a request again (an
+        idle connection that the server was closing) asks again, in the step of that first byte.
 
         Raises:
             NotAdmitted: `before_write` returned False.
