@@ -16,7 +16,7 @@ from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
-from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.jobs import JobFailed, Jobs, OtherVersion
 from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, ValidationResult, validate
 from batchline.store.contract import BlobStore, Skipped, Store
@@ -105,7 +105,7 @@ class Planner:
                 return await self._in_child(batch)
             except BlobUnreadable:
                 return await self._refuse(batch, [INTERNAL])
-            except StorageFull as exc:
+            except (StorageFull, OtherVersion) as exc:
                 telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
                 await asyncio.sleep(RETRY_S)
                 return False
