@@ -6,10 +6,12 @@ import errno
 import fcntl
 import json
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from batchline.cli.outcome import CommandFailed
 from batchline.cli.whole_file import whole_file
@@ -19,6 +21,11 @@ from batchline.store.schema import refuse_newer
 # What everything in the directory that is no row looks like: folders and names, plans, segments.
 # Whoever changes one of them so that an older server would misread it raises this (decision 0017).
 FORMAT: Final = 1
+
+FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
+_LOOK_S: Final = 0.05
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,33 @@ class DataDirectory:
     def release(self) -> None:
         self.note_stopped()
         os.close(self.lock_fd)
+
+
+def existing(root: Path) -> Path:
+    """`root`, unless nothing is there: a misspelt directory is not made.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"data directory {root}: there is none")
+    return root
+
+
+def reached_or_taken(root: Path, reach: Callable[[], T | None]) -> T | DataDirectory | None:
+    """What `reach` gives of the server on `root`; the directory, locked, where there is none.
+
+    None when a server is starting or stopping there for longer than that should take.
+    """
+    until = time.monotonic() + FREE_S
+    while True:
+        found = reach()
+        if found is not None:
+            return found
+        directory = DataDirectory.take_if_free(root)
+        if directory is not None or time.monotonic() > until:
+            return directory
+        time.sleep(_LOOK_S)  # neither the lock nor the socket tells when it will be there
 
 
 def format_of(root: Path) -> int | None:

@@ -120,7 +120,8 @@ async def _keys(settings: Settings, directory: DataDirectory, parts: Parts) -> A
     """
     keys = await Keys.open(parts.store)
     check_reach(settings.server, has_keys=not keys.ring.is_empty)
-    async with admin.serving(directory.admin_socket, keys):
+    deletion = parts.maintenance.deletion
+    async with admin.serving(directory.admin_socket, keys, deletion=deletion):
         yield keys
 
 
