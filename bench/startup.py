@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import Table as DatabaseTable
 
 from batchline.cli.data_directory import DataDirectory
 from batchline.domain import bitmap, ids, plan
@@ -25,6 +26,7 @@ from batchline.domain.ids import DEFAULT_PROJECT, BatchId, BlobName
 from batchline.domain.lifecycle import BatchEvent, BatchStatus
 from batchline.domain.model import (
     DAY_S,
+    Batch,
     Blob,
     BlobKind,
     BlobRange,
@@ -35,7 +37,7 @@ from batchline.domain.model import (
     ShardKey,
     Usage,
 )
-from batchline.store import batches, committing, files, finalizing
+from batchline.store import batches, committing, files, finalizing, tables
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import FinalFiles, NewBatch
 from batchline.store.engine import open_engine, sqlite_url
@@ -53,6 +55,8 @@ MOST_S_ONE: Final = 3.0
 MOST_BYTES_A_LINE: Final = 2.0
 _ANSWER_S: Final = 0.2
 _ENDED_LINES: Final = 100  # of a batch that is over before the start
+_AT_ONCE: Final = 1_000
+_COPIES_FROM: Final = 2  # sequences of copied rows: behind those of one batch and its two files
 _GIVE_UP_S: Final = 120.0
 _POLL_S: Final = 0.002
 _SEED: Final = 7
@@ -265,23 +269,33 @@ class _Writer:
             self._plans[lines] = path
         return blob
 
-    def ended(self, file: File, at: int) -> None:
-        """A batch that completed, with an output file of its own part of a segment."""
-        batch_id = self.running(file, _ENDED_LINES)
+    def ended(self, file: File, count: int) -> None:
+        """So many batches that completed, each with an output file: one, and copies of its rows."""
+        first = self._complete(self.running(file, _ENDED_LINES))
+        rows = {
+            table: [dict(row) for row in self._connection.execute(of).mappings()]
+            for table, of in _rows_of(first.id, first.output_file_id or "").items()
+        }
+        for start in range(1, count, _AT_ONCE):
+            copies = [self._copy(rows, at) for at in range(start, min(count, start + _AT_ONCE))]
+            for table in rows:
+                self._connection.execute(
+                    insert(table), [row for one in copies for row in one[table]]
+                )
+
+    def _complete(self, batch_id: BatchId) -> Batch:
         shard = committing.claim(self._connection, ShardKey(batch_id=batch_id, number=0))
         if shard is None:
             raise RuntimeError("a new shard could not be claimed")
-        segment = BlobName(f"{BlobKind.SEGMENT.value}-bench-{at // 100:06d}")
-        with self._blobs.path(segment).open("ab") as bytes_of_it:
-            bytes_of_it.truncate(100 * 100)
+        segment = BlobName(f"{BlobKind.SEGMENT.value}-bench")
+        self._blobs.path(segment).write_bytes(bytes(_ENDED_LINES))
         done = bitmap.empty(_ENDED_LINES)
         for index in range(_ENDED_LINES):
             bitmap.mark(done, index)
-        output = BlobRange(blob=segment, start=at % 100 * 100, stop=(at % 100 + 1) * 100, crc=0)
         commit = ShardCommit(
             key=shard.key,
             epoch=shard.epoch,
-            output=output,
+            output=BlobRange(blob=segment, start=0, stop=_ENDED_LINES, crc=0),
             errors=None,
             settled=bytes(done),
             completed=_ENDED_LINES,
@@ -296,22 +310,58 @@ class _Writer:
             event=BatchEvent.ALL_LINES_FINISHED,
             now=self._now,
         )
-        finals = FinalFiles(
-            output_id=ids.file_id(self._random.randbytes(ids.RANDOM_BYTES)),
-            output_filename=f"{batch_id}_output.jsonl",
-            error_id=ids.file_id(self._random.randbytes(ids.RANDOM_BYTES)),
-            error_filename=f"{batch_id}_error.jsonl",
-            expires_at=self._now + 30 * DAY_S,
-            never_run=None,
-        )
-        finalizing.finalize(
+        ended = finalizing.finalize(
             self._connection,
             batch_id,
             from_status=BatchStatus.FINALIZING,
             stopping=None,
-            finals=finals,
+            finals=FinalFiles(
+                output_id=ids.file_id(self._random.randbytes(ids.RANDOM_BYTES)),
+                output_filename=f"{batch_id}_output.jsonl",
+                error_id=ids.file_id(self._random.randbytes(ids.RANDOM_BYTES)),
+                error_filename=f"{batch_id}_error.jsonl",
+                expires_at=self._now + 30 * DAY_S,
+                never_run=None,
+            ),
             now=self._now,
         )
+        if ended is None:
+            raise RuntimeError("a batch of which all is settled could not be ended")
+        return ended
+
+    def _copy(
+        self, rows: Mapping[DatabaseTable, Sequence[Mapping[str, object]]], at: int
+    ) -> dict[DatabaseTable, list[dict[str, object]]]:
+        """The rows under ids and sequences of their own."""
+        batch_id = ids.batch_id(self._now, self._random.randbytes(ids.RANDOM_BYTES))
+        output = ids.file_id(self._random.randbytes(ids.RANDOM_BYTES))
+        place = _COPIES_FROM + at
+        new: dict[DatabaseTable, dict[str, object]] = {
+            tables.batch: {"id": batch_id, "sequence": place, "output_file_id": output},
+            tables.file: {"id": output, "sequence": place, "filename": f"{batch_id}_output.jsonl"},
+            tables.file_range: {"file_sequence": place},
+            tables.shard: {"batch_sequence": place},
+            tables.blob_reference: {"holder": output},
+        }
+        return {table: [{**row, **new[table]} for row in some] for table, some in rows.items()}
+
+
+def _rows_of(batch_id: str, output: str) -> dict[DatabaseTable, Select[Any]]:
+    """What a batch that ended has left, table by table; parents first."""
+    batch, file = tables.batch, tables.file
+    sequence = select(batch.c.sequence).where(batch.c.id == batch_id).scalar_subquery()
+    of_file = select(file.c.sequence).where(file.c.id == output).scalar_subquery()
+    return {
+        batch: select(batch).where(batch.c.id == batch_id),
+        tables.shard: select(tables.shard).where(tables.shard.c.batch_sequence == sequence),
+        file: select(file).where(file.c.id == output),
+        tables.file_range: select(tables.file_range).where(
+            tables.file_range.c.file_sequence == of_file
+        ),
+        tables.blob_reference: select(tables.blob_reference).where(
+            tables.blob_reference.c.holder == output
+        ),
+    }
 
 
 def _write(rig: Rig, data: Path, state: State) -> None:
@@ -324,8 +374,8 @@ def _write(rig: Rig, data: Path, state: State) -> None:
         with engine.begin() as connection:
             writer = _Writer(connection, blobs, int(time.time()))
             file = writer.input(source)
-            for number in range(state.ended):
-                writer.ended(file, number)
+            if state.ended:
+                writer.ended(file, state.ended)
             for _ in range(state.running):
                 writer.running(file, state.lines)
     finally:

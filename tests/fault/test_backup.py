@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,12 @@ from typing import Any, Final
 import openai
 import pytest
 
+from batchline.cli.data_directory import DataDirectory
 from batchline.domain.model import BlobKind
+from batchline.store.blobs import LocalBlobs
+from batchline.store.database import Database
+from batchline.store.engine import sqlite_url
+from tests.contract.store_rows import fresh_file
 from tests.support import command, forked
 from tests.support.command import ended
 from tests.support.inputs import line_id, make_lines
@@ -170,6 +175,9 @@ async def test_what_is_let_go_of_during_a_copy_stays_until_the_copy_is_over(
             while time.monotonic() < until:
                 assert running.blob_sizes() == [len(content)]
                 time.sleep(SWEEPS_S)
+            second = running.command("backup", str(tmp_path / "copy"))
+            assert second.returncode == 2
+            assert "another copy is being made there" in second.stderr
             os.kill(copying.pid, signal.SIGKILL)
             running.wait_blobs([])
         client.files.create(file=("a", content), purpose="batch")
@@ -204,12 +212,19 @@ async def test_a_server_that_is_killed_meanwhile_does_not_spoil_the_copy(tmp_pat
 
 
 @pytest.fixture
-def at_rest(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A data directory with a file in it, and no server on it."""
-    with server(tmp_path, "http://127.0.0.1:9", settings=SETTINGS) as running:
-        running.client().files.create(file=("a", make_lines(2000)), purpose="batch")
-        assert running.terminate() == 0
-        yield running
+async def at_rest(tmp_path: Path) -> AsyncIterator[ServerProcess]:
+    """A data directory with an uploaded file in it, and no server on it so far."""
+    process = ServerProcess(tmp_path, ["http://127.0.0.1:9"], settings=SETTINGS)
+    directory = DataDirectory.take(process.data)
+    writer = LocalBlobs(directory.blobs).writer(BlobKind.INPUT)
+    await writer.write(make_lines(2000))
+    blob = await writer.finish()
+    store = await Database.open(sqlite_url(directory.database))
+    await store.create_file(fresh_file(size=blob.bytes), blob)
+    await store.close()
+    directory.release()
+    yield process
+    process.close()
 
 
 async def test_a_copy_that_is_killed_at_a_step_is_none(
@@ -244,13 +259,9 @@ async def test_a_signal_or_an_error_leaves_nothing(at_rest: ServerProcess, tmp_p
     assert left_beside(copy) == []
 
 
-async def test_a_second_copy_to_the_same_place_and_a_second_server_are_refused(
+async def test_a_server_that_starts_meanwhile_is_refused(
     at_rest: ServerProcess, tmp_path: Path
 ) -> None:
-    with stopped_at("rows", at_rest, tmp_path / "copy"):
-        second = at_rest.command("backup", str(tmp_path / "copy"))
-        assert second.returncode == 1
-        assert "starting or stopping" in second.stderr
     other = ServerProcess(_made(tmp_path / "other"), ["http://127.0.0.1:9"])
     with stopped_at("rows", at_rest, tmp_path / "copy"):
         other.data = at_rest.data

@@ -83,7 +83,10 @@ def _kept_still(root: Path) -> Iterator[Callable[[], bool]]:
         ) from exc
     match found:
         case None:
-            raise CommandFailed(f"a server on {root} is starting or stopping: try again")
+            raise CommandFailed(
+                f"{root} is in use: a server is starting or stopping, or another command is at"
+                " work. Try again."
+            )
         case DataDirectory():
             try:
                 yield lambda: False
