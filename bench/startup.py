@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
 from statistics import median
@@ -44,7 +44,7 @@ from batchline.store.engine import open_engine, sqlite_url
 from batchline.store.schema import migrate
 from bench.fast_backend import MODEL
 from bench.inputs import CHAT, LINE_BYTES
-from bench.processes import anonymous_bytes
+from bench.processes import anonymous_bytes, cpu_s
 from bench.report import Floor, Measurement, Row, Table, spread
 from bench.rig import IN_FLIGHT, Rig, common_settings
 from tests.support.server import ServerProcess, server
@@ -75,11 +75,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Seconds from the start of the process, and the control process's memory once it sends."""
+    """Seconds from the start of the process; CPU and memory of the control process at their end."""
 
     listening_s: float
     ready_s: float
     first_request_s: float
+    cpu_s: float
     anonymous_bytes: int
 
 
@@ -100,6 +101,7 @@ def measure(rig: Rig) -> Measurement:
             "listens, s": spread([start.listening_s for start in found]),
             "ready, s": spread([start.ready_s for start in found]),
             "first request, s": spread([start.first_request_s for start in found]),
+            "control, CPU s": spread([start.cpu_s for start in found]),
             "control, MiB": spread([start.anonymous_bytes / _MIB for start in found]),
         }
         for state, found in starts.items()
@@ -113,13 +115,7 @@ def measure(rig: Rig) -> Measurement:
             Floor("one batch, seconds to the first request", _slowest(starts[one]), MOST_S_ONE),
             Floor("control process at start, bytes a line", slope, MOST_BYTES_A_LINE),
         ],
-        raw={
-            state.what: [
-                [start.listening_s, start.ready_s, start.first_request_s, start.anonymous_bytes]
-                for start in found
-            ]
-            for state, found in starts.items()
-        },
+        raw={state.what: [asdict(start) for start in found] for state, found in starts.items()},
     )
 
 
@@ -177,11 +173,13 @@ def _start(rig: Rig, running: ServerProcess) -> Start:
             with suppress(OSError, HTTPException):
                 ready_ns = time.time_ns() if running.readiness()["status"] == "ready" else 0
         time.sleep(_POLL_S)
+    cpu = cpu_s(running.pid)
     first_ns = rig.backend.stats().first_arrival_ns
     return Start(
         listening_s=(listening_ns - began_ns) / 1e9,
         ready_s=(ready_ns - began_ns) / 1e9,
         first_request_s=(first_ns - began_ns) / 1e9,
+        cpu_s=cpu,
         anonymous_bytes=anonymous_bytes(running.pid),
     )
 

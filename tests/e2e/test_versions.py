@@ -22,6 +22,7 @@ from tests.support import command
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import ServerProcess, conserved, server, submit, wait_for
+from tests.unit.test_docs_operations import first_cells
 
 LINES = 100
 OLD, NEW = batchline.__version__, "9.9.9"
@@ -78,6 +79,10 @@ async def test_a_directory_of_before_the_note_is_taken_for_what_it_is(tmp_path: 
         (running.data / "format").unlink()
         running.start()
         assert (running.data / "format").read_text() == f"{FORMAT}\n"
+        # And all that lies there while a server works is on the page.
+        beside = {"batchline.sqlite3-wal", "batchline.sqlite3-shm"}
+        found = {path.name for path in running.data.iterdir()} - beside
+        assert found == set(first_cells("The data directory"))
 
 
 async def test_a_run_of_a_newer_batchline_is_refused(tmp_path: Path) -> None:

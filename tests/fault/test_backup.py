@@ -40,7 +40,7 @@ from tests.support.server import (
     wait_for,
 )
 from tests.support.small_disk import mounted_disk, used_bytes
-from tests.support.stored import wait_until_rows_and_bytes_agree
+from tests.support.stored import disagreements, wait_until_rows_and_bytes_agree
 
 LINES: Final = 300
 MAX_IN_FLIGHT: Final = 64
@@ -137,6 +137,7 @@ async def test_a_copy_made_under_load_goes_on_where_it_was(tmp_path: Path) -> No
         log_before = (await backend.log()).attempts()
         checked = command.run(["backup", "--verify", str(copy)])
         assert checked.returncode == 0, checked.stderr
+        assert list(disagreements(copy, exactly=True)) == []  # segments too: no byte more
 
         with restored(copy, tmp_path / "second", backend.base_url) as again:
             client = again.client()
