@@ -15,7 +15,7 @@ from batchline.service.leftovers import LeftoversJob, LeftoversResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "0a14cb9ff9a919b8"
+DIGEST = "1ecd941062727083"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
 JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult]
