@@ -113,6 +113,7 @@ def upgrade(installed: Path) -> None:
     assert init.read_text() != old
 
 
+@pytest.mark.timeout(90)  # starts from a shell, twice, without compiled modules the second time
 async def test_children_of_an_upgraded_program_are_refused_until_the_server_is_restarted(
     tmp_path: Path, installed: Path
 ) -> None:

@@ -64,7 +64,8 @@ def hung_up_twice(running: ServerProcess) -> None:
     for _ in range(2):
         os.kill(running.pid, signal.SIGHUP)
         wait_draining(running)
-    assert running.is_running
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait_ended(0.5)
     os.kill(running.pid, signal.SIGINT)
     assert running.wait_ended() == 1
 
@@ -186,6 +187,9 @@ async def test_a_closed_terminal_drains_and_the_next_start_goes_on(tmp_path: Pat
             with client:
                 batch = submit(client, content)
                 await backend.wait_for_arrivals(80)
+            os.killpg(
+                process.pid, signal.SIGHUP
+            )  # the shell's, to all of the job; then the kernel's
             os.close(ours)
             process.wait(20)
         finally:
