@@ -50,8 +50,11 @@ def wait_until_rows_and_bytes_agree(data: Path) -> None:
         time.sleep(POLL_S)
 
 
-def disagreements(data: Path) -> Iterator[str]:
-    """Every way in which rows and bytes below `data` do not fit, one line each."""
+def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
+    """Every way in which rows and bytes below `data` do not fit, one line each.
+
+    A segment may have bytes behind its last commit (it was refused, or never came); not `exactly`.
+    """
     with closing(
         sqlite3.connect(f"file:{data / 'batchline.sqlite3'}?mode=ro", uri=True)
     ) as database:
@@ -65,10 +68,8 @@ def disagreements(data: Path) -> Iterator[str]:
     yield from (f"{name}: bytes without a row" for name in sorted(sizes.keys() - rows.keys()))
     yield from (f"{name}: a row without bytes" for name in sorted(rows.keys() - sizes.keys()))
     for name in sorted(rows.keys() & sizes.keys()):
-        # A segment may have bytes behind its last commit: their commit was refused or never came.
-        if sizes[name] != rows[name] and not (
-            name.startswith("segment-") and sizes[name] > rows[name]
-        ):
+        more = name.startswith("segment-") and sizes[name] > rows[name] and not exactly
+        if sizes[name] != rows[name] and not more:
             yield f"{name}: {sizes[name]} bytes, and its row says {rows[name]}"
     held = {name for name, _ in references}
     yield from (f"{name}: nobody holds it" for name in sorted(rows.keys() - held))

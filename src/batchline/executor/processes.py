@@ -70,6 +70,12 @@ def record_self(directory: Path) -> None:
     partial.replace(directory / str(pid))
 
 
+def leave_the_end_to_the_server() -> None:
+    """Ignore what a terminal, or whoever stops a service, sends to all processes of a group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def forget(directory: Path, pid: int) -> None:
     """Drop the record of a child that has been reaped."""
     (directory / str(pid)).unlink(missing_ok=True)
