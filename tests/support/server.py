@@ -38,9 +38,14 @@ class ServerProcess:
         settings: Mapping[str, object] | None = None,
         options: Sequence[str] = (),
         fork: bool = True,
+        under: Sequence[str] = (),
     ) -> None:
-        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does."""
+        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does.
+
+        `under` goes before the command (strace, say), which is then not forked.
+        """
         self.directory = directory
+        self.under = under  # may be changed between two starts
         self._fork = fork
         self.data = directory / "data"
         self.log = directory / "server.log"
@@ -60,7 +65,7 @@ class ServerProcess:
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             words = ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments]
             env = {**os.environ, "BATCHLINE_PROBES": probes}
-            if self._fork:
+            if self._fork and not self.under:
                 self._process = forked.start(
                     "batchline",
                     words,
@@ -71,7 +76,7 @@ class ServerProcess:
                 )
             else:
                 self._process = subprocess.Popen(
-                    [*command.MODULE, *words],
+                    [*self.under, *command.MODULE, *words],
                     stdin=nothing,
                     stdout=log,
                     stderr=log,
@@ -244,9 +249,12 @@ def server(
     start: bool = True,
     probes: str = "",
     fork: bool = True,
+    under: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
     """A server process for the length of the block; nothing of it is left afterwards."""
-    process = ServerProcess(directory, upstreams, settings=settings, options=options, fork=fork)
+    process = ServerProcess(
+        directory, upstreams, settings=settings, options=options, fork=fork, under=under
+    )
     try:
         if start:
             process.start(probes=probes)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
@@ -101,7 +101,7 @@ def traced(pids: Sequence[int], directory: Path) -> Iterator[Trace]:
     Without strace the test is skipped, but in CI it fails: there it has to be installed.
     """
     if shutil.which("strace") is None:
-        _cannot("strace is not installed")
+        cannot("strace is not installed")
     output, said = directory / "trace", directory / "trace.log"
     command = ["strace", "-f", "-y", "-s", "2000", "-o", str(output), "-e"]
     command += ["trace=" + ",".join([*SYNCS, *WRITES, *RENAMES])]
@@ -122,12 +122,13 @@ def _until_attached(process: subprocess.Popen[bytes], said: Path, pids: Sequence
     deadline = time.monotonic() + ATTACH_S
     while any(f"Process {pid} attached" not in said.read_text() for pid in pids):
         if process.poll() is not None:
-            _cannot(f"strace cannot attach here: {said.read_text()}")
+            cannot(f"strace cannot attach here: {said.read_text()}")
         assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.01)
 
 
-def _cannot(why: str) -> None:
+def cannot(why: str) -> NoReturn:
+    """Skip the test, but in CI fail it: there strace has to work."""
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)
