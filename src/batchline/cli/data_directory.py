@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchline.cli.whole_file import make_folder
 from batchline.domain.errors import ConfigError
 
 
@@ -42,7 +43,7 @@ class DataDirectory:
             ConfigError: the directory cannot be used.
         """
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folder(root.absolute())
             fd = os.open(root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise ConfigError(f"data directory {root}: {os.strerror(exc.errno or 0)}") from exc

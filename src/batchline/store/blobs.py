@@ -43,14 +43,10 @@ class LocalBlobs:
         """Make the folders that are missing, durably: a rename into one needs nothing else."""
         self._root = root
         self._scratch = root / "scratch"
-        missing = [
-            folder
-            for folder in (root, self._scratch, *map(self._folder, BlobKind))
-            if not folder.is_dir()
-        ]
-        for folder in missing:
+        for folder in (root, self._scratch, *map(self._folder, BlobKind)):
             folder.mkdir(parents=True, exist_ok=True)
-        for parent in {folder.parent for folder in missing}:
+        # Also where none was missing: whoever made them may have ended before this.
+        for parent in (root.parent, root):
             _sync_folder(parent)
 
     def _folder(self, kind: BlobKind) -> Path:

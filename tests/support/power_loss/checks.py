@@ -67,7 +67,8 @@ def look(data: Path, known: Told, recorded: Recorded, ever: Mapping[str, bytes])
         for blob, holder, stop in needs(database):
             _whole(data, blob, stop or len(ever[blob]), ever, f"needed by {holder}")
         for blob, start, stop, crc in database.execute(
-            "SELECT blob_name, start, stop, crc FROM segment_commit"
+            # What validation left out has no checksum; it is a blob of its own, compared above.
+            "SELECT blob_name, start, stop, crc FROM segment_commit WHERE crc IS NOT NULL"
         ):
             assert google_crc32c.value(_piece(data, blob, start, stop)) == crc, (
                 f"what was committed of {blob}, {start} to {stop}, is not what is there"

@@ -6,6 +6,7 @@ It asks one thing after the other, so that the order of the answers says what it
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -75,7 +76,9 @@ def record(directory: Path, base_url: str, *, restarts: bool) -> Recorded:
     traces: list[Path] = []
     with server(disk, settings=settings(base_url), start=False) as running:
         job = _Job(running)
-        parts = [(job.everything, running.terminate)]
+        parts: list[tuple[Callable[[], None], Callable[[], object]]] = [
+            (job.everything, running.terminate)
+        ]
         if restarts:
             parts += [(job.going_on, running.kill_all), (job.coming_to_the_end, running.terminate)]
         for part, end in parts:

@@ -115,6 +115,12 @@ class Recording:
         """The place behind everything that ended."""
         return _end(self.calls)
 
+    def busy_places(self) -> list[int]:
+        """The places right behind each change or sync of a file of ours."""
+        player = self.player()
+        begun = sorted({call.began for call in self.calls} | {call.ended for call in self.calls})
+        return [place + 1 for place in begun if player.go_to(place + 1)]
+
 
 class Player:
     """A file system that is brought from one place of a recording to a later one."""
@@ -270,10 +276,10 @@ class Player:
 
     def _below(self, path: str) -> PurePosixPath | None:
         path = os.path.normpath(path)
-        if not path.startswith(self._root + "/"):
+        if not f"{path}/".startswith(f"{self._root}/"):
             return None
         below = PurePosixPath(path[len(self._root) + 1 :])
-        return None if below.parts[0] in self._ignored else below
+        return None if below.parts[:1] and below.parts[0] in self._ignored else below
 
 
 def _end(calls: Sequence[Call]) -> int:

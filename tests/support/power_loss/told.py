@@ -25,8 +25,11 @@ class Answer:
 
 @dataclass(slots=True)
 class Told:
-    """What a client knows. `files` by id, with name and size; `parts` with their upload, while that is
-    pending; `batches` as last seen, and `counts` with the highest seen."""
+    """What a client knows, by id.
+
+    `parts` are those of pending uploads, with their upload; `batches` are as last seen, and
+    `counts` has the highest seen.
+    """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
@@ -53,8 +56,8 @@ class Told:
 def told(answers: Sequence[Answer], place: int) -> Told:
     """What was known before `place`, by a client that asks one thing after the other.
 
-    What is under way at `place` may have happened: nothing is known of a file that is being deleted,
-    and of the parts of an upload that is being completed.
+    What is under way at `place` may have happened: nothing is known of a file that is being
+    deleted, and of the parts of an upload that is being completed.
     """
     known = Told()
     for answer in answers:
@@ -106,6 +109,8 @@ def _learn(known: Told, body: dict[str, Any]) -> None:
             counts = known.counts.setdefault(body["id"], dict.fromkeys(_COUNTS, 0))
             for name in _COUNTS:
                 counts[name] = max(counts[name], (body.get("request_counts") or counts)[name])
+        case _:
+            pass  # a list, a page of health: nothing that the others do not say
 
 
 def answers(sent: Sequence[Sent]) -> list[Answer]:
