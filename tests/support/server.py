@@ -193,6 +193,13 @@ class ServerProcess:
             time.sleep(POLL_S)
         return body
 
+    def wait_log(self, words: str, *, timeout_s: float = 10.0) -> None:
+        """Poll until the server, in any of its starts, or a child has said these words."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, f"nobody said {words!r}:\n{self.tail()}"
+            time.sleep(POLL_S)
+
     def client(
         self, *, timeout_s: float = 30.0, retries: int = 0, key: str = "any"
     ) -> openai.OpenAI:
