@@ -6,16 +6,21 @@ a file system read-only is no way: the kernel refuses while a file on it is open
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 import openai
 import pytest
 from openai.types import Batch, FileObject
 
+from batchline.store.engine import BUSY_S
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import ServerProcess, conserved, server, submit, wait_for
@@ -39,12 +44,19 @@ CHANGES: Final = (*SYNCS, "pwrite64", "ftruncate", "rename", "unlink", "unlinkat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sick:
-    """Whose calls fail how. `said` are words of the log by which a person sees it."""
+    """Whose calls fail how.
+
+    `shown` is what readiness says of the disk then, `said` are words of the log, `then` those after
+    a caller has asked for more. `unremoved`: files that nobody needs stay until the next start.
+    """
 
     of: Callable[[ServerProcess], Sequence[int]]
     names: Sequence[str]
     how: str
+    shown: str = "ok"
     said: Sequence[str] = ()
+    then: Sequence[str] = ()
+    unremoved: bool = False
 
 
 def everyone(running: ServerProcess) -> list[int]:
@@ -56,10 +68,13 @@ SICKNESSES: Final = {
         of=ServerProcess.workers,
         names=["fdatasync"],
         how="error=EIO",
-        said=["segment_unwritable: EIO"],
+        shown="segment_unwritable: EIO",
     ),
     "segment-folder": Sick(
-        of=ServerProcess.workers, names=["fsync"], how="error=EIO", said=["segment_unwritable: EIO"]
+        of=ServerProcess.workers,
+        names=["fsync"],
+        how="error=EIO",
+        shown="segment_unwritable: EIO",
     ),
     "database": Sick(
         of=lambda running: [running.pid],
@@ -71,12 +86,14 @@ SICKNESSES: Final = {
         of=lambda running: [pid for pid in everyone(running) if pid not in running.workers()],
         names=["fsync"],
         how="error=EIO",
+        then=["validation_delayed", "finalize_delayed"],
     ),
     "read-only": Sick(
         of=everyone,
         names=CHANGES,
         how="error=EROFS",
-        said=["segment_unwritable: EROFS"],
+        shown="segment_unwritable: EROFS",
+        unremoved=True,
     ),
     "slow": Sick(of=everyone, names=SYNCS, how="delay_enter=300000"),
 }
@@ -104,9 +121,12 @@ async def test_a_disk_that_is_sick_for_a_while_loses_nothing_and_leaves_nothing_
             await backend.wait_until(in_flight=2 * LINES)
             with tampered(sick.of(running), tmp_path, sick.names, how=sick.how) as trace:
                 await backend.stop_holding()
+                running.wait_readiness(lambda body: body["disk"]["state"] == sick.shown)
                 for words in sick.said:
                     running.wait_log(words)
                 asked = _ask(client, spare.id, other.id)
+                for words in sick.then:
+                    running.wait_log(words)
             assert _hit(trace)
 
             if "cancel" not in asked:
@@ -123,6 +143,9 @@ async def test_a_disk_that_is_sick_for_a_while_loses_nothing_and_leaves_nothing_
             inputs = [file for file in client.files.list() if file.purpose == "batch"]
             assert len(inputs) == 3 + ("upload" in asked)
             assert running.wait_readiness(lambda body: body["disk"]["state"] == "ok")
+            if sick.unremoved:
+                running.terminate()
+                running.start()
             wait_until_rows_and_bytes_agree(running.data)
 
 
@@ -151,6 +174,46 @@ def _hit(trace: Trace) -> bool:
     """Whether any call was tampered with."""
     text = trace.path.read_text()
     return "(INJECTED)" in text or "(DELAYED)" in text
+
+
+async def test_a_database_that_somebody_locks_for_long_delays_and_refuses_but_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    content = make_lines(LINES)
+    async with backend_process(HELD) as backend:
+        upstream = {"base_url": backend.base_url, "max_in_flight": 2 * LINES}
+        with server(tmp_path, settings={"backend": [upstream]}) as running:
+            client = running.client(timeout_s=4 * BUSY_S)
+            one, other = submit(client, content), submit(client, make_lines(LINES, start=1_000))
+            await backend.wait_until(in_flight=2 * LINES)
+            with (
+                ThreadPoolExecutor(2) as callers,
+                closing(sqlite3.connect(running.data / "batchline.sqlite3")) as somebody,
+            ):
+                somebody.execute("BEGIN IMMEDIATE")
+                # First in the queue: it waits for as long as the server waits for a lock.
+                create = callers.submit(
+                    client.batches.create,
+                    input_file_id=one.input_file_id,
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                )
+                assert running.readiness()["status"] == "ready"
+                await backend.stop_holding()
+                with pytest.raises(openai.APIStatusError) as refused:
+                    await anyio.to_thread.run_sync(create.result)
+                assert refused.value.status_code == 503
+                assert int(refused.value.response.headers["retry-after"]) >= 1
+                # Behind the commit of what was answered, which waits as well.
+                cancel = callers.submit(client.batches.cancel, other.id)
+                somebody.execute("ROLLBACK")
+                assert (await anyio.to_thread.run_sync(cancel.result)).id == other.id
+            log = await backend.log()
+            ended = wait_for(client, one.id)
+            assert ended.status == "completed"
+            assert conserved(client, ended, content, log).resent == 0
+            assert wait_for(client, other.id).status == "cancelled"
+            assert len(list(client.batches.list())) == 2
 
 
 def test_a_start_on_a_read_only_disk_says_so(tmp_path: Path) -> None:

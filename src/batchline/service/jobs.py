@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from batchline import telemetry
-from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull
+from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull, StoreUnavailable
 from batchline.executor import processes
 
 Job = TypeVar("Job")
@@ -34,7 +34,7 @@ _CHILD_MODULE: Final = "batchline.cli.job_child"
 
 # Errors that a job may raise on purpose and that arrive at the caller of `run` as they are.
 CARRIED: Final[dict[str, type[BatchlineError]]] = {
-    error.code: error for error in (BlobUnreadable, StorageFull)
+    error.code: error for error in (BlobUnreadable, StorageFull, StoreUnavailable)
 }
 
 
@@ -88,7 +88,7 @@ class Jobs:
 
         Raises:
             JobFailed: see there.
-            BlobUnreadable, StorageFull: the function raised it.
+            BlobUnreadable, StorageFull, StoreUnavailable: the function raised it.
         """
         request = Request(
             function=f"{function.__module__}:{function.__qualname__}",

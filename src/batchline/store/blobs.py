@@ -78,7 +78,8 @@ class LocalBlobs:
 
     async def delete(self, names: Sequence[BlobName]) -> None:
         # Not synced: a name that comes back with the power is an orphan, swept at the next start.
-        await asyncio.to_thread(_unlink_all, [self.path(name) for name in names])
+        with _our_errors():
+            await asyncio.to_thread(_unlink_all, [self.path(name) for name in names])
 
     async def stored(self) -> AsyncIterator[Sequence[BlobName]]:
         for kind in BlobKind:
@@ -95,7 +96,7 @@ class LocalBlobs:
         return self._scratch / secrets.token_hex(16)
 
     async def drop_scratch(self, path: Path) -> None:
-        await asyncio.to_thread(_unlink_all, [path])
+        await asyncio.to_thread(_drop, [path])
 
     async def sweep_scratch(self) -> None:
         await asyncio.to_thread(lambda: _unlink_all(list(self._scratch.iterdir())))
@@ -206,7 +207,7 @@ class LocalBlobWriter:
         """Nothing is left under either name: `finish` may have been cancelled after its rename."""
         self._close()
         self._buffer.clear()
-        _unlink_all([self._scratch, self._final])
+        _drop([self._scratch, self._final])
 
 
 def _fresh_name(kind: BlobKind) -> BlobName:
@@ -230,8 +231,12 @@ def _publish(unfinished: Path, final: Path, name: BlobName, kind: BlobKind) -> B
     with _our_errors():
         size = unfinished.stat().st_size
         unfinished.rename(final)
-        probe("blob.renamed")
-        _sync_folder(final.parent)
+        try:
+            probe("blob.renamed")
+            _sync_folder(final.parent)
+        except OSError:
+            _drop([final])
+            raise
         probe("blob.durable")
     return Blob(name=name, kind=kind, bytes=size)
 
@@ -263,6 +268,12 @@ def _unlink_all(paths: Sequence[Path]) -> None:
     for path in paths:
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+def _drop(paths: Sequence[Path]) -> None:
+    """Remove what nobody was told of; where a sick disk refuses, the next start sweeps it."""
+    with suppress(OSError):
+        _unlink_all(paths)
 
 
 def _chunks(ranges: Sequence[BlobRange], chunk_bytes: int) -> Iterator[list[BlobRange]]:
