@@ -86,7 +86,7 @@ SICKNESSES: Final = {
         of=lambda running: [pid for pid in everyone(running) if pid not in running.workers()],
         names=["fsync"],
         how="error=EIO",
-        then=["validation_delayed", "finalize_delayed"],
+        then=["batch_delayed", "finalize_delayed"],
     ),
     "read-only": Sick(
         of=everyone,

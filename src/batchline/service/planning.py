@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from batchline import telemetry
-from batchline.domain.errors import BlobUnreadable, StorageFull, StoreUnavailable
+from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.service.jobs import JobFailed, Jobs
@@ -92,8 +92,10 @@ class Planner:
     async def plan(self, batch: Batch) -> bool:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
 
-        Cancelling the task kills the child. A full disk, or one that fails,
-        delays and does not fail the batch.
+        Cancelling the task kills the child. A full disk delays and does not fail the batch.
+
+        Raises:
+            StoreUnavailable: the database or the disk does not work; the same call may later.
         """
         problems = await self._before_reading(BatchInput.of(batch))
         if problems:
@@ -106,7 +108,7 @@ class Planner:
                 return await self._in_child(batch)
             except BlobUnreadable:
                 return await self._refuse(batch, [INTERNAL])
-            except (StorageFull, StoreUnavailable) as exc:
+            except StorageFull as exc:
                 telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
                 await asyncio.sleep(RETRY_S)
                 return False
