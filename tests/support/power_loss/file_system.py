@@ -218,9 +218,6 @@ class FileSystem:
         if isinstance(node, _File):
             self._ever[target] = node
 
-    def link(self, source: PurePosixPath, target: PurePosixPath, *, ended: int) -> None:
-        self._rename([(self._parent(target), self._file(source))], ended)
-
     def remove(self, path: PurePosixPath, *, ended: int) -> None:
         """Take a name away; nothing, when there is none (a socket's, say)."""
         directory, name = self._parent(path)
