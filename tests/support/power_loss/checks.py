@@ -64,15 +64,7 @@ def look(data: Path, known: Told, recorded: Recorded, ever: Mapping[str, bytes])
             missing = set(getattr(known, kind)) - there
             assert not missing, f"{kind} were acknowledged and are gone: {missing}"
         _look_at_batches(database, known)
-        for blob, holder, stop in needs(database):
-            _whole(data, blob, stop or len(ever[blob]), ever, f"needed by {holder}")
-        for blob, start, stop, crc in database.execute(
-            # What validation left out has no checksum; it is a blob of its own, compared above.
-            "SELECT blob_name, start, stop, crc FROM segment_commit WHERE crc IS NOT NULL"
-        ):
-            assert google_crc32c.value(_piece(data, blob, start, stop)) == crc, (
-                f"what was committed of {blob}, {start} to {stop}, is not what is there"
-            )
+        look_at_bytes(database, data, ever)
         for file_id, body in known.files.items():
             content = recorded.content_of(file_id)
             ranges = database.execute(_RANGES, (file_id,)).fetchall()
@@ -80,6 +72,19 @@ def look(data: Path, known: Told, recorded: Recorded, ever: Mapping[str, bytes])
             if content is not None:
                 assert found == content, f"{file_id} is another file"
             assert len(found) == body["bytes"]
+
+
+def look_at_bytes(database: sqlite3.Connection, data: Path, ever: Mapping[str, bytes]) -> None:
+    """Whatever a row needs is there, byte for byte."""
+    for blob, holder, stop in needs(database):
+        _whole(data, blob, stop or len(ever[blob]), ever, f"needed by {holder}")
+    for blob, start, stop, crc in database.execute(
+        # What validation left out has no checksum; it is a blob of its own, compared above.
+        "SELECT blob_name, start, stop, crc FROM segment_commit WHERE crc IS NOT NULL"
+    ):
+        assert google_crc32c.value(_piece(data, blob, start, stop)) == crc, (
+            f"what was committed of {blob}, {start} to {stop}, is not what is there"
+        )
 
 
 def _look_at_batches(database: sqlite3.Connection, known: Told) -> None:

@@ -115,6 +115,12 @@ class Recording:
         """The place behind everything that ended."""
         return _end(self.calls)
 
+    def place_of(self, words: bytes) -> int:
+        """Where a call began to write `words`, to whatever it was."""
+        return next(
+            call.began for call in self.calls if call.name == "write" and words in _data(call)
+        )
+
     def busy_places(self) -> list[int]:
         """The places right behind each change or sync of a file of ours."""
         player = self.player()
