@@ -100,11 +100,13 @@ async def _go_on(disk: Path, backend: BackendControl, *, over: bool) -> None:
     ran = await command.command(*words(disk, backend))
     if over:
         assert (await backend.stats()).arrivals == before, "what was done is sent again"
+    there = set(os.listdir(disk))  # noqa: PTH208  # in an async function it is that or a thread
     if ran.returncode == 2:
+        # All was done. What was being removed goes with the next run into this place.
         assert "exists already" in ran.stderr
-        assert not (disk / STATE).exists()
+        there.discard(f"{STATE}.removed")
     else:
         assert ran.returncode == 0, ran.stderr
     results = [json.loads(line) for line in (disk / OUTPUT).read_bytes().splitlines()]
     assert sorted(one["custom_id"] for one in results) == [line_id(n) for n in range(LINES)]
-    assert os.listdir(disk) == [OUTPUT]
+    assert there == {OUTPUT}
