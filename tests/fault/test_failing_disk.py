@@ -176,6 +176,25 @@ def _hit(trace: Trace) -> bool:
     return "(INJECTED)" in text or "(DELAYED)" in text
 
 
+def test_what_was_refused_because_a_sync_failed_is_not_there_after_a_kill_either(
+    tmp_path: Path,
+) -> None:
+    with server(tmp_path, "http://127.0.0.1:9") as running:
+        client = running.client()
+        file = client.files.create(file=("in.jsonl", make_lines(3)), purpose="batch")
+        with tampered([running.pid], tmp_path, ["fdatasync"], how="error=EIO"):
+            with pytest.raises(openai.APIStatusError) as refused:
+                client.batches.create(
+                    input_file_id=file.id,
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                )
+            assert refused.value.status_code == 503
+            running.kill_all()
+        running.start()
+        assert list(running.client().batches.list()) == []
+
+
 async def test_a_database_that_somebody_locks_for_long_delays_and_refuses_but_loses_nothing(
     tmp_path: Path,
 ) -> None:
