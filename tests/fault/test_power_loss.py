@@ -18,8 +18,8 @@ from typing import Final
 import pytest
 
 from tests.support.power_loss import checks
-from tests.support.power_loss.file_system import CORNERS, Survival, drawn
 from tests.support.power_loss.job import SCRIPT, Recorded, record, settings
+from tests.support.power_loss.survival import CORNERS, Survival, drawn
 from tests.support.power_loss.told import Told, told
 from tests.support.scripted_backend import backend_process
 from tests.support.server import server

@@ -15,8 +15,8 @@ from typing import Final
 from tests.support import command
 from tests.support.inputs import line_id, make_lines
 from tests.support.power_loss.checks import look_at_bytes, write_image
-from tests.support.power_loss.file_system import CORNERS, drawn
 from tests.support.power_loss.recording import Recording, under_strace, wait_recorded
+from tests.support.power_loss.survival import CORNERS, drawn
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_process
 
 SEED: Final = int(os.environ.get("BATCHLINE_SEED") or random.SystemRandom().randrange(2**32))

@@ -11,15 +11,9 @@ from typing import Final
 
 import pytest
 
-from tests.support.power_loss.file_system import (
-    CORNERS,
-    FileSystem,
-    Kept,
-    NoSuchName,
-    Survival,
-    drawn,
-)
+from tests.support.power_loss.file_system import FileSystem, NoSuchName
 from tests.support.power_loss.recording import Recording, Sent, under_strace, wait_recorded
+from tests.support.power_loss.survival import CORNERS, Kept, Survival, drawn
 from tests.support.power_loss.told import answers, told
 
 FILE: Final = PurePosixPath("file")

@@ -5,7 +5,8 @@ for any place in the trace, images of the disk are made in which only what was s
 Decision 0013 says what is assumed of a file system and why.
 
     recording.py    starting a server under strace; its calls as steps on a file system
-    file_system.py  the model: which states a power cut may leave, and one of them drawn
+    survival.py     how much of what nobody synced a power cut leaves
+    file_system.py  the model: which states are possible then, and one of them
     told.py         what the server had answered up to a place in the trace
     job.py          what the client does while everything is recorded
     checks.py       an image, looked at without a server and then with one

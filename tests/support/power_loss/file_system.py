@@ -16,52 +16,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import PurePosixPath
-from typing import Final
 
-SECTORS: Final = (512, 4096)  # bytes that a disk writes wholly or not at all: old disks, new ones
-
-
-class Kept(Enum):
-    """How much of what was not synced is on the disk."""
-
-    NONE = "none"
-    SOME = "some"
-    ALL = "all"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survival:
-    """What one power cut does. `garbage`: what was never written reads as anything, not as zeros,
-    as on file systems that let sizes go to the disk before bytes."""
-
-    data: Kept
-    sizes: Kept
-    names: Kept
-    sector_bytes: int = 512
-    garbage: bool = False
-
-
-# The corners, which find most, and then chance. A size without bytes is the well-known empty file
-# after a rename; names alone or bytes alone find what relies on an order that nobody promised.
-CORNERS: Final = (
-    Survival(data=Kept.NONE, sizes=Kept.NONE, names=Kept.NONE),
-    Survival(data=Kept.NONE, sizes=Kept.NONE, names=Kept.ALL),
-    Survival(data=Kept.NONE, sizes=Kept.ALL, names=Kept.ALL, garbage=True),
-    Survival(data=Kept.ALL, sizes=Kept.ALL, names=Kept.NONE),
-)
-
-
-def drawn(chance: random.Random) -> Survival:
-    """A power cut in which everything is left to chance."""
-    return Survival(
-        data=Kept.SOME,
-        sizes=Kept.SOME,
-        names=Kept.SOME,
-        sector_bytes=chance.choice(SECTORS),
-        garbage=chance.random() < 0.5,
-    )
+from tests.support.power_loss.survival import Kept, Survival
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +62,7 @@ class _File:
         sizes = [len(self.durable)]
         for change in self.pending:
             sizes.append(change.size_after(sizes[-1]))
-        size = sizes[_moment(survival.sizes, len(self.pending), chance)]
+        size = sizes[survival.sizes.moment(len(self.pending), chance)]
         content = bytearray(self.durable[:size])
         missing = size - len(content)
         if missing > 0:
@@ -124,7 +81,7 @@ class _File:
                 touched.setdefault(number, []).append(change)
         for number, changes in touched.items():
             start = number * sector
-            kept = changes[: _moment(survival.data, len(changes), chance)]
+            kept = changes[: survival.data.moment(len(changes), chance)]
             if not kept:
                 continue
             piece = self.durable[start : min(start + sector, len(content))]
@@ -284,10 +241,7 @@ class FileSystem:
         lost: set[tuple[int, str]] = set()
         self._copy_durable(self._root, left)
         for change in self._pending:
-            kept = survival.names is Kept.ALL or (
-                survival.names is Kept.SOME and chance.random() < 0.5
-            )
-            if not kept or change.touches(lost):
+            if not survival.names.moment(1, chance) or change.touches(lost):
                 lost |= change.keys()
                 continue
             for (directory, name), node in change.entries:
@@ -337,17 +291,6 @@ def _walk(
         yield path / name, node
         if isinstance(node, _Directory):
             yield from _walk(path / name, node, entries)
-
-
-def _moment(kept: Kept, moments: int, chance: random.Random) -> int:
-    """How many of so many changes are on the disk."""
-    match kept:
-        case Kept.NONE:
-            return 0
-        case Kept.ALL:
-            return moments
-        case Kept.SOME:
-            return chance.randint(0, moments)
 
 
 def _apply(content: bytearray, change: _Write | _Resize) -> None:
