@@ -272,8 +272,9 @@ def _unlink_all(paths: Sequence[Path]) -> None:
 
 def _drop(paths: Sequence[Path]) -> None:
     """Remove what nobody was told of; where a sick disk refuses, the next start sweeps it."""
-    with suppress(OSError):
-        _unlink_all(paths)
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _chunks(ranges: Sequence[BlobRange], chunk_bytes: int) -> Iterator[list[BlobRange]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -115,7 +115,7 @@ def overwrite_failed(engine: Engine) -> None:
     It is enough that it reaches the log: nothing need be synced. Where not even that works, the
     next transaction that does takes the place.
     """
-    with suppress(DBAPIError), engine.begin() as connection:
+    with suppress(SQLAlchemyError), engine.begin() as connection:
         connection.exec_driver_sql("PRAGMA user_version = 0")  # as it is; the page is written
 
 
