@@ -74,7 +74,7 @@ async def test_a_power_cut_takes_nothing_that_was_answered(tmp_path: Path) -> No
 
 
 @pytest.mark.power
-@pytest.mark.timeout(120 + 4 * IMAGES)
+@pytest.mark.timeout(180 + 10 * IMAGES)
 async def test_power_cuts_through_three_lives_of_a_server(tmp_path: Path) -> None:
     chance = _chance(SEED)
     async with backend_process(SCRIPT) as backend:

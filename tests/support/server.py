@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,14 +40,19 @@ class ServerProcess:
         options: Sequence[str] = (),
         fork: bool = True,
         under: Sequence[str] = (),
+        clock: Path | None = None,
     ) -> None:
         """`fork` False: as a shell starts it, imports and all; else as `forked.py` does.
 
-        `under` goes before the command (strace, say), which is then not forked.
+        `under` goes before the command (strace, say), which is then not forked. `clock` sets its
+        wall clock; see `moved_clock.py`.
         """
         self.directory = directory
         self.under = under  # may be changed between two starts
-        self._fork = fork
+        self._fork = fork and clock is None
+        self._program = command.MODULE
+        if clock is not None:
+            self._program = [sys.executable, "-m", "tests.support.moved_clock", str(clock)]
         self.data = directory / "data"
         self.log = directory / "server.log"
         self._config = directory / "batchline.toml"
@@ -76,7 +82,7 @@ class ServerProcess:
                 )
             else:
                 self._process = subprocess.Popen(
-                    [*self.under, *command.MODULE, *words],
+                    [*self.under, *self._program, *words],
                     stdin=nothing,
                     stdout=log,
                     stderr=log,
@@ -257,10 +263,17 @@ def server(
     probes: str = "",
     fork: bool = True,
     under: Sequence[str] = (),
+    clock: Path | None = None,
 ) -> Iterator[ServerProcess]:
     """A server process for the length of the block; nothing of it is left afterwards."""
     process = ServerProcess(
-        directory, upstreams, settings=settings, options=options, fork=fork, under=under
+        directory,
+        upstreams,
+        settings=settings,
+        options=options,
+        fork=fork,
+        under=under,
+        clock=clock,
     )
     try:
         if start:
