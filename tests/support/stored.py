@@ -6,6 +6,7 @@ looked at afterwards. Only a server that is at rest can be expected to agree.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from batchline.domain import lifecycle
 AGREE_S: Final = 15.0
 POLL_S: Final = 0.02
 
-_TERMINAL: Final = sorted(lifecycle.TERMINAL)
+_TERMINAL: Final = json.dumps(sorted(lifecycle.TERMINAL))
 
 # Who may hold a blob: a file that is there, an upload that is pending, a batch that has not ended,
 # a worker (for the segment that it has open).
@@ -50,6 +51,11 @@ def wait_until_rows_and_bytes_agree(data: Path) -> None:
         time.sleep(POLL_S)
 
 
+def needs(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """Each blob that is needed, by whom, and up to which byte (0: that is not known here)."""
+    return database.execute(_NEEDS, (_TERMINAL,)).fetchall()
+
+
 def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
     """Every way in which rows and bytes below `data` do not fit, one line each.
 
@@ -61,9 +67,8 @@ def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
         database.execute("BEGIN")
         rows: dict[str, int] = dict(database.execute("SELECT name, bytes FROM blob"))
         references = set(database.execute("SELECT blob_name, holder FROM blob_reference"))
-        terminal = "[" + ",".join(f'"{status}"' for status in _TERMINAL) + "]"
-        holders = {holder for (holder,) in database.execute(_HOLDERS, (terminal,))}
-        needs = database.execute(_NEEDS, (terminal,)).fetchall()
+        holders = {holder for (holder,) in database.execute(_HOLDERS, (_TERMINAL,))}
+        needed = needs(database)
     sizes = _on_disk(data / "blobs")
     yield from (f"{name}: bytes without a row" for name in sorted(sizes.keys() - rows.keys()))
     yield from (f"{name}: a row without bytes" for name in sorted(rows.keys() - sizes.keys()))
@@ -76,7 +81,7 @@ def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
     for name, holder in sorted(references):
         if holder not in holders and not holder.startswith("worker:"):
             yield f"{name}: held by {holder}, which has ended"
-    for name, holder, stop in needs:
+    for name, holder, stop in needed:
         if (name, holder) not in references:
             yield f"{name}: needed by {holder}, which does not hold it"
         if sizes.get(name, -1) < stop:
