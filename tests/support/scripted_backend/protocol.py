@@ -12,6 +12,7 @@ import random
 import re
 import socket
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -28,6 +29,7 @@ CATALOGUE: Final = "/v1/models"
 
 _MARKERS: Final = re.compile(rb"\[\[(id|delay|status|fault)=([^\]]{1,200})\]\]")
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time
+_LAST_RECEIVED: Final = 52  # tcpi_last_data_recv in the struct tcp_info of linux/tcp.h, in ms
 
 
 class _Body(msgspec.Struct):
@@ -178,6 +180,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._reading = True
         self._first_byte_at = now()[0]
+        self._received_at = self._first_byte_at - self._unread_s()
         self._number = self._witness.requests
         self._witness.requests += 1
         self._path = ""
@@ -213,6 +216,14 @@ class Connection(asyncio.Protocol):
             self._arrive(exchange, b"".join(self._body))
         else:
             self._answer_apart(exchange)
+
+    def _unread_s(self) -> float:
+        """How long ago the kernel received the bytes that we are reading."""
+        if sys.platform != "linux":
+            return 0.0
+        connected = cast("socket.socket", self._transport.get_extra_info("socket"))
+        told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED + 4)
+        return float(int.from_bytes(told[_LAST_RECEIVED:], sys.byteorder)) / 1000
 
     # -- answering ------------------------------------------------------------------------------
 
@@ -275,6 +286,7 @@ class Connection(asyncio.Protocol):
                 path=exchange.path,
                 attempt=self._witness.attempts[exchange.id],
                 first_byte_at=self._first_byte_at,
+                received_at=self._received_at,
                 idempotency_key=self._idempotency_key,
                 authorization=self._authorization,
                 sha256=hashlib.sha256(body).hexdigest(),
@@ -347,6 +359,7 @@ class Connection(asyncio.Protocol):
                 id=self._idempotency_key or "",
                 path=self._path,
                 first_byte_at=self._first_byte_at,
+                received_at=self._received_at,
                 idempotency_key=self._idempotency_key,
             )
         )
