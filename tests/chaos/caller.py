@@ -69,7 +69,9 @@ class Caller:
         finally:
             self.under_way[what] -= 1
 
-    async def until_ok(self, what: str, method: str, path: str, *, gone_is_ok: bool = False) -> Answer:
+    async def until_ok(
+        self, what: str, method: str, path: str, *, gone_is_ok: bool = False
+    ) -> Answer:
         """Call again and again until the answer is 200 (or 404: `gone_is_ok`)."""
         while True:
             answer = await self.call(what, method, path)

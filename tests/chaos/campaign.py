@@ -18,7 +18,7 @@ from openai.types import Batch as ApiBatch
 from tests.chaos import schedule
 from tests.chaos.caller import Caller, caller
 from tests.chaos.customers import Customers
-from tests.chaos.explain import GOES_ON_S, Resent, Why, resent, went_on_after
+from tests.chaos.explain import Resent, Why, resent, went_on_after
 from tests.chaos.faults import Faults, of_the_log
 from tests.chaos.records import Batch, Fault, Order
 from tests.chaos.rows import last_sequence
@@ -171,7 +171,10 @@ class Campaign:
         faults = sorted([*self.faults.faults, *own], key=lambda fault: fault.since)
         again = list(resent(log, faults))
         found: list[tuple[str, float]] = [(line, time.time()) for line in defects]
-        found += [(line, time.time()) for line in self._about_all(orders, log, await self._listed(), faults)]
+        found += [
+            (line, time.time())
+            for line in self._about_all(orders, log, await self._listed(), faults)
+        ]
         events = invariants.by_line(log)
         for batch in batches:
             order = orders.get(batch.name)
@@ -228,6 +231,9 @@ class Campaign:
     ) -> None:
         board, faults = self._board, self.faults
         board.count_resent(again)
+        for one in again:
+            if one.fault is not None and one.why in LOST_COMMITS:
+                one.fault.phases |= {"committing"}
         board.kills.update(fault.what for fault in faults.faults if fault.is_kill)
         board.phases.update(p for fault in faults.faults if fault.is_kill for p in fault.phases)
         stops = [fault for fault in faults.faults if not fault.is_kill or fault.since < fault.at]
@@ -256,7 +262,9 @@ class Campaign:
 
     async def end(self) -> None:
         """Delete every file there is: then nothing is left on disk."""
-        while files := (await self._caller.until_ok("list", "GET", "/v1/files?limit=100")).body["data"]:
+        while files := (await self._caller.until_ok("list", "GET", "/v1/files?limit=100")).body[
+            "data"
+        ]:
             for file in files:
                 path = f"/v1/files/{file['id']}"
                 await self._caller.until_ok("delete", "DELETE", path, gone_is_ok=True)
@@ -285,6 +293,8 @@ class Campaign:
         )
 
 
+# What only a commit that did not come about explains.
+LOST_COMMITS: Final = frozenset({Why.INTERVAL, Why.STOPPED, Why.COMMITTING})
 MAX_ATTEMPTS: Final = 5  # of a line that breaks; and the deaths until a line is blamed for them
 
 
@@ -298,6 +308,3 @@ def _blamed(batch: Batch, log: BackendLog) -> Iterator[str]:
             attempts = broken.count(value["custom_id"])
             if attempts < MAX_ATTEMPTS:
                 yield f"{value['custom_id']}: {error['code']} after {attempts} broken attempts"
-
-
-__all__ = ["GOES_ON_S", "Breach", "run"]

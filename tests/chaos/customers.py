@@ -118,9 +118,7 @@ class Customers:
     async def _cancel(self, story: Story, batch_id: str) -> None:
         """Ask until there is an answer."""
         while True:
-            answer = await self._caller.call(
-                "cancelling", "POST", f"/v1/batches/{batch_id}/cancel"
-            )
+            answer = await self._caller.call("cancelling", "POST", f"/v1/batches/{batch_id}/cancel")
             if answer is not None and answer.status == 200:
                 told_at = time.time()
                 read_at = await caught_up(self._backend)

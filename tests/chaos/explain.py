@@ -56,9 +56,7 @@ def _is_the_backends(end: Event) -> bool:
     return end.kind is Kind.DROPPED or (end.kind is Kind.ANSWERED and end.status != 200)
 
 
-def _explained(
-    before: Event, end: Event | None, again: Event, faults: Sequence[Fault]
-) -> Resent:
+def _explained(before: Event, end: Event | None, again: Event, faults: Sequence[Fault]) -> Resent:
     for fault in faults:
         at_risk = end is None or end.at >= fault.since - COMMIT_S - COMMITTING_S
         there = before.first_byte_at <= fault.until + DYING_S

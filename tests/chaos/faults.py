@@ -30,6 +30,7 @@ ORPHANS_S: Final = 5.0  # children of a dead server are gone by then, or somethi
 # What of the server's own log says that it ended one of its workers on purpose.
 OWN_KILLS: Final = frozenset({"worker_silent", "gate_not_acknowledged", "batch_fenced"})
 # What it says only when something of ours is wrong.
+TRACE_LINES: Final = 40
 DEFECTS: Final = frozenset({"batch_step_failed", "input_lost"})
 
 Shards = Mapping[tuple[str, int], ShardRow]
@@ -133,7 +134,9 @@ class Faults:
         since = None
         if kill.stopped is not None:
             since = await self._stop(kill)
-        before = await asyncio.to_thread(look, self._running.data, after_sequence=self.after_sequence)
+        before = await asyncio.to_thread(
+            look, self._running.data, after_sequence=self.after_sequence
+        )
         in_flight = (await self._backend.stats()).in_flight
         starting = self.lives[-1].ready_at is None
         calls = self._calls()
@@ -146,7 +149,10 @@ class Faults:
                 await asyncio.to_thread(self._running.kill_all)
             case Victim.WORKER | Victim.CHILD:
                 what = self._kill_child(kill.victim)
-        if kill.victim in ENDS_SERVER:
+        if not what:  # no child is there yet
+            what = Victim.ALL.value
+            await asyncio.to_thread(self._running.kill_all)
+        if what in ENDS_SERVER:
             self._server_gone()
         fault = Fault(what=what, since=since or at, at=at, until=time.time(), in_flight=in_flight)
         phases = {*before.phases, *calls} - ({"running"} if not in_flight else set())
@@ -164,7 +170,7 @@ class Faults:
         }
 
     def _kill_child(self, victim: Victim) -> str:
-        """Which child died; none when there is none at the moment."""
+        """What died; "" when there is no child at the moment."""
         children = self._running.children()
         workers = [pid for pid in children if is_worker(pid)]
         others = [pid for pid in children if pid not in workers]
@@ -173,7 +179,7 @@ class Faults:
                 with suppress(ProcessLookupError):
                     os.kill(self._chance.choice(pids), signal.SIGKILL)
                 return what.value
-        return "nobody"
+        return ""
 
     async def _stop(self, kill: Kill) -> float | None:
         """SIGSTOP for a while; since when, if it is to die stopped."""
@@ -220,9 +226,10 @@ def of_the_log(log: Path) -> tuple[list[Fault], list[str]]:
     """From what servers said: workers that they ended themselves, and what must never be said."""
     own: list[Fault] = []
     defects: list[str] = []
-    for line in log.read_text(errors="replace").splitlines():
-        if line.startswith("Traceback"):
-            defects.append(line)
+    lines = log.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines):
+        if "Traceback (most recent" in line:
+            defects.append("\n    ".join(lines[max(0, number - 3) : number + TRACE_LINES]))
         if not line.startswith("{"):
             continue
         with suppress(ValueError):  # a line that was cut by a kill

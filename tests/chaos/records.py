@@ -28,8 +28,7 @@ class Fault:
         probe = f" at {self.probe}" if self.probe else ""
         phases = ", ".join(sorted(self.phases)) or "nothing"
         return (
-            f"{self.at - from_at:8.3f} {self.what}{probe}, {self.in_flight} in flight, "
-            f"met {phases}"
+            f"{self.at - from_at:8.3f} {self.what}{probe}, {self.in_flight} in flight, met {phases}"
         )
 
 

@@ -69,13 +69,17 @@ AIMED: Final = {
 PHASE_OF: Final = {probe: phase for phase, probes in AIMED.items() for probe in probes}
 
 # Not a death: the disk refuses once, and the caller gets an error.
-REFUSALS: Final = ("batch.create.inside=eio@2", "file.create.inside=eio@3", "batch.create.before=eio")
+REFUSALS: Final = (
+    "batch.create.inside=eio@2",
+    "file.create.inside=eio@3",
+    "batch.create.before=eio",
+)
 
 _AIMED_SHARE: Final = 0.45  # of the kills that follow a start
 _AT_START_SHARE: Final = 0.35  # of the others that follow a start
 _REFUSALS_SHARE: Final = 0.15  # of all starts
 _STOPPED_SHARE: Final = 0.15  # of all kills
-_VICTIMS: Final = {Victim.SERVER: 0.3, Victim.ALL: 0.25, Victim.WORKER: 0.3, Victim.CHILD: 0.15}
+_VICTIMS: Final = {Victim.SERVER: 0.25, Victim.ALL: 0.2, Victim.WORKER: 0.35, Victim.CHILD: 0.2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +146,9 @@ def kills(seed: str, count: int) -> Sequence[Kill]:
         if probe or number == count - 1:
             victim = chance.choice((Victim.SERVER, Victim.ALL))
         at_start = fresh and victim in ENDS_SERVER and chance.random() < _AT_START_SHARE
-        drawn.append(_kill(victim, chance, at_start=at_start and not probe, probe=probe, fresh=fresh))
+        drawn.append(
+            _kill(victim, chance, at_start=at_start and not probe, probe=probe, fresh=fresh)
+        )
     return drawn
 
 
@@ -154,7 +160,7 @@ def _kill(
     return Kill(
         victim=victim,
         at_start=at_start,
-        pause_s=chance.uniform(0.0, 1.5) if at_start else min(1.5, chance.expovariate(4.0)),
+        pause_s=chance.uniform(0.0, 1.2) if at_start else min(1.5, chance.expovariate(5.0)),
         probe=probe,
         refusal=chance.choice(REFUSALS) if refuses and fresh else "",
         stopped=None if at_start or probe else stopped,

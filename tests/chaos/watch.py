@@ -18,7 +18,7 @@ from tests.support.scripted_backend import BackendControl
 from tests.support.server import TERMINAL
 
 LOOK_S: Final = 0.05
-PAGE: Final = 20  # newest first: what is not on it has mostly ended
+PAGE: Final = 10  # newest first: what is not on it has mostly ended
 NAME: Final = "story"  # the key in a batch's metadata
 
 
@@ -32,7 +32,9 @@ class Watch:
         self._waiting: dict[str, asyncio.Event] = {}
         self.batches: dict[str, Batch] = {}
         self.looks = 0
-        self.deletes: Callable[[Batch], bool] = lambda _: False  # whose files go when they were read
+        self.deletes: Callable[[Batch], bool] = lambda _: (
+            False
+        )  # whose files go when they were read
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -76,7 +78,9 @@ class Watch:
         batch.output, batch.errors = [
             None
             if (file_id := body[name]) is None
-            else (await self._caller.until_ok("download", "GET", f"/v1/files/{file_id}/content")).content
+            else (
+                await self._caller.until_ok("download", "GET", f"/v1/files/{file_id}/content")
+            ).content
             for name in ("output_file_id", "error_file_id")
         ]
         batch.ended = ended(body, batch.output, batch.errors)
@@ -110,7 +114,9 @@ class Watch:
             files = [
                 None
                 if batch.files_deleted or (file_id := answer.body[name]) is None
-                else (await self._caller.until_ok("watch", "GET", f"/v1/files/{file_id}/content")).content
+                else (
+                    await self._caller.until_ok("watch", "GET", f"/v1/files/{file_id}/content")
+                ).content
                 for name in ("output_file_id", "error_file_id")
             ]
             assert batch.ended is not None
@@ -131,9 +137,7 @@ async def caught_up(backend: BackendControl) -> float | None:
 
 
 def ended(body: Mapping[str, Any], output: bytes | None, errors: bytes | None) -> Ended:
-    return Ended(
-        body=json.dumps(body, sort_keys=True), output=_hash(output), errors=_hash(errors)
-    )
+    return Ended(body=json.dumps(body, sort_keys=True), output=_hash(output), errors=_hash(errors))
 
 
 def _hash(content: bytes | None) -> str | None:

@@ -96,7 +96,8 @@ class _Link(asyncio.Protocol):
         self._send(m.Hello(pid=os.getpid()))
 
     def _send(self, message: m.ToControl) -> None:
-        if self._transport is not None:
+        # Between a hang-up and `connection_lost` there is a loop step in which writing would raise.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(m.frame(message))
 
     def _worked(self, working: asyncio.Task[None]) -> None:

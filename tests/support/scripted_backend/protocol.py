@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._reading = True
         self._first_byte_at = now()[0]
-        self._received_at = self._first_byte_at - self._unread_s()
+        self._received_at = self._kernel_had_it_at(self._first_byte_at)
         self._number = self._witness.requests
         self._witness.requests += 1
         self._path = ""
@@ -217,13 +217,13 @@ class Connection(asyncio.Protocol):
         else:
             self._answer_apart(exchange)
 
-    def _unread_s(self) -> float:
-        """How long ago the kernel received the bytes that we are reading."""
+    def _kernel_had_it_at(self, now: float) -> float:
+        """When the kernel received the bytes that are being read; 0 where it does not say."""
         if sys.platform != "linux":
             return 0.0
         connected = cast("socket.socket", self._transport.get_extra_info("socket"))
         told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED + 4)
-        return float(int.from_bytes(told[_LAST_RECEIVED:], sys.byteorder)) / 1000
+        return now - int.from_bytes(told[_LAST_RECEIVED:], sys.byteorder) / 1000
 
     # -- answering ------------------------------------------------------------------------------
 

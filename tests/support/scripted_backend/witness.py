@@ -27,6 +27,7 @@ class Kind(StrEnum):
 
 STAMP_S: Final = 0.012  # the kernel counts in ticks of 4 ms, and one may be under way
 
+
 # Structs, not dataclasses: two are made for each request, and go to a file as JSON lines.
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that happened.
@@ -34,8 +35,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `request` numbers requests in the order of their first bytes; `at` is `time.time()`,
     `monotonic_ns` the same instant on a clock that is the same in all processes of the machine.
     `first_byte_at` is set where the request came in, and `received_at`: when the kernel had it,
-    which on a busy machine is before we read it (by `STAMP_S` at most it is wrong; where the kernel
-    does not say, it is `first_byte_at`). `sha256` and `bytes` are of the exact body.
+    which on a busy machine is before we read it (wrong by less than `STAMP_S`; 0 where the kernel
+    does not say). `sha256` and `bytes` are of the exact body.
     """
 
     kind: Kind
