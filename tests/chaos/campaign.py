@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from openai.types import Batch as ApiBatch
 
 from tests.chaos import schedule
@@ -115,6 +116,7 @@ class Campaign:
                 self._customers.closing = True
                 stuck = await self._wait_for_all(calm_at)
                 if stuck:
+                    self._keep(await self._backend.log())
                     self._fail(seed, sky, [(line, calm_at) for line in stuck])
             await self._watch.settled()
         finally:
@@ -191,6 +193,7 @@ class Campaign:
         self._count(log, batches, orders, again, sky)
         found += [(line, time.time()) for line in await self._watch.changes()]
         if found:
+            self._keep(log)
             self._fail(seed, sky, found)
         await asyncio.to_thread(wait_until_rows_and_bytes_agree, self._running.data)
         await self._forget(batches)
@@ -272,6 +275,12 @@ class Campaign:
 
     # -- failing -------------------------------------------------------------------------------
 
+    def _keep(self, log: BackendLog) -> None:
+        """Leave what the backend saw and what was done beside the data directory."""
+        folder = self._running.directory
+        (folder / "backend.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, log.events)))
+        (folder / "faults.json").write_bytes(msgspec.json.encode(self.faults.faults))
+
     def _fail(self, seed: str, sky: Sky, found: list[tuple[str, float]]) -> None:
         """Raise Breach, with what was done around the first ones."""
         self._board.other_breaches += len(found)
@@ -289,7 +298,7 @@ class Campaign:
             + "\n  ".join(f"{at - first:8.3f} {line}" for line, at in found[:SHOWN])
             + "\nfaults around the first:\n  "
             + "\n  ".join(timeline)
-            + f"\ndata directory {self._running.data}, log {self._running.log}"
+            + f"\nall of it is in {self._running.directory}"
         )
 
 

@@ -208,9 +208,11 @@ def sent_twice_at_once(log: BackendLog, kills: Sequence[float]) -> Iterator[str]
             if end is not None and end.at <= again.first_byte_at:
                 continue
             if not any(before.at - DYING_S <= kill <= again.first_byte_at for kill in kills):
+                ended = "never" if end is None else f"{end.kind} at {end.at:.3f}"
                 yield (
-                    f"{identity}: attempt {again.attempt} came while attempt {before.attempt} "
-                    "was open and nobody had been killed"
+                    f"{identity}: attempt {again.attempt} came at {again.first_byte_at:.3f} while "
+                    f"attempt {before.attempt} of {before.first_byte_at:.3f} was open ({ended}) "
+                    "and nobody had been killed"
                 )
 
 

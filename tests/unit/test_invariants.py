@@ -270,7 +270,7 @@ def twice(end: Event | None) -> BackendLog:
 def test_two_attempts_at_once_are_a_breach_unless_somebody_was_killed() -> None:
     for end in (None, seen(Kind.ANSWERED, 2.5), seen(Kind.ABORTED, 2.1)):
         (found,) = invariants.sent_twice_at_once(twice(end), [0.5, 2.5])
-        assert "attempt 2 came while attempt 1 was open" in found
+        assert "attempt 2 came at 2.000 while attempt 1 of 1.000 was open" in found
         assert not list(invariants.sent_twice_at_once(twice(end), [1.5]))
     over = seen(Kind.ANSWERED, 1.9)
     assert not list(invariants.sent_twice_at_once(twice(over), []))
