@@ -53,6 +53,8 @@ async def serve(control: socket.socket) -> None:
     link = _Link()
     await asyncio.get_running_loop().create_connection(lambda: link, sock=control)
     await link.ended
+    # At once, as the thread would: closing the loop under what is under way only litters the log.
+    os._exit(0)
 
 
 class _Link(asyncio.Protocol):
