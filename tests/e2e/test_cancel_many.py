@@ -3,9 +3,9 @@
 Several batches run at a time, each with prompts of its own numbers, so that the backend's log says
 whose request came when. `BATCHLINE_CANCELS=1000` makes it longer, `BATCHLINE_SEED` repeats a run.
 
-The backend reads a request, on a busy machine, up to 80 ms after it came. So the kernel's stamp
-counts, which says when it came. Where there is none the backend is asked something after each 200:
-what it reads later than its answer was sent too late.
+The backend reads a request, on a busy machine, up to 80 ms after it came, and may then answer it
+before it sees that it was aborted. So the kernel's stamp counts, which says when it came. Besides,
+the backend is asked something after each 200: what it reads later than that was sent too late.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DELAY_S: Final = 0.3  # at most, from the first moment of `in_progress`; a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class One:
+class CancelledBatch:
     """One batch of `LINES` lines from `start`. Instants are `time.time()`: around the cancel, and
     when the backend had answered a question that was asked after it."""
 
@@ -110,11 +110,11 @@ async def test_no_request_comes_after_the_answer_to_a_cancel(tmp_path: Path) -> 
     assert 2 * met >= CANCELS, "too few cancels met a batch with requests in flight"
 
 
-def _run_and_cancel(client: openai.OpenAI, backend_url: str) -> list[One]:
+def _run_and_cancel(client: openai.OpenAI, backend_url: str) -> list[CancelledBatch]:
     chance = random.Random(SEED)  # noqa: S311  # moments, not secrets
     delays = [chance.uniform(0, DELAY_S) for _ in range(CANCELS)]
 
-    def one(number: int) -> One:
+    def one(number: int) -> CancelledBatch:
         start = number * LINES
         batch = submit(client, make_lines(LINES, start=start))
         wait_for(client, batch.id, "in_progress")
@@ -125,7 +125,7 @@ def _run_and_cancel(client: openai.OpenAI, backend_url: str) -> list[One]:
         _ask(backend_url)
         read_at = time.time()
         ended = wait_for(client, batch.id)
-        return One(
+        return CancelledBatch(
             start=start,
             asked_at=asked_at,
             told_at=told_at,

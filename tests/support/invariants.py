@@ -146,16 +146,15 @@ def cancel_not_honoured(story: Story, status: str, log: BackendLog) -> Iterator[
 def sent_after(cancel: Cancelled, log: BackendLog) -> list[Event]:
     """The requests in `log` that reached the backend's machine first after the 200.
 
-    A busy backend reads a request up to 80 ms after it came, so its own stamp says nothing: the
-    kernel's counts, and where there is none, whether it was read after all that was sent in time.
+    A busy backend reads a request up to 80 ms after it came, so its own stamp alone says nothing.
+    The kernel's does; and what was read after all that had been sent in time was not.
     """
-    return [event for event in log.arrived_after(cancel.told_at) if _is_late(event, cancel)]
-
-
-def _is_late(event: Event, cancel: Cancelled) -> bool:
-    if event.received_at:
-        return event.received_at > cancel.told_at + STAMP_S
-    return cancel.read_at is not None and event.first_byte_at > cancel.read_at
+    return [
+        event
+        for event in log.arrived_after(cancel.told_at)
+        if event.received_at > cancel.told_at + STAMP_S
+        or (cancel.read_at is not None and event.first_byte_at > cancel.read_at)
+    ]
 
 
 def open_after_the_end(story: Story, read_at: float, log: BackendLog) -> Iterator[str]:

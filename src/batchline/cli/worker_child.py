@@ -53,7 +53,8 @@ async def serve(control: socket.socket) -> None:
     link = _Link()
     await asyncio.get_running_loop().create_connection(lambda: link, sock=control)
     await link.ended
-    # At once, as the thread would: closing the loop under what is under way only litters the log.
+    # At once, as the thread would: while the loop closes, requests that it aborts are free to be
+    # sent again, and would be.
     os._exit(0)
 
 
