@@ -34,7 +34,7 @@ from tests.support.stored import wait_until_nothing_is_left, wait_until_rows_and
 
 ROUND: Final = 100  # kills: the backend keeps the requests of one round in memory
 CUSTOMERS: Final = 6
-LIVENESS_S: Final = 40.0  # once faults have stopped; a worker that died often is back in 30 s
+LIVENESS_S: Final = 60.0  # once faults have stopped; a worker that died often is back in 30 s
 SHOWN: Final = 20
 AROUND_S: Final = 3.0  # of the timeline before a breach
 
@@ -191,7 +191,7 @@ class Campaign:
             if one.why is Why.NOTHING
         ]
         self._count(log, batches, orders, again, sky)
-        found += [(line, time.time()) for line in await self._watch.changes()]
+        found += [(line, time.time()) for line in await self._watch.changes(batches)]
         if found:
             self._keep(log)
             self._fail(seed, sky, found)
@@ -264,7 +264,9 @@ class Campaign:
         await self._backend.clear()
 
     async def end(self) -> None:
-        """Delete every file there is: then nothing is left on disk."""
+        """Nothing has changed since it ended; and when every file is deleted, nothing is left."""
+        if changes := await self._watch.changes(self._watch.batches.values()):
+            raise Breach("\n".join(changes))
         while files := (await self._caller.until_ok("list", "GET", "/v1/files?limit=100")).body[
             "data"
         ]:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -19,6 +19,7 @@ from tests.support.server import TERMINAL
 
 LOOK_S: Final = 0.05
 PAGE: Final = 10  # newest first: what is not on it has mostly ended
+FILES: Final = ("output_file_id", "error_file_id")
 NAME: Final = "story"  # the key in a batch's metadata
 
 
@@ -75,18 +76,11 @@ class Watch:
         """What a batch has left: its files, as soon as it was seen to have ended."""
         if batch.last.status == "cancelled":
             batch.cancelled_read_at = await caught_up(self._backend)
-        batch.output, batch.errors = [
-            None
-            if (file_id := body[name]) is None
-            else (
-                await self._caller.until_ok("download", "GET", f"/v1/files/{file_id}/content")
-            ).content
-            for name in ("output_file_id", "error_file_id")
-        ]
+        batch.output, batch.errors = [await self._content(body[name]) for name in FILES]
         batch.ended = ended(body, batch.output, batch.errors)
         if self.deletes(batch):
             batch.files_deleted = True
-            for name in ("output_file_id", "error_file_id"):
+            for name in FILES:
                 if body[name] is not None:
                     path = f"/v1/files/{body[name]}"
                     await self._caller.until_ok("delete", "DELETE", path, gone_is_ok=True)
@@ -106,25 +100,27 @@ class Watch:
     def unended(self) -> list[Batch]:
         return [batch for batch in self.batches.values() if batch.ended is None]
 
-    async def changes(self) -> Iterator[str]:
-        """Read every batch that has ended once more; what is different now."""
+    async def changes(self, batches: Iterable[Batch]) -> list[str]:
+        """Read these ended batches once more; what is different now."""
         found = []
-        for batch in [b for b in self.batches.values() if b.ended is not None]:
+        for batch in batches:
             answer = await self._caller.until_ok("watch", "GET", f"/v1/batches/{batch.id}")
             files = [
-                None
-                if batch.files_deleted or (file_id := answer.body[name]) is None
-                else (
-                    await self._caller.until_ok("watch", "GET", f"/v1/files/{file_id}/content")
-                ).content
-                for name in ("output_file_id", "error_file_id")
+                None if batch.files_deleted else await self._content(answer.body[name])
+                for name in FILES
             ]
             assert batch.ended is not None
             found += [
-                f"{batch.name} {batch.id}: changed after its end: {change}"
+                f"{batch.id}: changed after its end: {change}"
                 for change in changed_after_the_end(batch.ended, ended(answer.body, *files))
             ]
-        return iter(found)
+        return found
+
+    async def _content(self, file_id: str | None) -> bytes | None:
+        if file_id is None:
+            return None
+        path = f"/v1/files/{file_id}/content"
+        return (await self._caller.until_ok("download", "GET", path)).content
 
 
 async def caught_up(backend: BackendControl) -> float | None:
