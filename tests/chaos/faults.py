@@ -144,7 +144,7 @@ class Faults:
         what = kill.victim.value
         match kill.victim:
             case Victim.SERVER:
-                await asyncio.to_thread(self._running.kill)
+                await asyncio.to_thread(self._kill_server)
             case Victim.ALL:
                 await asyncio.to_thread(self._running.kill_all)
             case Victim.WORKER | Victim.CHILD:
@@ -168,6 +168,12 @@ class Faults:
             for what, number in self._caller.under_way.items()
             if number and names.get(what, what) in phases
         }
+
+    def _kill_server(self) -> None:
+        with suppress(ProcessLookupError):  # it has reached its probe just now
+            os.kill(self._running.pid, signal.SIGKILL)
+        status = self._running.wait_ended()
+        assert status == -signal.SIGKILL, f"{status}:\n{self._running.tail()}"
 
     def _kill_child(self, victim: Victim) -> str:
         """What died; "" when there is no child at the moment."""
