@@ -9,7 +9,6 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,24 +101,21 @@ class Campaign:
         """Faults, calm, checks; the next round goes on with the same server and directory."""
         sky = Sky(self._backend)
         self._customers.closing = False
-        watching = asyncio.create_task(self._watch.run())
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for number in range(CUSTOMERS):
-                    tasks.create_task(self._customers.buy(schedule.jobs(seed, number)))
-                weather = tasks.create_task(sky.run(schedule.outages(seed)))
-                await self.faults.run(schedule.kills(seed, kills))
-                weather.cancel()
-                with suppress(asyncio.CancelledError):
-                    await weather
-                calm_at = await self.faults.calm()
-                self._customers.closing = True
-                stuck = await self._wait_for_all(calm_at)
-                if stuck:
-                    self._keep(await self._backend.log())
-                    self._fail(seed, sky, [(line, calm_at) for line in stuck])
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._watch.run())
+            for number in range(CUSTOMERS):
+                tasks.create_task(self._customers.buy(schedule.jobs(seed, number)))
+            weather = tasks.create_task(sky.run(schedule.outages(seed)))
+            await self.faults.run(schedule.kills(seed, kills))
+            weather.cancel()
+            await asyncio.wait([weather])
+            calm_at = await self.faults.calm()
+            self._customers.closing = True
+            stuck = await self._wait_for_all(calm_at)
+            if stuck:
+                self._keep(await self._backend.log())
+                self._fail(seed, sky, [(line, calm_at) for line in stuck])
             await self._watch.settled()
-        finally:
             watching.cancel()
         await self._check(seed, sky)
 

@@ -39,23 +39,24 @@ class Watch:
 
     async def run(self) -> None:
         """Look, for ever."""
-        while True:
-            await self._pass()
-            await asyncio.sleep(LOOK_S)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._pass(tasks)
+                await asyncio.sleep(LOOK_S)
 
-    async def _pass(self) -> None:
+    async def _pass(self, tasks: asyncio.TaskGroup) -> None:
         page = await self._caller.call("watch", "GET", f"/v1/batches?limit={PAGE}")
         seen = set()
         for body in page.body["data"] if page is not None and page.status == 200 else ():
             seen.add(body["id"])
-            self._note(body)
+            self._note(body, tasks)
         for batch in [b for b in self.batches.values() if b.last.status not in TERMINAL]:
             if batch.id not in seen:
                 answer = await self._caller.call("watch", "GET", f"/v1/batches/{batch.id}")
                 if answer is not None and answer.status == 200:
-                    self._note(answer.body)
+                    self._note(answer.body, tasks)
 
-    def _note(self, body: dict[str, Any]) -> None:
+    def _note(self, body: dict[str, Any], tasks: asyncio.TaskGroup) -> None:
         """One look. They come in order: there is one loop, and it waits for each answer."""
         self.looks += 1
         look, now = _look(body), time.time()
@@ -68,7 +69,7 @@ class Watch:
         batch.last, batch.last_at = look, now
         if look.status in TERMINAL and batch.body is None:
             batch.body = body
-            task = asyncio.create_task(self._read(batch, body))
+            task = tasks.create_task(self._read(batch, body))
             self._reading.add(task)
             task.add_done_callback(self._reading.discard)
 
