@@ -613,8 +613,12 @@ worker_child.main()
 """
 
 
-async def test_a_worker_whose_server_is_gone_sends_nothing_more(tmp_path: Path) -> None:
-    """What it aborts would otherwise be free to be sent again, by itself."""
+@pytest.mark.parametrize(("last_words", "status"), [(b"", 0), (b"\0\0\0\x01?", 1)])
+async def test_a_worker_that_ends_sends_nothing_more(
+    tmp_path: Path, last_words: bytes, status: int
+) -> None:
+    """Its server is gone, or speaks in tongues: what it aborts would otherwise be free to be sent
+    again, by itself."""
     async with rig(tmp_path, HELD) as it:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -634,5 +638,6 @@ async def test_a_worker_whose_server_is_gone_sends_nothing_more(tmp_path: Path) 
             ):
                 ours.sendall(m.frame(message))
             await it.backend.wait_until(min_held=AT_ONCE)
-        assert await asyncio.to_thread(process.wait, SOON_S) == 0
+            ours.sendall(last_words)
+        assert await asyncio.to_thread(process.wait, SOON_S) == status
         assert (await it.backend.wait_until(in_flight=0)).arrivals == AT_ONCE
