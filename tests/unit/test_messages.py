@@ -41,6 +41,7 @@ COMMIT = ShardCommit(
     completed=1_000,
     failed=0,
     usage=USAGE,
+    failed_lines=bytes(125),
 )
 SETTINGS = m.WorkerSettings(
     worker="a-0-1",

@@ -270,6 +270,7 @@ def _readiness() -> Mapping[str, Schema]:
         "backends": {"type": "array", "items": backend},
         "workers": record({"wanted": COUNT, "running": COUNT}),
         "disk": record({"state": TEXT, "free_bytes": nullable(COUNT)}),
+        "damaged": COUNT,
     }
 
 

@@ -71,6 +71,7 @@ class Snapshot:
     completed: int
     failed: int
     usage: Usage
+    failed_lines: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -80,12 +81,14 @@ class ShardRun:
     work: ShardWork
     input_fd: int
     entries: bytes  # this shard's part of the plan
+    line_id_prefix: str
     gate: Gate = Gate.OPEN
     cursor: int = 0
     returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
+    failed_lines: bytearray = field(default_factory=bytearray)  # those in `errors`
     completed: int = 0
     failed: int = 0
     usage: list[int] = field(default_factory=list)  # the five sums, in the order of Usage
@@ -104,7 +107,9 @@ class ShardRun:
             work=work,
             input_fd=input_fd,
             entries=entries,
+            line_id_prefix=line_id_prefix(shard.key.batch_id),
             settled=bytearray(shard.settled),
+            failed_lines=bitmap.empty(shard.entries),
             completed=shard.completed,
             failed=shard.failed,
             usage=[
@@ -119,10 +124,6 @@ class ShardRun:
     @property
     def batch_id(self) -> BatchId:
         return self.work.shard.key.batch_id
-
-    @property
-    def line_id_prefix(self) -> str:
-        return line_id_prefix(self.batch_id)
 
     # -- what is next ----------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class ShardRun:
             self.outputs.append(result)
         else:
             self.failed += 1
+            bitmap.mark(self.failed_lines, line.index)
             self.errors.append(result)
         if usage is not None:
             sums = self.usage
@@ -238,6 +240,8 @@ class ShardRun:
                 reasoning_tokens=self.usage[3],
                 total_tokens=self.usage[4],
             ),
+            bytes(self.failed_lines),
         )
         self.outputs, self.errors = [], []
+        self.failed_lines = bitmap.empty(self.work.shard.entries)
         return group

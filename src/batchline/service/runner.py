@@ -20,8 +20,10 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus
 from batchline.domain.model import Batch
 from batchline.executor.contract import Executor, GateReport
+from batchline.service import clocks
 from batchline.service.finalizer import Finalizer
 from batchline.service.planning import Planner
+from batchline.service.repair import Repair
 from batchline.service.scheduler import Running, Scheduler
 from batchline.store.contract import Store
 
@@ -54,6 +56,7 @@ class _Driven:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     planning: asyncio.Task[bool] | None = None
     stop: asyncio.Task[GateReport] | None = None
+    window_ends: float | None = None  # steady time
     stopped_at: float | None = None  # monotonic
     quiet_s: float | None = None  # from the stop until no worker held a shard
     task: asyncio.Task[None] | None = None
@@ -68,18 +71,22 @@ class Runner:
         executor: GateKeeper,
         scheduler: Scheduler,
         planner: Planner,
+        repair: Repair,
         finalizer: Finalizer,
         *,
         settings: StopSettings,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = clocks.steady,
     ) -> None:
         self._store = store
         self._executor = executor
         self._scheduler = scheduler
         self._planner = planner
+        self._repair = repair
         self._finalizer = finalizer
         self._settings = settings
         self._clock = clock
+        self._steady = steady
         self._driven: dict[BatchId, _Driven] = {}
         self._closing = False
 
@@ -175,8 +182,8 @@ class Runner:
         planning = asyncio.get_running_loop().create_task(self._planner.plan(batch))
         driven.planning = planning
         try:
-            left_s = max(0.0, batch.expires_at - self._clock())
-            await asyncio.wait([planning], timeout=left_s)
+            while not planning.done() and (left_s := self._left_s(driven, batch)) > 0:
+                await asyncio.wait([planning], timeout=min(left_s, LOOK_S))
             if not planning.done():
                 await self._advance(batch, BatchEvent.WINDOW_CLOSED)
             elif not planning.cancelled():  # a cancel ends it: the row says what is next
@@ -196,13 +203,21 @@ class Runner:
             if running.all_settled:
                 await self._advance(batch, BatchEvent.ALL_LINES_FINISHED)
                 return
-            left_s = batch.expires_at - self._clock()
+            left_s = self._left_s(driven, batch)
             if left_s <= 0:
                 await self._advance(batch, BatchEvent.WINDOW_CLOSED)
                 return
             await _first_of(running.changed, driven.wake, timeout_s=min(left_s, LOOK_S))
             running.changed.clear()
         driven.wake.clear()
+
+    def _left_s(self, driven: _Driven, batch: Batch) -> float:
+        """Until the window closes: not before `expires_at`, and not before what was left of it when
+        the batch was taken up here has really passed. Setting the wall clock closes none early."""
+        by_wall = batch.expires_at - self._clock()
+        if driven.window_ends is None:
+            driven.window_ends = self._steady() + by_wall
+        return max(by_wall, driven.window_ends - self._steady())
 
     async def _advance(self, batch: Batch, event: BatchEvent) -> None:
         """Try the move; when somebody else moved first, the next look at the row shows it."""
@@ -213,10 +228,15 @@ class Runner:
     # -- the end ---------------------------------------------------------------------------
 
     async def _end(self, driven: _Driven, batch: Batch) -> None:
-        """FINALIZING or CANCELLING: gates closed, shards back, files written."""
+        """FINALIZING or CANCELLING: gates closed, shards back, results checked, files written."""
         if batch.stopping is not None:
             await self._quiesce(driven, batch)
             batch = await self._store.load_batch(batch.id)  # with what the last shards brought
+        batch = await self._repair.take_back_damaged(batch)
+        if batch.status is BatchStatus.IN_PROGRESS:
+            # Some lines run again: which shards that concerns is asked anew.
+            self._scheduler.deactivate(batch.id)
+            return
         known = batch.status is BatchStatus.CANCELLING
         if known:
             # Before the end, so that whoever sees `cancelled` finds the whole receipt.
