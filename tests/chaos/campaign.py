@@ -18,7 +18,7 @@ from openai.types import Batch as ApiBatch
 from tests.chaos import schedule
 from tests.chaos.caller import Caller, caller
 from tests.chaos.customers import Customers
-from tests.chaos.explain import Resent, Why, resent, went_on_after
+from tests.chaos.explain import Resent, Why, resent, sent_though_settled, went_on_after
 from tests.chaos.faults import Faults, of_the_log
 from tests.chaos.records import Batch, Fault, Order
 from tests.chaos.rows import last_sequence
@@ -206,6 +206,14 @@ class Campaign:
         kills = [instant for fault in faults for instant in (fault.since, fault.at, fault.until)]
         yield from invariants.sent_twice_at_once(log, kills)
         yield from self.faults.fallen_back
+        batches = {batch.name: batch.id for batch in self._watch.batches.values()}
+        entries = {
+            line: (batches[story.name], entry)
+            for story in stories
+            if story.name in batches
+            for entry, line in enumerate(story.ids)
+        }
+        yield from sent_though_settled(log, self.faults.faults, entries)
 
     def _about_one(self, batch: Batch, order: Order, log: BackendLog) -> Iterator[str]:
         story = order.story
@@ -244,7 +252,9 @@ class Campaign:
         board.lines += sum(len(order.story.ids) for order in orders.values())
         board.requests += len(log.arrivals)
         board.looks, self._watch.looks = board.looks + self._watch.looks, 0
-        board.went_on_s += went_on_after(log, faults.lives, [*sky.bad, *stops], now=time.time())
+        went_on = went_on_after(log, faults.lives, [*sky.bad, *stops], now=time.time())
+        board.went_on_s += [one.seconds for one in went_on]
+        board.too_slow += sum(one.seconds > one.allowed_s for one in went_on)
 
     async def _forget(self, batches: list[Batch]) -> None:
         """What was checked takes no room any more, but for what its end looked like."""

@@ -218,7 +218,7 @@ class Faults:
             await self._finding
         rows = await asyncio.to_thread(look, self._running.data, after_sequence=self.after_sequence)
         self.fallen_back += fallen_back(self._shards, rows.shards)
-        self._shards = rows.shards
+        self._shards = self.faults[-1].settled = rows.shards
         self.faults[-1].phases |= rows.phases & {"planning", "expiring", "finalizing", "deleting"}
         # A child that is stopped cannot notice: the next server has to kill it.
         deadline = time.monotonic() + ORPHANS_S

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tests.support.invariants import Ended, Look, Story
+from tests.support.invariants import Ended, Look, ShardRow, Story
+
+
+def busy() -> float:
+    """How many times as long as usual things take: the processes that want a core, for each core."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,6 +30,10 @@ class Fault:
     in_flight: int = 0
     phases: frozenset[str] = frozenset()
     probe: str = ""  # the one that was reached
+    busy: float = field(default_factory=busy)
+    settled: Mapping[tuple[str, int], ShardRow] = field(
+        default_factory=dict
+    )  # where the server died
 
     def told(self, from_at: float) -> str:
         probe = f" at {self.probe}" if self.probe else ""
@@ -40,6 +51,7 @@ class Life:
     had_work: bool
     ready_at: float | None = None
     ended_at: float | None = None
+    busy: float = field(default_factory=busy)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -41,6 +41,7 @@ class Scoreboard:
     requests: int = 0
     looks: int = 0
     went_on_s: list[float] = field(default_factory=list)
+    too_slow: int = 0  # of these, for a machine that busy
     seconds: float = 0.0
 
     def count_resent(self, found: Sequence[Resent]) -> None:

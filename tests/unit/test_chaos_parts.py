@@ -7,11 +7,21 @@ from itertools import islice, pairwise
 
 import pytest
 
+from batchline.domain import bitmap
 from tests.chaos import schedule
-from tests.chaos.explain import COMMIT_S, COMMITTING_S, GOES_ON_S, Why, resent, went_on_after
+from tests.chaos.explain import (
+    COMMIT_S,
+    COMMITTING_S,
+    GOES_ON_S,
+    Why,
+    resent,
+    sent_though_settled,
+    went_on_after,
+)
 from tests.chaos.records import BadWeather, Fault, Life
 from tests.chaos.schedule import AIMED, ENDS_SERVER, PHASE_OF
 from tests.chaos.scoreboard import PHASES, Scoreboard, percentile
+from tests.support.invariants import ShardRow
 from tests.support.scripted_backend import BackendLog, Event, Kind
 
 # -- the schedule ------------------------------------------------------------------------------
@@ -70,7 +80,7 @@ def why(end: Event | None, faults: list[Fault]) -> Why:
 
 
 def killed(at: float, *, since: float | None = None) -> Fault:
-    return Fault(what="all", since=at if since is None else since, at=at, until=at)
+    return Fault(what="all", since=at if since is None else since, at=at, until=at, busy=1.0)
 
 
 def answered(at: float) -> Event:
@@ -104,27 +114,52 @@ def test_without_a_fault_nothing_is_explained() -> None:
     assert why(answered(2), []) is Why.NOTHING
 
 
+def test_on_a_busy_machine_a_commit_may_take_longer() -> None:
+    early = answered(5 - COMMIT_S - 2 * COMMITTING_S)
+    fault = killed(5)
+    assert why(early, [fault]) is Why.NOTHING
+    fault.busy = 3.0
+    assert why(early, [fault]) is Why.COMMITTING
+
+
+def test_a_settled_line_that_is_sent_again_is_noticed() -> None:
+    fault = killed(5)
+    marks = bitmap.empty(100)
+    bitmap.mark(marks, 7)
+    row = ShardRow(epoch=1, settled=bytes(marks), completed=1, failed=0)
+    fault.settled = {("b", 1): row}
+    log = BackendLog([event(Kind.ARRIVED, 6.0)])
+    (found,) = sent_though_settled(log, [fault], {"line": ("b", 1_007)})
+    assert found == "line: sent though it was settled at 5.000"
+    assert not list(sent_though_settled(log, [fault], {"line": ("b", 1_008)}))
+    assert not list(sent_though_settled(log, [fault], {"line": ("b", 7)}))
+    before = BackendLog([event(Kind.ARRIVED, 4.0)])
+    assert not list(sent_though_settled(before, [fault], {"line": ("b", 1_007)}))
+
+
 # -- how long a restart took -------------------------------------------------------------------
 
 
 def took(life: Life, *arrivals: float, bad: list[BadWeather] | None = None) -> list[float]:
     log = BackendLog([event(Kind.ARRIVED, at) for at in arrivals])
-    return went_on_after(log, [life], bad or [], now=100.0)
+    found = went_on_after(log, [life], bad or [], now=100.0)
+    assert all(one.allowed_s == GOES_ON_S for one in found)
+    return [one.seconds for one in found]
 
 
 def test_a_restart_lasts_until_the_first_request_of_the_new_server() -> None:
-    life = Life(started_at=10.0, had_work=True)
+    life = Life(busy=1.0, started_at=10.0, had_work=True)
     assert took(life, 9.9, 10.1, 11.5, 11.6) == [1.5]  # 10.1 was a worker of the one before
-    assert took(Life(started_at=10.0, had_work=False), 11.5) == []
+    assert took(Life(busy=1.0, started_at=10.0, had_work=False), 11.5) == []
     assert took(life, 11.5, bad=[BadWeather(what="", since=11, until=12)]) == []
     assert took(life, 11.5, bad=[BadWeather(what="", since=12, until=13)]) == [1.5]
 
 
 def test_a_server_that_does_not_go_on_in_its_time_counts_with_all_of_it() -> None:
-    killed_early = Life(started_at=10.0, had_work=True, ended_at=10.0 + GOES_ON_S - 1)
+    killed_early = Life(busy=1.0, started_at=10.0, had_work=True, ended_at=10.0 + GOES_ON_S - 1)
     assert took(killed_early) == []
-    assert took(Life(started_at=10.0, had_work=True, ended_at=17.0)) == [7.0]
-    assert took(Life(started_at=10.0, had_work=True)) == [90.0]
+    assert took(Life(busy=1.0, started_at=10.0, had_work=True, ended_at=17.0)) == [7.0]
+    assert took(Life(busy=1.0, started_at=10.0, had_work=True)) == [90.0]
 
 
 # -- the scoreboard ----------------------------------------------------------------------------
