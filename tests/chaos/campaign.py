@@ -31,7 +31,7 @@ from tests.support.scripted_backend import BackendControl, BackendLog, Kind, bac
 from tests.support.server import ServerProcess, server
 from tests.support.stored import wait_until_nothing_is_left, wait_until_rows_and_bytes_agree
 
-ROUND: Final = 100  # kills: the backend keeps the requests of one round in memory
+ROUND: Final = 50  # kills: the backend keeps the requests of one round in memory
 CUSTOMERS: Final = 6
 LIVENESS_S: Final = 60.0  # once faults have stopped; a worker that died often is back in 30 s
 SHOWN: Final = 20

@@ -10,7 +10,7 @@ from tests.support.invariants import Ended, Look, ShardRow, Story
 
 
 def busy() -> float:
-    """How many times as long as usual things take: the processes that want a core, for each core."""
+    """How many times as long as usual things take: processes that want a core, for each core."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 

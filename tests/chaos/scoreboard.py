@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 from typing import Final
 
@@ -54,8 +54,9 @@ class Scoreboard:
 
     def json(self) -> dict[str, object]:
         """Everything, and the two numbers that are drawn from `went_on_s`."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {
-            **asdict(self),
+            **{name: dict(v) if isinstance(v, Counter) else v for name, v in values.items()},
             "kills_a_minute": self.kills_a_minute,
             "went_on_p99_s": percentile(self.went_on_s, 99),
             "went_on_most_s": max(self.went_on_s, default=0.0),
