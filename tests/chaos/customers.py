@@ -76,7 +76,6 @@ class Customers:
             content=make_lines(
                 job.lines, start=first, markers=(lambda _: delay) if job.delay_s else None
             ),
-            first_line=first,
         )
         if job.deletes_files:
             self._deleting.add(order.story.name)

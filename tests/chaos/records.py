@@ -82,8 +82,7 @@ class Batch:
 
 @dataclass(slots=True, kw_only=True)
 class Order:
-    """A job that a customer gave, its input, and the story of its create."""
+    """The input of one job and the story of its create."""
 
     story: Story
     content: bytes
-    first_line: int
