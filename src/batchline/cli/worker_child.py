@@ -12,6 +12,7 @@ import gc
 import os
 import resource
 import socket
+import traceback
 from pathlib import Path
 from typing import cast
 
@@ -43,14 +44,19 @@ def main() -> None:
 
 
 async def serve(control: socket.socket) -> None:
-    """Work for the control process at the other end of `control` until it is gone.
-
-    Raises:
-        Exception: something of ours failed; the process must end.
-    """
+    """Work for the control process at the other end of `control` until it is gone, or something of
+    ours fails; ends this process."""
     link = _Link()
     await asyncio.get_running_loop().create_connection(lambda: link, sock=control)
-    await link.ended
+    status = 0
+    try:
+        await link.ended
+    except Exception:  # noqa: BLE001  # whatever it was, this process ends of it
+        traceback.print_exc()
+        status = 1
+    # At once, as the thread would: while the loop closes, requests that it aborts are free to be
+    # sent again, and would be.
+    os._exit(status)
 
 
 class _Link(asyncio.Protocol):
@@ -103,7 +109,8 @@ class _Link(asyncio.Protocol):
             self._transport.close()
 
     def _send(self, message: m.ToControl) -> None:
-        if self._transport is not None:
+        # Between a hang-up and `connection_lost` there is a loop step in which writing would raise.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(m.frame(message))
 
     def _worked(self, working: asyncio.Task[None]) -> None:

@@ -118,19 +118,26 @@ def exit_with_peer(fd: int, *, before_exit: Callable[[], None] | None = None) ->
 
     A thread, so that a busy event loop cannot delay it; `os._exit`, so that the kernel closes every
     connection at once. Only hang-ups wake it: data on the socket is for the event loop.
+
+    When it is gone already, this does not return: a child that recorded itself too late for the
+    next server to kill it must not begin with what its own server had still asked of it.
     """
+    poller = select.poll()
+    # POLLHUP is always reported. POLLRDHUP exists on Linux only and comes with a half-close.
+    poller.register(fd, getattr(select, "POLLRDHUP", 0))
+
+    def look(timeout_ms: int | None) -> None:
+        for _, events in poller.poll(timeout_ms):
+            if events & (select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)):
+                if before_exit is not None:
+                    before_exit()
+                os._exit(0)
 
     def watch() -> None:
-        poller = select.poll()
-        # POLLHUP is always reported. POLLRDHUP exists on Linux only and comes with a half-close.
-        poller.register(fd, getattr(select, "POLLRDHUP", 0))
         while True:
-            for _, events in poller.poll():
-                if events & (select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)):
-                    if before_exit is not None:
-                        before_exit()
-                    os._exit(0)
+            look(None)
 
+    look(0)
     thread = threading.Thread(target=watch, name="exit-with-peer", daemon=True)
     thread.start()
     return thread
