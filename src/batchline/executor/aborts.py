@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from batchline import telemetry
-from batchline.domain.errors import NotSent, SentUnanswered
+from batchline.domain.errors import BlobUnreadable, NotSent, SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.domain.splices import with_member
 from batchline.executor.contract import AbortCall, BackendSettings, CancelBy, Transport
@@ -179,8 +179,11 @@ class Caller:
             headers[call.id_header] = line.abort_id
         if call.id_field is None:
             return body
-        tagged = with_member(body, call.id_field, line.abort_id)
-        if tagged is None:  # it brings an id of its own, which we do not know how to read
+        try:
+            tagged = with_member(body, call.id_field, line.abort_id)
+        except BlobUnreadable:  # damaged; it goes out as it is, as it would to any other backend
+            tagged = None
+        if tagged is None:  # or it brings an id of its own, which we do not know how to read
             line.abort_id = None
             return body
         return tagged
