@@ -23,7 +23,7 @@ from batchline.domain import bitmap, ids, plan
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
-from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
 from batchline.executor.local import FAILING_DEATHS, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from tests.support.inputs import MODEL, line_id, make_lines
@@ -196,6 +196,7 @@ async def rig(
     silent_s: float = 60.0,
     command: Sequence[str] = (),
     probes: str = "",
+    way: CancelBy = CancelBy.CLOSE,
 ) -> AsyncIterator[Rig]:
     children, segments = directory / "children", directory / "segments"
     children.mkdir()
@@ -213,7 +214,10 @@ async def rig(
                     segment_directory=str(segments),
                     backends=[
                         BackendSettings(
-                            name="scripted", base_url=backend.base_url, max_in_flight=max_in_flight
+                            name="scripted",
+                            base_url=backend.base_url,
+                            max_in_flight=max_in_flight,
+                            cancel=way,
                         )
                     ],
                     retry=RetryPolicy(base_s=0.01),
@@ -598,6 +602,14 @@ async def test_a_drain_lets_running_requests_end_and_commits_them(tmp_path: Path
         assert all(map(is_gone, pids))
         assert it.pids() == []
         assert list(it.events.lost.values()) == [[], []]
+
+
+async def test_a_drain_closes_past_its_grace_what_is_not_closed_otherwise(tmp_path: Path) -> None:
+    async with rig(tmp_path, HELD, way=CancelBy.DRAIN) as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=8)
+        await it.executor.drain(grace_s=0)
+        assert it.events.released[key].ends == {"scripted": Ends(unanswered=8)}
 
 
 async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Path) -> None:
