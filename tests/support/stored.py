@@ -87,8 +87,11 @@ def reading(data: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def disagreements(data: Path) -> Iterator[str]:
-    """Every way in which rows and bytes below `data` do not fit, one line each."""
+def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
+    """Every way in which rows and bytes below `data` do not fit, one line each.
+
+    A segment may have bytes behind its last commit (it was refused, or never came); not `exactly`.
+    """
     with reading(data) as database:
         rows: dict[str, int] = dict(database.execute("SELECT name, bytes FROM blob"))
         references = set(database.execute("SELECT blob_name, holder FROM blob_reference"))
@@ -101,10 +104,8 @@ def disagreements(data: Path) -> Iterator[str]:
     yield from (f"{name}: bytes without a row" for name in sorted(sizes.keys() - rows.keys()))
     yield from (f"{name}: a row without bytes" for name in sorted(rows.keys() - sizes.keys()))
     for name in sorted(rows.keys() & sizes.keys()):
-        # A segment may have bytes behind its last commit: their commit was refused or never came.
-        if sizes[name] != rows[name] and not (
-            name.startswith("segment-") and sizes[name] > rows[name]
-        ):
+        more = name.startswith("segment-") and sizes[name] > rows[name] and not exactly
+        if sizes[name] != rows[name] and not more:
             yield f"{name}: {sizes[name]} bytes, and its row says {rows[name]}"
     held = {name for name, _ in references}
     yield from (f"{name}: nobody holds it" for name in sorted(rows.keys() - held))

@@ -11,7 +11,6 @@ import asyncio
 import gc
 import os
 import resource
-import signal
 import socket
 import traceback
 from pathlib import Path
@@ -22,6 +21,7 @@ import uvloop
 from batchline import telemetry
 from batchline.executor import messages as m
 from batchline.executor import processes
+from batchline.executor.protocol import PROTOCOL, named_in
 from batchline.executor.transport.choice import transport_for
 from batchline.executor.worker import Worker
 
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args()
     processes.record_self(options.children)
-    # Ctrl-C and a group's SIGTERM reach children too; when to end is the server's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.leave_the_end_to_the_server()
     processes.exit_with_peer(options.fd)
     raise_file_limit()
     # Lines are plain tasks and bytes without cycles; the young generation alone would be walked
@@ -82,6 +80,9 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for payload in self._frames.feed(data):
+                if self._worker is None and named_in(payload) != PROTOCOL:
+                    self._refuse()
+                    return
                 self._obey(m.decode_to_worker(payload))
         except Exception as exc:  # noqa: BLE001  # out of step with the control process: end
             self._end(exc)
@@ -100,6 +101,12 @@ class _Link(asyncio.Protocol):
         self._working = asyncio.ensure_future(self._worker.run())
         self._working.add_done_callback(self._worked)
         self._send(m.Hello(pid=os.getpid()))
+
+    def _refuse(self) -> None:
+        """Say who we are, and end: a server of another version would be misread."""
+        self._send(m.Hello(pid=os.getpid()))
+        if self._transport is not None:
+            self._transport.close()
 
     def _send(self, message: m.ToControl) -> None:
         # Between a hang-up and `connection_lost` there is a loop step in which writing would raise.
