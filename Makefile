@@ -92,8 +92,9 @@ test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults,
 interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
 	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)
 
-chaos: $(VENV)/.dev ## A longer kill campaign: make chaos KILLS=200 SEED=7
-	BATCHLINE_KILLS=$(or $(KILLS),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m campaign -s --timeout 1800 $(args)
+chaos: $(VENV)/.dev ## The long fault campaign: make chaos SEED=7 N=2000 OUT=board.json
+	BATCHLINE_KILLS=$(or $(N),100) BATCHLINE_SEED=$(SEED) BATCHLINE_SCOREBOARD=$(abspath $(OUT)) \
+		$(BIN)/python -m pytest -m campaign -s $(args)
 
 power: $(VENV)/.dev ## Power cuts, simulated: make power N=300 SEED=7
 	BATCHLINE_IMAGES=$(or $(N),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m power -s $(args)

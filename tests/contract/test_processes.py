@@ -243,3 +243,23 @@ def test_data_from_the_peer_is_no_reason_to_end(
         ours.sendall(b"%d" % number)
         assert ours.recv(100) == b"%d" % number
     assert process.poll() is None
+
+
+def test_a_child_whose_peer_is_gone_already_does_not_begin(
+    pair: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> None:
+    """Its server died while it imported: the next one did not find it, and what its own had asked
+    of it is still in the socket. The thread does not get to run on a busy machine."""
+    ours, theirs = pair
+    ours.sendall(b"do something")
+    ours.close()
+    code = "import threading\nthreading.Thread.start = lambda _: None\n" + textwrap.dedent(BOUND)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint('began')", f"{theirs.fileno()}", tmp_path / "last"],
+        pass_fds=[theirs.fileno()],
+        capture_output=True,
+        timeout=SOON_S,
+        check=True,
+    )
+    assert ran.stdout == b""
+    assert (tmp_path / "last").exists()

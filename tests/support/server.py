@@ -359,16 +359,26 @@ def conserved(
 
 
 def to_toml(settings: Mapping[str, object]) -> str:
-    """Settings as a TOML file: tables one level deep, arrays of tables, scalars."""
+    """Settings as a TOML file: tables, arrays of tables and scalars; tables in those are inline."""
     scalars = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not _is_table(v)]
     tables = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            tables += [f"[{name}]", to_toml(value)]
+            tables += [f"[{name}]", *_members(value)]
         elif _is_table(value) and isinstance(value, list):
             for one in value:
-                tables += [f"[[{name}]]", to_toml(one)]
+                tables += [f"[[{name}]]", *_members(one)]
     return "\n".join([*scalars, *tables]) + "\n"
+
+
+def _members(table: Mapping[str, object]) -> list[str]:
+    return [f"{name} = {_inline(value)}" for name, value in table.items()]
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(_members(value)) + " }"
+    return json.dumps(value)
 
 
 def _is_table(value: object) -> bool:

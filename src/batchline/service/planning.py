@@ -17,7 +17,7 @@ from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.service.alarms import Alarms
-from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
 from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, ValidationResult, validate
 from batchline.store.contract import BlobStore, Skipped, Store
@@ -113,9 +113,9 @@ class Planner:
             except BlobUnreadable:
                 self.alarms.input_corrupt(batch_id=batch.id)
                 return await self._refuse(batch, [INTERNAL])
-            except StorageFull as exc:
+            except (StorageFull, OtherVersion) as exc:
                 telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(LOOK_AGAIN_S if isinstance(exc, OtherVersion) else RETRY_S)
                 return False
             except JobFailed as exc:
                 if not exc.retryable:

@@ -53,6 +53,7 @@ async def test_a_receipt_is_there_from_the_cancel_on_and_grows(
         "lines_finished": None,
         "lines_aborted": None,
         "lines_never_sent": None,
+        "backends": None,
     }
     assert reply.json == {**asked, **open_ends}
     assert list(reply.json) == [*asked, *open_ends]
