@@ -133,7 +133,7 @@ class ApiSettings:
 
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
-    *("total_timeout_s", "max_answer_bytes", "headers"),
+    *("total_timeout_s", "max_answer_bytes", "headers", "stream", "keep_partial"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
 
@@ -304,6 +304,8 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         base_url = base_url_of(get("base_url", str))
     except ValueError as exc:
         raise ConfigError(f"{place}: base_url: {exc}") from exc
+    if get("keep_partial", bool) and not get("stream", bool):
+        raise ConfigError(f"{place}: keep_partial: only of answers that are streamed; set stream")
     headers = _headers(table.get("headers", {}), f"{place}: headers")
     key_env = get("api_key_env", str)
     if key_env is not None:
@@ -317,6 +319,8 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         total_timeout_s=get("total_timeout_s", float),
         max_answer_bytes=get("max_answer_bytes", int),
         headers=headers or None,
+        stream=get("stream", bool),
+        keep_partial=get("keep_partial", bool),
     )
 
 

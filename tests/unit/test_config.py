@@ -376,7 +376,10 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
     expected = {key: spelled(config.default_of(key)) for key, _ in config.scalars()}
     defaults = BackendSettings(name="", base_url="")
-    optional = ("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes")
+    optional = (
+        *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
+        *("stream", "keep_partial"),
+    )
     expected |= {f"[[backend]].{key}": spelled(getattr(defaults, key)) for key in optional}
     expected |= {
         f"[[backend]].{key}": "" for key in ("name", "base_url", "api_key_env", "models", "headers")

@@ -263,7 +263,8 @@ class ShardCommit:
     """What a worker asks the store to accept: a range of its segment and the shard's new totals.
 
     The range bytes are durable (fdatasync) before this value is sent. `output` and `errors` are
-    None when the group held no line of that kind. Everything else is absolute.
+    None when the group held no line of that kind. `partials` are records (`domain/partials.py`) of
+    lines that did not settle, None when there are none. Everything else is absolute.
     """
 
     key: ShardKey
@@ -274,6 +275,7 @@ class ShardCommit:
     completed: int
     failed: int
     usage: Usage
+    partials: BlobRange | None = None
 
 
 class PendingShard(NamedTuple):

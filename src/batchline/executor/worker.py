@@ -40,6 +40,7 @@ from batchline.executor.contract import BackendSettings, Released, ShardWork, Tr
 from batchline.executor.lane import Lane
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.streamed import StreamedAnswer, exchange, streamed, streaming_of
 from batchline.executor.verdict import Verdict
 
 
@@ -68,7 +69,9 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._send = send
-        self._lanes = {b.name: Lane(b.name, transport(b)) for b in settings.backends}
+        self._lanes = {
+            b.name: Lane(b.name, transport(b), streaming_of(b)) for b in settings.backends
+        }
         self._runs: dict[ShardKey, ShardRun] = {}
         self._paused = False
         self._storage_trouble = False
@@ -188,6 +191,7 @@ class Worker:
         runs = [run for run in self._runs.values() if run.batch_id == order.batch_id]
         for run in runs:
             run.close(Gate.CLOSED)
+            run.stopping = True
         telemetry.probe("gate.closed")
         self._send(
             m.GateClosed(request=order.request, in_flight=sum(run.on_the_wire for run in runs))
@@ -355,15 +359,23 @@ class Worker:
         """Send the line; the verdict on what came of it, None when the gate was closed."""
         line.attempt += 1
         line_id = line.line_id
+        endpoint = line.run.work.endpoint
+        body, pieces = streamed(lane.streaming, endpoint, request.body)
         try:
             telemetry.probe("worker.dispatching")
-            answer = await lane.transport.send(
-                line.run.work.endpoint.removeprefix(_API_PREFIX),
-                request.body,
+            answer = await exchange(
+                lane.transport,
+                endpoint.removeprefix(_API_PREFIX),
+                body,
                 headers={"idempotency-key": line.idempotency_key},
                 before_write=line.admit,
+                pieces=pieces,
             )
             telemetry.probe("worker.answered")
+        except asyncio.CancelledError:
+            if pieces is not None:
+                self._keep_partial(line, pieces)
+            raise
         except NotAdmitted:
             line.attempt -= 1
             return None
@@ -376,6 +388,12 @@ class Worker:
             model_is_listed=lane.backend in line.run.work.listed_by,
             now=time.time(),
         )
+
+    def _keep_partial(self, line: Line, pieces: StreamedAnswer) -> None:
+        body = pieces.partial()
+        if body is not None and (kept := line.run.keep_partial(line, body)):
+            self._held_bytes += kept
+            self._writer.dirty(line.run)
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
