@@ -260,6 +260,21 @@ def base_url_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
+def backend_at(
+    url: str, *, api_key_env: str | None = None, environ: Mapping[str, str] | None = None
+) -> BackendSettings:
+    """One backend by its address, with every other setting as it is when nobody sets it.
+
+    Raises:
+        ConfigError: the address or the variable cannot be used.
+    """
+    env = os.environ if environ is None else environ
+    table = (
+        {"base_url": url} if api_key_env is None else {"base_url": url, "api_key_env": api_key_env}
+    )
+    return _backend(table, url, env)
+
+
 # -- backends ----------------------------------------------------------------------------------
 
 

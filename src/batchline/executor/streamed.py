@@ -76,6 +76,11 @@ class StreamedAnswer:
         except NotAStream as exc:
             raise SentUnanswered(f"unusable stream: {exc}", reason="malformed") from None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the backend streams this answer."""
+        return self._head is not None
+
     # -- what came of it -------------------------------------------------------------------
 
     def answer(self, got: Answer) -> Answer:
