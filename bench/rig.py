@@ -249,23 +249,23 @@ class Rig:
             raise RuntimeError(f"{lines} lines, {answered} answers, {batch['request_counts']}")
         return batch
 
-    def bare_loop(self, lines: int) -> Ran:
-        """Send an input's bodies with the bare aiohttp loop, on the measured core."""
+    def client_alone(self, module: str, lines: int, in_flight: int) -> Ran:
+        """Send an input's bodies with a client that does nothing else, on the measured core."""
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "bench.baseline_client"),
+                *(sys.executable, "-m", module),
                 f"{self.backend.base_url}/v1/chat/completions",
-                *(str(self.input(lines)), str(IN_FLIGHT)),
+                *(str(self.input(lines)), str(in_flight)),
             ],
             stdout=subprocess.PIPE,
         )
         pin(process.pid, self.cores.measured)
         output, _ = process.communicate()
         if process.returncode != 0:
-            raise RuntimeError(f"the bare loop ended with {process.returncode}")
+            raise RuntimeError(f"{module} ended with {process.returncode}")
         ran = msgspec.json.decode(output, type=Ran)
         if ran.bad or ran.lines != lines:
-            raise RuntimeError(f"the bare loop went wrong: {ran}")
+            raise RuntimeError(f"{module} went wrong: {ran}")
         return ran
 
 

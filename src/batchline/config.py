@@ -32,7 +32,7 @@ from batchline.config_values import (
 )
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
-from batchline.executor.contract import BackendSettings
+from batchline.executor.contract import BackendSettings, TransportName
 from batchline.executor.transport.heads import check_header
 from batchline.service.disk import DiskSettings
 from batchline.service.maintenance import RetentionSettings
@@ -133,7 +133,7 @@ class ApiSettings:
 
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
-    *("total_timeout_s", "max_answer_bytes", "headers", "stream", "keep_partial"),
+    *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
 
@@ -336,6 +336,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         headers=headers or None,
         stream=get("stream", bool),
         keep_partial=get("keep_partial", bool),
+        transport=_transport(get("transport", str), base_url, f"{place}: transport"),
     )
 
 
@@ -362,6 +363,14 @@ def _headers(value: object, place: str) -> dict[str, str]:
         except ValueError as exc:
             raise ConfigError(f"{place}: {exc}") from exc
     return dict(value)
+
+
+def _transport(name: str, base_url: str, place: str) -> TransportName:
+    if name not in list(TransportName):
+        raise ConfigError(f"{place}: expected one of {', '.join(TransportName)}, got {name!r}")
+    if name == TransportName.HTTP1 and not base_url.startswith("http://"):
+        raise ConfigError(f"{place}: {name} speaks http:// only; {TransportName.AUTO} knows that")
+    return TransportName(name)
 
 
 def _key(name: str, place: str, env: Mapping[str, str]) -> str:

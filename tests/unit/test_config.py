@@ -166,6 +166,8 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "http://u:p@x"', r"base_url: x: .*no credentials"),
         ('[[backend]]\nbase_url = "x"\nmax_in_flight = 0', r"max_in_flight: .*from 1"),
         ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
+        ('[[backend]]\nbase_url = "x"\ntransport = "h2"', r"one of auto, http1, general, got 'h2'"),
+        ('[[backend]]\nbase_url = "https://x"\ntransport = "http1"', r"speaks http:// only"),
         ('[[backend]]\nbase_url = "x"\nmodels = []', r"models: expected a list"),
         ('[[backend]]\nbase_url = "x"\napi_key_env = "NO_KEY"', r"variable NO_KEY is not set"),
         ('[[backend]]\nbase_url = "x"\nheaders = { A = 1 }', r"headers: A: expected a text"),
@@ -376,11 +378,9 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
     expected = {key: spelled(config.default_of(key)) for key, _ in config.scalars()}
     defaults = BackendSettings(name="", base_url="")
-    optional = (
-        *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
-        *("stream", "keep_partial"),
-    )
-    expected |= {f"[[backend]].{key}": spelled(getattr(defaults, key)) for key in optional}
+    optional = ("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes")
+    for key in (*optional, "transport", "stream", "keep_partial"):
+        expected[f"[[backend]].{key}"] = spelled(getattr(defaults, key))
     expected |= {
         f"[[backend]].{key}": "" for key in ("name", "base_url", "api_key_env", "models", "headers")
     }

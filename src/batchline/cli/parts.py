@@ -14,7 +14,7 @@ from batchline.config import Settings
 from batchline.executor.catalogue import Catalogue
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
-from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.choice import transport_for
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.disk import DiskGuard
 from batchline.service.dry_run import DryRun
@@ -66,7 +66,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         blobs = LocalBlobs(directory.blobs)
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
-        transports = {b.name: GeneralTransport(b) for b in settings.backends}
+        transports = {b.name: transport_for(b) for b in settings.backends}
         for transport in transports.values():
             stack.push_async_callback(transport.close)
         executor = LocalExecutor(_local_settings(settings, directory, blobs))

@@ -14,10 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
+
+
+class TransportName(StrEnum):
+    """How requests cross the network: `AUTO` is `HTTP1` for `http://` and `GENERAL` for TLS."""
+
+    AUTO = "auto"
+    HTTP1 = "http1"
+    GENERAL = "general"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +35,9 @@ class BackendSettings:
 
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
-    `Authorization`. `max_in_flight` holds for all workers together. `stream`: generated texts are
-    asked for as streams; `keep_partial`: what came of a stream that a cancel or the end of the
-    window cut off is kept.
+    `Authorization`. `max_in_flight` holds for all workers together. `transport.choice` makes its
+    `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
+    stream that a cancel or the end of the window cut off is kept.
     """
 
     name: str
@@ -41,6 +50,7 @@ class BackendSettings:
     headers: Mapping[str, str] | None = None
     stream: bool = False
     keep_partial: bool = False
+    transport: TransportName = TransportName.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,9 +241,10 @@ class Transport(Protocol):
     ) -> Answer:
         """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
 
-        `before_write` is called exactly once if a connection is had, in the same event-loop step in
-        which the first byte of the request is handed to the socket; when it returns False nothing
-        is written and the connection is kept for others.
+        `before_write` is called once if a connection is had, in the same event-loop step in which
+        the first byte of the request is handed to the socket; when it returns False nothing is
+        written and the connection is kept for others. A transport that sends a request again (an
+        idle connection that the server was closing) asks again, in the step of that first byte.
 
         With `pieces`, its `begin` hears of the answer's head (of no interim one). When it says
         True, every piece of the body goes to its `take` in the loop step in which it was read, and

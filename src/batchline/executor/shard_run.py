@@ -81,6 +81,7 @@ class ShardRun:
     work: ShardWork
     input_fd: int
     entries: bytes  # this shard's part of the plan
+    line_id_prefix: str
     gate: Gate = Gate.OPEN
     cursor: int = 0
     returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
@@ -107,6 +108,7 @@ class ShardRun:
             work=work,
             input_fd=input_fd,
             entries=entries,
+            line_id_prefix=line_id_prefix(shard.key.batch_id),
             settled=bytearray(shard.settled),
             completed=shard.completed,
             failed=shard.failed,
@@ -122,10 +124,6 @@ class ShardRun:
     @property
     def batch_id(self) -> BatchId:
         return self.work.shard.key.batch_id
-
-    @property
-    def line_id_prefix(self) -> str:
-        return line_id_prefix(self.batch_id)
 
     # -- what is next ----------------------------------------------------------------------
 

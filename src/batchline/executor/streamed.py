@@ -114,14 +114,14 @@ class StreamedAnswer:
 
 
 def streamed(
-    streaming: Streaming | None, endpoint: str, body: bytes
+    streaming: Streaming, endpoint: str, body: bytes
 ) -> tuple[bytes, StreamedAnswer | None]:
     """The request to send, and what takes its answer where it asks for a stream.
 
-    The body as it is, and None, where the backend, the endpoint or the line itself wants no stream.
+    The body as it is, and None, where the endpoint has no streams or the line itself wants none.
     """
-    reassembler = None if streaming is None else reassembler_for(endpoint)
-    if streaming is None or reassembler is None:
+    reassembler = reassembler_for(endpoint)
+    if reassembler is None:
         return body, None
     request = with_stream(body, usage=endpoint in _TELLS_USAGE)
     if request is None:

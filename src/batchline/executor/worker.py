@@ -324,7 +324,15 @@ class Worker:
             if request is None:
                 ended = _Ended.UNREADABLE
                 return
-            found = await self._exchange(lane, line, request)
+            pieces = None
+            if lane.streaming is not None:
+                body, pieces = streamed(lane.streaming, line.run.work.endpoint, request.body)
+                request = RequestLine(request.custom_id_raw, body)
+            try:
+                found = await self._exchange(lane, line, request, pieces)
+            except asyncio.CancelledError:
+                self._keep_partial(line, pieces)
+                raise
             ended = _Ended.NOT_ADMITTED if found is None else self._apply(lane, line, found)
         finally:
             self._ended(lane, line, ended)
@@ -355,27 +363,23 @@ class Worker:
             pass
         return None
 
-    async def _exchange(self, lane: Lane, line: Line, request: RequestLine) -> Verdict | None:
+    async def _exchange(
+        self, lane: Lane, line: Line, request: RequestLine, pieces: StreamedAnswer | None
+    ) -> Verdict | None:
         """Send the line; the verdict on what came of it, None when the gate was closed."""
         line.attempt += 1
         line_id = line.line_id
-        endpoint = line.run.work.endpoint
-        body, pieces = streamed(lane.streaming, endpoint, request.body)
         try:
             telemetry.probe("worker.dispatching")
             answer = await exchange(
                 lane.transport,
-                endpoint.removeprefix(_API_PREFIX),
-                body,
+                line.run.work.endpoint.removeprefix(_API_PREFIX),
+                request.body,
                 headers={"idempotency-key": line.idempotency_key},
                 before_write=line.admit,
                 pieces=pieces,
             )
             telemetry.probe("worker.answered")
-        except asyncio.CancelledError:
-            if pieces is not None:
-                self._keep_partial(line, pieces)
-            raise
         except NotAdmitted:
             line.attempt -= 1
             return None
@@ -389,8 +393,9 @@ class Worker:
             now=time.time(),
         )
 
-    def _keep_partial(self, line: Line, pieces: StreamedAnswer) -> None:
-        body = pieces.partial()
+    def _keep_partial(self, line: Line, pieces: StreamedAnswer | None) -> None:
+        """The line was cut off: what came of it goes with the shard's next commit."""
+        body = None if pieces is None else pieces.partial()
         if body is not None and (kept := line.run.keep_partial(line, body)):
             self._held_bytes += kept
             self._writer.dirty(line.run)

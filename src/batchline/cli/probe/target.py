@@ -17,7 +17,7 @@ from batchline.domain.errors import UpstreamError
 from batchline.domain.model import Endpoint
 from batchline.executor.contract import Answer, BackendSettings
 from batchline.executor.streamed import StreamedAnswer, Streaming, exchange, streamed
-from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.choice import transport_for
 
 MAX_REQUESTS: Final = 50
 PAGE_S: Final = 5.0  # for a page of the engine's own
@@ -76,8 +76,8 @@ class Target:
         self.base_url = backend.base_url
         bounded = replace(backend, total_timeout_s=timeout_s, max_answer_bytes=_ANSWER_BYTES)
         root = backend.base_url.removesuffix("/v1")
-        self._api = GeneralTransport(bounded)
-        self._root = GeneralTransport(replace(bounded, base_url=root))
+        self._api = transport_for(bounded)
+        self._root = transport_for(replace(bounded, base_url=root))
         self._deadline = time.monotonic() + timeout_s
         self.model = ""
         self.endpoint = Endpoint.CHAT_COMPLETIONS
