@@ -56,6 +56,7 @@ async def probed(one: Engine, *, timeout_s: float = 30.0, model: str | None = No
         (Habits(streams=False, notices=frozenset()), REFUTED, UNKNOWN),
         # Their generations end by themselves, but later than what is closed.
         (Habits(max_tokens=70), PROVEN, PROVEN),
+        (Habits(max_tokens=70, streams=False, notices=frozenset()), REFUTED, UNKNOWN),
         (Habits(refuses=frozenset({"ignore_eos", "stream_options"})), PROVEN, UNKNOWN),
         (Habits(endpoints=frozenset({"/v1/completions"}), streams=False), PROVEN, UNKNOWN),
     ],
@@ -66,6 +67,7 @@ async def probed(one: Engine, *, timeout_s: float = 30.0, model: str | None = No
         "whole only",
         "whole never",
         "short ones",
+        "short ones never",
         "strict",
         "completions",
     ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Final
 
 from batchline.cli.probe.recognition import Engine, in_hand
@@ -17,20 +16,18 @@ from batchline.cli.probe.target import Asked, Target
 from batchline.cli.probe.verdicts import Closing, Inconclusive, Verdict
 
 CLOSES: Final = 2  # beside the control's own
+_OF_THE_REST: Final = 0.7
 _IDLE_LOOKS: Final = 5  # alike in a row, before the backend counts as idle
 
 
 class ByGauge:
-    """The experiment on one backend, with one form of long request."""
+    """The experiment on one backend, with answers asked for whole or as streams."""
 
-    def __init__(
-        self, target: Target, engine: Engine, form: Mapping[str, object], *, stream: bool
-    ) -> None:
+    def __init__(self, target: Target, engine: Engine, *, stream: bool) -> None:
         """`engine` has a `gauge_page`."""
         self._target = target
         self._engine = engine
         self._page = engine.gauge_page or ""
-        self._form = form
         self._stream = stream
         self._idle = 0  # the count without us
 
@@ -45,7 +42,7 @@ class ByGauge:
         control = await self._started()
         alone_s, ended = await self._left_alone(control)
         # What is closed has to be gone well before it would have ended by itself.
-        most_s = alone_s - pace.closed_after_s - pace.poll_s
+        most_s = _OF_THE_REST * (alone_s - pace.closed_after_s)
         took = []
         if await self._target.hang_up(control):
             took.append(await self._gone(within_s=most_s))
@@ -88,8 +85,16 @@ class ByGauge:
             await asyncio.sleep(self._target.pace.poll_s)
         return seen[-1]
 
-    async def _until(self, wanted: int, other: int, *, within_s: float) -> float | None:
-        """How long until the count was `wanted`; None when it stayed `other` all the time."""
+    async def _until(
+        self,
+        wanted: int,
+        other: int,
+        *,
+        within_s: float,
+        unless: asyncio.Task[Asked] | None = None,
+    ) -> float | None:
+        """How long until the count was `wanted`; None when it stayed `other` all the time, or until
+        `unless` was over."""
         begun = time.monotonic()
         while True:
             value = await self._read()
@@ -98,20 +103,27 @@ class ByGauge:
                 return took_s
             if value != other:
                 raise Inconclusive(f"{self._page} went to {value}: others use the backend")
-            if took_s > within_s:
+            if took_s > within_s or (unless is not None and unless.done()):
                 return None
             self._target.needs(seconds=self._target.pace.poll_s)
             await asyncio.sleep(self._target.pace.poll_s)
 
     async def _started(self) -> asyncio.Task[Asked]:
         """A long request that the count shows."""
-        running = self._target.long(self._form, stream=self._stream)
         within_s = self._target.pace.starts_within_s
-        if await self._until(self._idle + 1, self._idle, within_s=within_s) is None:
-            if running.done() and running.result().answer.status >= 300:
-                raise Inconclusive(f"answered with status {running.result().answer.status}")
+        while True:
+            running = self._target.long(stream=self._stream)
+            shown_s = await self._until(
+                self._idle + 1, self._idle, within_s=within_s, unless=running
+            )
+            if shown_s is not None:
+                return running
+            if self._target.asks_for_less(running):
+                continue
+            if running.done():
+                status = running.result().answer.status
+                raise Inconclusive(f"a long request was over at once, with status {status}")
             raise Inconclusive(f"{self._page} did not show a request that ran")
-        return running
 
     async def _left_alone(self, control: asyncio.Task[Asked]) -> tuple[float, bool]:
         """For how long the count showed it, and whether it ended by itself."""
@@ -128,14 +140,19 @@ class ByGauge:
         return ended_s, True
 
     async def _gone(self, *, within_s: float) -> float | None:
-        """How long after a close the count was back; None when it did not come back in time."""
+        """How long after a close the count was back; None when it was not by `within_s`."""
+        pace = self._target.pace
         begun = time.monotonic()
-        if await self._until(self._idle, self._idle + 1, within_s=within_s) is not None:
+        if await self._until(self._idle, self._idle + 1, within_s=within_s / 2) is not None:
             return time.monotonic() - begun
         # An engine that has nothing to do may not write its count anew. So it gets something to do.
+        left_s = within_s - (time.monotonic() - begun)
         try:
-            await self._target.short(most_s=self._target.pace.short_most_s)
+            await self._target.short(most_s=min(pace.short_most_s, left_s))
         except TimeoutError:
             return None
-        await asyncio.sleep(self._target.pace.poll_s)
-        return time.monotonic() - begun if await self._read() == self._idle else None
+        left_s = within_s - (time.monotonic() - begun)
+        if await self._until(self._idle, self._idle + 1, within_s=left_s) is None:
+            return None
+        took_s = time.monotonic() - begun
+        return took_s if took_s <= within_s else None

@@ -8,7 +8,6 @@ themselves just then: so another crowd is closed sooner than the first was seen 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from statistics import median
 from typing import Final
 
@@ -22,11 +21,10 @@ _LEAST_MORE_S: Final = 0.3  # below, waiting is not told from noise
 
 
 class ByWaiting:
-    """The experiment on one backend, with one form of long request."""
+    """The experiment on one backend, with answers asked for whole or as streams."""
 
-    def __init__(self, target: Target, form: Mapping[str, object], *, stream: bool) -> None:
+    def __init__(self, target: Target, *, stream: bool) -> None:
         self._target = target
-        self._form = form
         self._stream = stream
 
     async def verdict(self) -> Closing:
@@ -82,9 +80,18 @@ class ByWaiting:
     async def _crowd(self, count: int, *, for_s: float) -> list[asyncio.Task[Asked]]:
         """So many generations that have been at work for `for_s`."""
         self._target.needs(seconds=for_s, requests=count + 1)
-        crowd = [self._target.long(self._form, stream=self._stream) for _ in range(count)]
+        crowd = [await self._taken()]
+        crowd += [self._target.long(stream=self._stream) for _ in range(count - 1)]
         await asyncio.sleep(for_s)
         return crowd
+
+    async def _taken(self) -> asyncio.Task[Asked]:
+        """A long request that the backend did not refuse at once."""
+        while True:
+            running = self._target.long(stream=self._stream)
+            await asyncio.wait([running], timeout=self._target.pace.refused_within_s)
+            if not self._target.asks_for_less(running):
+                return running
 
     async def _wait_of_a_short_one(self) -> float:
         """How long a short request takes; `short_most_s` when longer than that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ from batchline.cli.outcome import UNREACHABLE, USAGE, CommandFailed
 from batchline.cli.probe.by_gauge import ByGauge
 from batchline.cli.probe.by_waiting import ByWaiting
 from batchline.cli.probe.recognition import PAGES, Engine, recognized
-from batchline.cli.probe.target import LONG_FORMS, MAX_REQUESTS, OutOfBudget, Target
+from batchline.cli.probe.target import MAX_REQUESTS, OutOfBudget, Target
 from batchline.cli.probe.verdicts import Closing, Inconclusive, Verdict
 from batchline.domain.errors import UpstreamError
 from batchline.domain.model import Endpoint
@@ -24,7 +24,6 @@ from batchline.executor.contract import Answer
 HARD_CLOSES: Final = 20
 _LAST_REQUESTS: Final = 2  # the looks afterwards
 _MOST_MISSES: Final = 8  # requests that were answered before they could be closed
-_BRIEF: Final[Mapping[str, object]] = {"max_tokens": 32}  # soon over, where a close is not noticed
 _TRIED: Final = (Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
 
 
@@ -86,18 +85,17 @@ async def probe(target: Target, *, model: str | None) -> Found:
     try:
         if target.generates:
             stream_trouble = await _stream_trouble(target)
-            form = await _longest_form(target)
             # Streams first: where their closes are noticed, they leave nothing running behind.
             if stream_trouble is not None:
                 streamed = Closing(verdict=Verdict.UNKNOWN, evidence="it does not stream")
             else:
-                streamed = await _closing(target, engine, form, stream=True)
+                streamed = await _closing(target, engine, stream=True)
             if streamed.verdict is Verdict.REFUTED:
                 # What ends behind our back now would be taken for what we closed.
                 why = "not tried: it may still be at work on the streams that were closed"
                 whole = Closing(verdict=Verdict.UNKNOWN, evidence=why)
             else:
-                whole = await _closing(target, engine, form, stream=False)
+                whole = await _closing(target, engine, stream=False)
     except (UpstreamError, OutOfBudget) as exc:
         why = exc.message if isinstance(exc, UpstreamError) else "time or requests were used up"
         whole = Closing(verdict=Verdict.UNKNOWN, evidence=why)
@@ -228,25 +226,12 @@ async def _stream_trouble(target: Target) -> str | None:
     return None if read[1].total_tokens else "its streams do not tell the usage"
 
 
-async def _longest_form(target: Target) -> Mapping[str, object]:
-    """The longest of the long requests that the backend takes."""
-    for form in LONG_FORMS[:-1]:
-        running = target.long(form, stream=False)
-        done, _ = await asyncio.wait([running], timeout=target.pace.refused_within_s)
-        if not done or running.result().answer.status < 300:
-            await target.hang_up(running)
-            return form
-    return LONG_FORMS[-1]
-
-
-async def _closing(
-    target: Target, engine: Engine, form: Mapping[str, object], *, stream: bool
-) -> Closing:
+async def _closing(target: Target, engine: Engine, *, stream: bool) -> Closing:
     """Find out whether closing stops a generation that was asked for in this way, in the time that
     there is before the last steps."""
-    by: ByGauge | ByWaiting = ByWaiting(target, form, stream=stream)
+    by: ByGauge | ByWaiting = ByWaiting(target, stream=stream)
     if engine.gauge_page is not None:
-        by = ByGauge(target, engine, form, stream=stream)
+        by = ByGauge(target, engine, stream=stream)
     try:
         async with asyncio.timeout(max(0.0, target.left_s - target.pace.last_steps_s)):
             return await by.verdict()
@@ -276,7 +261,7 @@ async def _after_hard_closes(target: Target, *, goes_on: bool) -> str | None:
         and target.requests < MAX_REQUESTS - _LAST_REQUESTS
         and misses < _MOST_MISSES
     ):
-        running = target.long(_BRIEF, stream=False)
+        running = target.brief()
         await asyncio.sleep(after_s)
         misses += not await target.hang_up(running)
     try:

@@ -24,12 +24,13 @@ PAGE_S: Final = 5.0  # for a page of the engine's own
 _ANSWER_BYTES: Final = 16 * 1024 * 1024
 _LONG: Final = "Count from 1 to 100000, one number a line, and do not stop before the end."
 # From the most that shows something to the least; what a server does not know or allow, it refuses.
-LONG_FORMS: Final[tuple[Mapping[str, object], ...]] = (
+_LONG_FORMS: Final[tuple[Mapping[str, object], ...]] = (
     {"max_tokens": 4096, "ignore_eos": True},
     {"max_tokens": 4096},
     {"max_tokens": 1024},
     {"max_tokens": 256},
 )
+_BRIEF_FORM: Final[Mapping[str, object]] = {"max_tokens": 32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class Target:
         self.endpoint = Endpoint.CHAT_COMPLETIONS
         self.requests = 0
         self.closes = 0
+        self._form = 0
         self._running: set[asyncio.Task[Asked]] = set()
 
     async def close(self) -> None:
@@ -124,8 +126,28 @@ class Target:
         async with asyncio.timeout(min(most_s, self.left_s)):
             return await self._ask({**self._prompt("Say hi."), **self._few_tokens()}, stream=stream)
 
-    def long(self, form: Mapping[str, object], *, stream: bool) -> asyncio.Task[Asked]:
-        """Begin a generation that goes on for as long as the server lets it."""
+    def long(self, *, stream: bool) -> asyncio.Task[Asked]:
+        """Begin a generation that goes on for as long as the backend lets it."""
+        return self._begin(_LONG_FORMS[self._form], stream=stream)
+
+    def brief(self) -> asyncio.Task[Asked]:
+        """Begin one that is soon over, also where nobody notices that it was closed."""
+        return self._begin(_BRIEF_FORM, stream=False)
+
+    def asks_for_less(self, running: asyncio.Task[Asked]) -> bool:
+        """Whether the long request was refused; the next one then asks for less, if it can.
+
+        Raises:
+            UpstreamError: it ended so.
+        """
+        if not running.done() or running.result().answer.status < 300:
+            return False
+        if self._form + 1 == len(_LONG_FORMS):
+            return False
+        self._form += 1
+        return True
+
+    def _begin(self, form: Mapping[str, object], *, stream: bool) -> asyncio.Task[Asked]:
         self.needs(requests=1)
         if self.generates:
             body = {**self._prompt(_LONG), "temperature": 0, **form}
