@@ -56,7 +56,6 @@ async def probed(one: Engine, *, timeout_s: float = 30.0, model: str | None = No
         (Habits(streams=False, notices=frozenset()), REFUTED, UNKNOWN),
         # Their generations end by themselves, but later than what is closed.
         (Habits(max_tokens=70), PROVEN, PROVEN),
-        (Habits(max_tokens=70, streams=False, notices=frozenset()), REFUTED, UNKNOWN),
         (Habits(refuses=frozenset({"ignore_eos", "stream_options"})), PROVEN, UNKNOWN),
         (Habits(endpoints=frozenset({"/v1/completions"}), streams=False), PROVEN, UNKNOWN),
     ],
@@ -67,7 +66,6 @@ async def probed(one: Engine, *, timeout_s: float = 30.0, model: str | None = No
         "whole only",
         "whole never",
         "short ones",
-        "short ones never",
         "strict",
         "completions",
     ],
@@ -81,6 +79,12 @@ async def test_with_metrics_it_is_known_whether_a_close_stops_the_generation(
         assert found.broken is None
         assert found.closes >= 20
         assert one.requests <= found.requests <= MAX_REQUESTS
+
+
+async def test_a_generation_that_ends_by_itself_is_not_taken_for_stopped() -> None:
+    async with engine(Habits(max_tokens=70, streams=False, notices=frozenset())) as one:
+        found = await probed(one)
+        assert found.whole.verdict is REFUTED, found
 
 
 @pytest.mark.parametrize(
