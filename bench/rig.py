@@ -20,7 +20,7 @@ import openai
 from openai.types import Batch
 
 from bench.baseline_client import Ran
-from bench.fast_backend import KERNEL_STAMPS, Stats
+from bench.fast_backend import KERNEL_STAMPS, MODEL, Stats
 from bench.inputs import CHAT, write_input
 from bench.processes import Cores, by_role, pin
 from tests.support.server import TERMINAL, ServerProcess, server
@@ -176,12 +176,10 @@ class Rig:
 
     @contextmanager
     def with_kernel_stamps(self) -> Iterator[Rig]:
-        """A backend that knows to the microsecond when a request came, and a server of its own."""
-        with (
-            backend_process(self.cores, KERNEL_STAMPS) as backend,
-            replace(self, backend=backend).with_fresh_server("stamped") as stamped,
-        ):
-            yield stamped
+        """A backend that knows to the microsecond when a request came. Take a fresh server to it:
+        the one there is has another."""
+        with backend_process(self.cores, KERNEL_STAMPS) as backend:
+            yield replace(self, backend=backend)
 
     @property
     def port(self) -> int:
@@ -190,17 +188,17 @@ class Rig:
     def api(self) -> Api:
         return Api(self.port)
 
-    def input(self, lines: int, endpoint: str = CHAT) -> Path:
+    def input(self, lines: int, endpoint: str = CHAT, *, model: str = MODEL) -> Path:
         """An input file of so many lines, made once."""
-        path = self.work / f"input-{endpoint.rpartition('/')[2]}-{lines}.jsonl"
+        path = self.work / f"input-{endpoint.rpartition('/')[2]}-{model}-{lines}.jsonl"
         if not path.exists():
-            write_input(path, lines, endpoint)
+            write_input(path, lines, endpoint, model)
         return path
 
-    def uploaded(self, lines: int, endpoint: str = CHAT) -> str:
+    def uploaded(self, lines: int, endpoint: str = CHAT, *, model: str = MODEL) -> str:
         """The id of an uploaded input of so many lines."""
         with self.api() as api:
-            return api.upload(self.input(lines, endpoint))
+            return api.upload(self.input(lines, endpoint, model=model))
 
     def create(
         self,

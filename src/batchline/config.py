@@ -20,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from batchline.api.connections import ConnectionSettings
+from batchline.config_abort import abort_call, cancel_by
 from batchline.config_values import (
     MIB,
     MISSING,
@@ -134,6 +135,7 @@ class ApiSettings:
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
+    *("cancel", "abort_call", "stops_on_close"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
 
@@ -322,6 +324,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
     if get("keep_partial", bool) and not get("stream", bool):
         raise ConfigError(f"{place}: keep_partial: only of answers that are streamed; set stream")
     headers = _headers(table.get("headers", {}), f"{place}: headers")
+    cancel = cancel_by(get("cancel", str), f"{place}: cancel")
     key_env = get("api_key_env", str)
     if key_env is not None:
         headers["Authorization"] = f"Bearer {_key(key_env, f'{place}: api_key_env', env)}"
@@ -336,6 +339,9 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         headers=headers or None,
         stream=get("stream", bool),
         keep_partial=get("keep_partial", bool),
+        cancel=cancel,
+        abort_call=abort_call(table.get("abort_call"), f"{place}: abort_call", cancel=cancel),
+        stops_on_close=get("stops_on_close", bool),
         transport=_transport(get("transport", str), base_url, f"{place}: transport"),
     )
 

@@ -13,6 +13,7 @@ import pytest
 
 from batchline.domain.lines import CheckedLine, LineChecker
 from bench import run
+from bench.cancel import AT_ONCE, WITH_GRACE
 from bench.inputs import LINE_BYTES, bodies, write_input
 from bench.processes import Cores, anonymous_bytes, cpu_s, pin
 from bench.report import Floor, Measurement, Table, percentile
@@ -35,6 +36,11 @@ PARTS_AND_FLOORS = {
         "share of the ideal rate, 500 in flight, backend of 50 ms (median)",
         "finalize, seconds (slowest)",
         "requests that reached the backend after the 200",
+        *(
+            f"{way}: ms to {what} (p99)"
+            for way in (*WITH_GRACE, *AT_ONCE)
+            for what in ("the 200", "quiet past that")
+        ),
     ],
     ("crowd", "listing"): [
         "200 clients, p99 of get, ms (worse of both)",

@@ -21,7 +21,7 @@ from tests.contract.store_rows import (
 def cut_off(shard: Shard, segment: Segment, *, finished: tuple[int, ...] = ()) -> ShardCommit:
     """A commit with one range of records beside these results."""
     results = settling(shard, finished=finished, segment=segment)
-    return dataclasses.replace(results, partials=segment.append(90))
+    return dataclasses.replace(results, partials=segment.append(b"r" * 90))
 
 
 async def test_records_are_kept_in_order_and_settle_nothing(store: Store) -> None:

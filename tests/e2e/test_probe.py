@@ -15,6 +15,7 @@ from batchline.cli.probe.probing import Found
 from batchline.cli.probe.target import MAX_REQUESTS, Pace, Target
 from batchline.cli.probe.verdicts import Verdict
 from batchline.config import backend_at
+from batchline.executor.contract import CancelBy
 from tests.support.command import command
 from tests.support.engine import MODEL, Engine, Habits, engine
 
@@ -147,7 +148,7 @@ async def test_a_backend_that_closes_break_is_called_broken() -> None:
     async with engine(Habits(breaks_after=9, streams=False)) as one:
         found = await probed(one, timeout_s=8.0)
         assert found.broken is not None
-        assert probing.advice(found).cancel == "drain"
+        assert probing.advice(found).cancel is CancelBy.DRAIN
 
 
 async def test_a_model_is_asked_for_by_name() -> None:
@@ -174,7 +175,12 @@ async def test_the_command_prints_what_was_found_and_the_settings() -> None:
         told = json.loads(ran.stdout)
         assert told["engine"] == "vLLM"
         assert told["close_whole"]["verdict"] == "proven"
-        assert told["settings"] == {"cancel": "close", "stream": False, "max_in_flight": None}
+        assert told["settings"] == {
+            "cancel": "close",
+            "stops_on_close": True,
+            "stream": False,
+            "max_in_flight": None,
+        }
         refused = await command("probe", one.url)
         assert refused.returncode == USAGE
         assert (

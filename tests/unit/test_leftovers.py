@@ -103,7 +103,10 @@ def test_each_line_without_a_result_gets_one(tmp_path: Path, failure: Failure) -
     settled = [number in {0, 5, 6, 9} for number in range(10)]
     job = replace(job_for(tmp_path, unfinished(result, settled)), failure=failure)
     lines = expected(tmp_path, settled, failure)
-    assert write_leftovers(job) == LeftoversResult(lines=6, bytes=len(b"".join(lines)))
+    written = b"".join(lines)
+    assert write_leftovers(job) == LeftoversResult(
+        lines=6, bytes=len(written), crc=google_crc32c.value(written)
+    )
     assert (tmp_path / "lines").read_bytes() == b"".join(lines)
     first = json.loads(lines[0])
     assert first["custom_id"] == "line-0000001" + AWKWARD
@@ -113,7 +116,7 @@ def test_each_line_without_a_result_gets_one(tmp_path: Path, failure: Failure) -
 def test_what_is_settled_in_all_makes_an_empty_file(tmp_path: Path) -> None:
     result = validated(tmp_path, make_lines(5))
     job = job_for(tmp_path, unfinished(result, [True] * 5))
-    assert write_leftovers(job) == LeftoversResult(lines=0, bytes=0)
+    assert write_leftovers(job) == LeftoversResult(lines=0, bytes=0, crc=0)
     assert (tmp_path / "lines").read_bytes() == b""
 
 
@@ -260,7 +263,9 @@ def test_what_came_of_a_line_is_the_last_member_of_its_error_line(tmp_path: Path
     ]
     job = replace(job_for(tmp_path, unfinished(result, settled)), partials=ranges)
     wanted = with_partials(tmp_path, settled, {1: b'{"a":1}', 2: long, 10: b'{"b":1}'})
-    assert write_leftovers(job) == LeftoversResult(lines=9, bytes=len(wanted))
+    assert write_leftovers(job) == LeftoversResult(
+        lines=9, bytes=len(wanted), crc=google_crc32c.value(wanted)
+    )
     assert (tmp_path / "lines").read_bytes() == wanted
 
 
@@ -288,6 +293,8 @@ def test_records_that_cannot_be_read_cost_no_line(tmp_path: Path, loss: str) -> 
     job = replace(job_for(tmp_path, shards), partials=[bad, good])
     wanted = with_partials(tmp_path, settled, {1: b'{"a":1}'})
     made = write_leftovers(job)
-    assert made == LeftoversResult(lines=6, bytes=len(wanted), lost_partials=1)
+    assert made == LeftoversResult(
+        lines=6, bytes=len(wanted), crc=google_crc32c.value(wanted), lost_partials=1
+    )
     assert (tmp_path / "lines").read_bytes() == wanted
     assert open_files() == before

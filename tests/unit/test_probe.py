@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,8 @@ from batchline.cli.probe.probing import Found, advice
 from batchline.cli.probe.recognition import Engine, in_hand, recognized
 from batchline.cli.probe.report import as_text, snippet
 from batchline.cli.probe.verdicts import Closing, Verdict
+from batchline.config import load
+from batchline.executor.contract import CancelBy
 
 VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -99,10 +100,11 @@ def found(
     broken: str | None = None,
     closes: int = 20,
     places: int | None = None,
+    engine: str | None = None,
 ) -> Found:
     return Found(
         base_url="http://a:1/v1",
-        engine=Engine(places=places),
+        engine=Engine(name=engine, places=places),
         models=["m", *map(str, range(6))],
         model="m",
         endpoint="/v1/chat/completions",
@@ -115,29 +117,35 @@ def found(
     )
 
 
+CLOSE, DRAIN, CALL = CancelBy.CLOSE, CancelBy.DRAIN, CancelBy.CALL
+PROVEN, REFUTED = Verdict.PROVEN, Verdict.REFUTED
+
+
 @pytest.mark.parametrize(
-    ("what", "cancel", "stream"),
+    ("what", "cancel", "stream", "stops"),
     [
-        (found(), "close", False),
-        (found(whole=Verdict.PROVEN, streamed=Verdict.PROVEN), "close", False),
-        (found(whole=Verdict.PROVEN), "close", False),
-        (found(whole=Verdict.REFUTED, streamed=Verdict.PROVEN), "close", True),
-        (found(streamed=Verdict.PROVEN), "close", True),
-        (found(whole=Verdict.REFUTED), "drain", False),
-        (found(streamed=Verdict.REFUTED), "drain", False),
-        (found(whole=Verdict.PROVEN, streamed=Verdict.PROVEN, broken="gone"), "drain", False),
+        (found(), CLOSE, False, False),
+        (found(whole=PROVEN, streamed=PROVEN), CLOSE, False, True),
+        (found(whole=PROVEN), CLOSE, False, True),
+        (found(whole=REFUTED, streamed=PROVEN), CLOSE, True, True),
+        (found(streamed=PROVEN), CLOSE, True, True),
+        (found(whole=REFUTED, places=7), DRAIN, False, False),
+        (found(streamed=REFUTED), DRAIN, False, False),
+        (found(streamed=REFUTED, engine="SGLang"), CALL, False, False),
+        (found(whole=PROVEN, streamed=PROVEN, broken="gone"), DRAIN, False, False),
     ],
 )
-def test_the_advice_follows_what_was_found(what: Found, cancel: str, stream: bool) -> None:
+def test_the_advice_follows_what_was_found_and_can_be_loaded(
+    tmp_path: Path, what: Found, cancel: CancelBy, stream: bool, stops: bool
+) -> None:
     told = advice(what)
-    assert (told.cancel, told.stream) == (cancel, stream)
-    table = tomllib.loads(snippet(what, told, "A_KEY"))["backend"][0]
-    assert table == {
-        "base_url": "http://a:1/v1",
-        "api_key_env": "A_KEY",
-        "cancel": cancel,
-        "stream": stream,
-    }
+    file = tmp_path / "batchline.toml"
+    file.write_text(snippet(what, told, "A_KEY"))
+    (backend,) = load(config=file, environ={"A_KEY": "k"}).backends
+    assert (backend.cancel, backend.stream, backend.stops_on_close) == (cancel, stream, stops)
+    assert backend.base_url == "http://a:1/v1"
+    assert backend.max_in_flight == (what.engine.places or 64)
+    assert (backend.abort_call is not None) == (cancel is CALL)
 
 
 def test_the_report_says_what_was_found_and_what_was_not() -> None:
@@ -151,7 +159,3 @@ def test_the_report_says_what_was_found_and_what_was_not() -> None:
         found(broken="gone", closes=7), advice(found()), api_key_env=None
     )
     assert "not tried" in as_text(found(closes=0), advice(found()), api_key_env=None)
-    places = found(places=8)
-    assert json.loads(json.dumps(tomllib.loads(snippet(places, advice(places), None))))[
-        "backend"
-    ] == [{"base_url": "http://a:1/v1", "cancel": "close", "stream": False, "max_in_flight": 8}]

@@ -43,6 +43,10 @@ def test_it_is_what_it_was(parts: list[bytes]) -> None:
         (b"x", "br", "malformed"),
         (gzip.compress(b"x"), "gzip, gzip", "malformed"),
     ],
+    ids=[
+        *("too large", "too large together", "cut", "followed by text", "two of zlib"),
+        *("nonsense", "unknown", "twice"),
+    ],
 )
 def test_what_cannot_be_had_has_a_reason(body: bytes, encoding: str, reason: str) -> None:
     with pytest.raises(SentUnanswered) as caught:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -74,8 +75,37 @@ def with_stream(body: bytes, *, usage: bool) -> bytes | None:
             return None
     except _UNREADABLE:
         return None
+    inside = body.index(b"{") + 1
     wanted = b'"stream":true,"stream_options":{"include_usage":true}' if usage else b'"stream":true'
-    return b"".join((b"{", wanted, b",", memoryview(body)[1:]))  # it has `model` at least
+    # It has a `model` at least, so there is something behind the comma.
+    return b"".join((body[:inside], wanted, b",", memoryview(body)[inside:]))
+
+
+def with_member(body: bytes, name: str, text: str) -> bytes | None:
+    """`body` with the top-level member `name`, of value `text`, before all others.
+
+    None when it has a member of that name already.
+
+    Raises:
+        BlobUnreadable: as `with_model`.
+    """
+    try:
+        found = _decoder_of(name).decode(body).value
+    except _UNREADABLE:
+        raise BlobUnreadable("the input no longer holds a request body here") from None
+    if found is not UNSET:
+        return None
+    inside = body.index(b"{") + 1
+    # It has a `model` at least, so there is something behind the comma.
+    member = (_encode(name), b":", _encode(text), b",")
+    return b"".join((body[:inside], *member, memoryview(body)[inside:]))
+
+
+@cache
+def _decoder_of(name: str) -> msgspec.json.Decoder[Any]:
+    """Decodes objects whose member `name`, if they have it, is `value`."""
+    member = ("value", Raw | UnsetType, UNSET)
+    return msgspec.json.Decoder(msgspec.defstruct("Member", [member], rename={"value": name}))
 
 
 def _start_of_model(body: bytes) -> int:

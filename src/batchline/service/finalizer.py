@@ -134,7 +134,7 @@ class Finalizer:
             if written.lost_partials:
                 telemetry.trouble("partials_lost", batch_id=batch.id, ranges=written.lost_partials)
             telemetry.probe("never_run.written")
-            return await self.blobs.adopt(scratch, BlobKind.NEVER_RUN)
+            return await self.blobs.adopt(scratch, BlobKind.NEVER_RUN, crc=written.crc)
         except BlobUnreadable:
             await self._input_lost(batch)
             return None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+import google_crc32c
+
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.errors import BlobUnreadable
 from batchline.domain.ids import BatchId
@@ -57,13 +59,15 @@ class LeftoversJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftoversResult:
-    """How many lines were written, and their bytes in all; the file is durable, even when empty.
+    """How many lines were written, their bytes in all and the CRC-32C of those.
 
-    `lost_partials` counts the ranges of partials that could not be read.
+    The file is durable, even when empty. `lost_partials` counts the ranges of partials that could
+    not be read.
     """
 
     lines: int
     bytes: int
+    crc: int
     lost_partials: int = 0
 
 
@@ -101,7 +105,7 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
     line = b'{"id":"%b%%08x","custom_id":%%b%b' % (prefix, tail)
     reader = _CustomIdReader(source)
     partials = Partials(job.partials)
-    count = size = 0
+    count = size = crc = 0
     for shard in job.shards:
         entries = planned.unsettled(shard)
         custom_ids = reader.read(entries)
@@ -109,8 +113,9 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
         for written in _with_partials(lines, entries, partials):
             write_all(fd, written)
             size += len(written)
+            crc = google_crc32c.extend(crc, written)
         count += len(entries)
-    return LeftoversResult(lines=count, bytes=size, lost_partials=partials.unreadable)
+    return LeftoversResult(lines=count, bytes=size, crc=crc, lost_partials=partials.unreadable)
 
 
 def _with_partials(

@@ -19,7 +19,7 @@ from batchline.domain.errors import UpstreamError
 from batchline.domain.model import Endpoint
 from batchline.domain.results import read_success
 from batchline.executor.catalogue import Listing, read_listing
-from batchline.executor.contract import Answer
+from batchline.executor.contract import Answer, CancelBy
 
 HARD_CLOSES: Final = 20
 _LAST_REQUESTS: Final = 2  # the looks afterwards
@@ -52,8 +52,9 @@ class Found:
 class Advice:
     """Settings for the backend, and why these."""
 
-    cancel: str
+    cancel: CancelBy
     stream: bool
+    stops_on_close: bool
     max_in_flight: int | None
     because: str
 
@@ -118,19 +119,29 @@ async def probe(target: Target, *, model: str | None) -> Found:
 
 def advice(found: Found) -> Advice:
     """What to set, by what was found; where nothing was, what is harmless."""
-    places = found.engine.places
+    cancel, stream, stops = CancelBy.CLOSE, False, False
     if found.broken is not None:
-        cancel, stream, because = "drain", False, "hard closes break it"
+        cancel, because = CancelBy.DRAIN, "hard closes break it"
     elif found.whole.verdict is Verdict.PROVEN:
-        cancel, stream, because = "close", False, "a closed connection stops its generation"
+        stops, because = True, "a closed connection stops its generation"
     elif found.streamed.verdict is Verdict.PROVEN:
-        cancel, stream, because = "close", True, "it notices a close only while it streams"
+        stream = stops = True
+        because = "that a close stops its generation was proven for streams only"
     elif Verdict.REFUTED in (found.whole.verdict, found.streamed.verdict):
-        cancel, stream = "drain", False
+        cancel = CancelBy.DRAIN
         because = "a closed request goes on, so it is better counted until it ends"
+        if found.engine.name == "SGLang":
+            cancel = CancelBy.CALL
+            because = "a closed request goes on; this engine can be called to abort it"
     else:
-        cancel, stream, because = "close", False, "the default: nothing was proven"
-    return Advice(cancel=cancel, stream=stream, max_in_flight=places, because=because)
+        because = "the default: nothing was proven"
+    return Advice(
+        cancel=cancel,
+        stream=stream,
+        stops_on_close=stops,
+        max_in_flight=found.engine.places,
+        because=because,
+    )
 
 
 # -- what there is -----------------------------------------------------------------------------

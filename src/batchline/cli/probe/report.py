@@ -7,9 +7,11 @@ from typing import Any
 
 from batchline.cli.probe.probing import Advice, Found
 from batchline.cli.probe.verdicts import Closing
+from batchline.executor.contract import CancelBy
 
 _LABEL = 16
 _MANY_MODELS = 5
+_SGLANG_CALL = 'abort_call = { path = "/abort_request", id_field = "rid" }'
 
 
 def as_text(found: Found, advice: Advice, *, api_key_env: str | None) -> str:
@@ -38,12 +40,16 @@ def snippet(found: Found, advice: Advice, api_key_env: str | None) -> str:
     settings = {
         "base_url": found.base_url,
         **({} if api_key_env is None else {"api_key_env": api_key_env}),
-        "cancel": advice.cancel,
+        "cancel": advice.cancel.value,
+        "stops_on_close": advice.stops_on_close,
         "stream": advice.stream,
         **({} if advice.max_in_flight is None else {"max_in_flight": advice.max_in_flight}),
     }
     # JSON spells texts, numbers and booleans as TOML does.
-    return "\n".join(["[[backend]]", *(f"{k} = {json.dumps(v)}" for k, v in settings.items())])
+    lines = ["[[backend]]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+    if advice.cancel is CancelBy.CALL:
+        lines.append(_SGLANG_CALL)
+    return "\n".join(lines)
 
 
 def as_shape(found: Found, advice: Advice) -> dict[str, Any]:
@@ -63,7 +69,8 @@ def as_shape(found: Found, advice: Advice) -> dict[str, Any]:
         "broken": found.broken,
         "requests": found.requests,
         "settings": {
-            "cancel": advice.cancel,
+            "cancel": advice.cancel.value,
+            "stops_on_close": advice.stops_on_close,
             "stream": advice.stream,
             "max_in_flight": advice.max_in_flight,
         },
