@@ -61,8 +61,8 @@ class LeftoversJob:
 class LeftoversResult:
     """How many lines were written, their bytes in all and the CRC-32C of those.
 
-    The file is durable, even when empty. `lost_partials` counts the ranges of partials that could
-    not be read.
+    The file is durable, even when empty. `lost_partials` counts the ranges and the bodies of
+    partials that could not be read.
     """
 
     lines: int

@@ -29,7 +29,7 @@ class Partials:
     """The bodies of cut-off lines, by line number; the last record of a line counts.
 
     Records that are gone or damaged are left out: the line has its error without them, as it would
-    have after a crash before they were committed. `unreadable` counts such ranges.
+    have after a crash before they were committed. `unreadable` counts such ranges and bodies.
     """
 
     def __init__(self, ranges: Sequence[PartialsRange]) -> None:
@@ -50,12 +50,18 @@ class Partials:
         if place is None:
             return None
         path, start, stop = place
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            body = os.pread(fd, stop - start, start)
-        finally:
-            os.close(fd)
-        return body if len(body) == stop - start else None
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                body = os.pread(fd, stop - start, start)
+            finally:
+                os.close(fd)
+        except OSError:
+            body = b""  # it was readable a moment ago
+        if len(body) != stop - start:
+            self.unreadable += 1
+            return None
+        return body
 
 
 def _places(one: PartialsRange) -> dict[int, tuple[str, int, int]]:
