@@ -1,0 +1,659 @@
+"""Random histories of batches, and after each step the server compared with the reference.
+
+A step is what a client does, what a backend or a worker does, time that passes, or a crash. A step
+whose effects are several commits (a group of shards that comes back) can be cut off between any two
+of them: what is there after the crash has to be what one of the beginnings of that step leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Final
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from tests.contract.api.serving import FORM, form, part
+from tests.model.executor import HeldShard, Worker
+from tests.model.reference import ENDS, Batch, Held, Reference
+from tests.model.world import NOW, WINDOWS, Hold, Reply, Template, World
+from tests.support.conserved import assert_conserved
+from tests.support.inputs import line_id, make_lines
+from tests.support.stored import disagreements
+
+MOST_BATCHES: Final = 6
+MOST_CALLS: Final = 12  # of the store, until an announced crash
+MOVES: Final = ("move", "start_batch", "finalize")  # calls of the runner that are held up
+
+Effect = Callable[[Reference], object]
+
+_some: Final = st.integers(0, 63)  # chooses one of those that there are
+_key: Final = st.sampled_from([None, None, "one", "two"])
+
+
+@dataclass
+class Seen:
+    """What the server said of a batch before; `files` once it had ended."""
+
+    id: str
+    source: int  # the input
+    wire: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class SlowCancel:
+    """A cancel whose move is held up."""
+
+    number: int
+    hold: Hold
+    task: asyncio.Task[Reply]
+
+
+class BatchMachine(RuleBasedStateMachine):
+    """The life of a few batches. Numbers are the reference's; `seen` has the ids."""
+
+    template: ClassVar[Template]
+    steps: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="batchline-model-"))
+        self.world = World(self.root, self.template)
+        self.model = Reference(NOW)
+        self.inputs: list[tuple[str, bytes]] = []  # id and content
+        self.seen: list[Seen] = []
+        self.cancels: list[SlowCancel] = []
+
+    # -- one step --------------------------------------------------------------------------
+
+    def do(self, work: Coroutine[Any, Any, Any] | None, *effects: Effect) -> Any:
+        """Do it, and have the reference do it; its result. None when the server crashed in it."""
+        type(self).steps += 1
+        before = copy.deepcopy(self.model)
+        task = None
+        if work is not None:
+            task = self.world.loop.create_task(work)
+            self.world.loop.settle()
+        if self.world.server.life.dead:
+            self._recover(before, effects)
+            return None
+        for effect in effects:
+            effect(self.model)
+        self.model.go_on(self._held())
+        if task is None:
+            return None
+        assert task.done(), f"this waits for something: {task}"
+        return task.result()
+
+    def _recover(self, before: Reference, effects: Sequence[Effect]) -> None:
+        """Start the next life; what it shows tells how far the step had come."""
+        self.cancels.clear()
+        self.world.crash()
+        listed = self._listed()
+        possible = []
+        for count in range(len(effects) + 1):
+            model = copy.deepcopy(before)
+            for effect in effects[:count]:
+                effect(model)
+            model.start_again()
+            if len(model.batches) == len(listed):
+                possible.append(model)
+        for wire in listed[len(self.seen) :]:
+            source = [each for each, _ in self.inputs].index(wire["input_file_id"])
+            self.seen.append(Seen(wire["id"], source))
+        held = self._held()
+        for model in possible:
+            model.go_on(held)
+        shown = [_shown(wire) for wire in listed]
+        fitting = [m for m in possible if [batch.shown for batch in m.batches] == shown]
+        assert fitting, (
+            f"after the crash there is\n{shown}\nwhich is none of\n"
+            f"{[[batch.shown for batch in m.batches] for m in possible]}"
+        )
+        # Of two that look alike the longer one: a deleted file is not shown in a batch.
+        self.model = next((m for m in fitting if self._files_fit(m, listed)), fitting[-1])
+
+    def _held(self) -> dict[int, Held]:
+        """What holds up which batch at this moment, all of it the test's own doing."""
+        server, held = self.world.server, dict[int, Held]()
+
+        def holds(batch_id: str, kind: Held) -> None:
+            number = self._number(batch_id)
+            held[number] = max(kind, held.get(number, kind))
+
+        for job in server.jobs.waiting:
+            holds(job.batch_id, Held.END if job.leftovers else Held.PLAN)
+        for _, shard in server.executor.shards():
+            holds(shard.key.batch_id, Held.END)
+        for hold in server.life.holds:
+            if not (hold.reached and hold.awaited):
+                continue
+            match hold.call:
+                case "move":
+                    holds(hold.batch_id, Held.END if hold.after else Held.MOVE)
+                case "start_batch":
+                    holds(hold.batch_id, Held.PLAN)
+                case "finalize" if not hold.after:
+                    holds(hold.batch_id, Held.END)
+        return held
+
+    def _number(self, batch_id: str) -> int:
+        """The batch's number; of one whose id no answer has told yet, the one that it will have."""
+        numbers = (number for number, one in enumerate(self.seen) if one.id == batch_id)
+        return next(numbers, len(self.seen))
+
+    # -- what clients do -------------------------------------------------------------------
+
+    @initialize(counts=st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    def begin(self, counts: Sequence[int]) -> None:
+        for count in counts:
+            self._upload(count, good=True)
+
+    @precondition(lambda self: len(self.inputs) < 5)
+    @rule(count=st.integers(1, 5), good=st.booleans())
+    def upload(self, count: int, good: bool) -> None:
+        self._upload(count, good=good)
+
+    def _upload(self, count: int, *, good: bool) -> None:
+        start = 100 * len(self.inputs)
+        content = make_lines(count, start=start) + (b"" if good else b"{}\n")
+        parts = form(part("purpose", b"batch"), part("file", content, filename="in.jsonl"))
+        self.world.server.life.left = None  # tests/fault/test_upload_deaths.py
+        request = self.world.request("POST", "/v1/files", parts, FORM)
+        lines = [line_id(start + number) for number in range(count)]
+        reply = self.do(request, lambda model: model.upload(lines, good=good))
+        assert reply.status == 200, reply
+        self.inputs.append((reply.json["id"], content))
+
+    @precondition(lambda self: len(self.seen) < MOST_BATCHES)
+    @rule(which=_some, window=st.sampled_from(list(WINDOWS)), key=_key)
+    def create(self, which: int, window: str, key: str | None) -> None:
+        source = which % len(self.inputs)
+        numbers: list[int | None] = []
+        reply = self.do(
+            self.world.request("POST", "/v1/batches", self._order(source, window, key)),
+            lambda model: numbers.append(model.create(source, WINDOWS[window], key)),
+        )
+        if reply is not None:
+            self._created(reply, source, numbers[-1])
+
+    def _order(self, source: int, window: str, key: str | None) -> bytes:
+        order = {
+            "input_file_id": self.inputs[source][0],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": window,
+            "idempotency_key": key,
+        }
+        return json.dumps(order).encode()
+
+    def _created(self, reply: Reply, source: int, number: int | None) -> None:
+        if number is None:
+            assert reply.status == 409, reply
+            return
+        assert reply.status == 200, reply
+        if number == len(self.seen):
+            self.seen.append(Seen(reply.json["id"], source))
+            assert reply.json["status"] == "validating"
+        assert reply.json["id"] == self.seen[number].id
+
+    @precondition(lambda self: self.seen)
+    @rule(which=_some)
+    def cancel(self, which: int) -> None:
+        number = which % len(self.seen)
+        codes: list[int] = []
+        reply = self.do(
+            self.world.request("POST", f"{self._path(number)}/cancel"),
+            lambda model: codes.append(model.cancel(number)),
+        )
+        if reply is not None:
+            self._cancelled(reply, codes[-1])
+
+    def _cancelled(self, reply: Reply, code: int) -> None:
+        assert reply.status == code, reply
+        if code == 200:
+            assert reply.json["status"] in ("cancelling", "cancelled")
+            # Whoever was told 200 may rely on it: nothing of the batch is handed out any more.
+            if reply.json["status"] == "cancelling":
+                executor = self.world.server.executor
+                batch_id = reply.json["id"]
+                assert executor.is_closed(batch_id) or self._wire(batch_id)["status"] == "cancelled"
+
+    @precondition(lambda self: self.seen and not self.cancels)
+    @rule(which=_some)
+    def cancel_slowly(self, which: int) -> None:
+        """A cancel that has read the batch, and whose move takes its time."""
+        number = which % len(self.seen)
+        self.world.server.life.left = None
+        hold = self.world.hold("cancel", self.seen[number].id, after=False)
+        request = self.world.request("POST", f"{self._path(number)}/cancel")
+        task = self.world.loop.create_task(request)
+        self.world.loop.settle()
+        if task.done():
+            self.world.release(hold)
+            codes: list[int] = []
+            self.do(None, lambda model: codes.append(model.cancel(number)))
+            self._cancelled(task.result(), codes[-1])
+        else:
+            self.cancels.append(SlowCancel(number, hold, task))
+
+    @precondition(lambda self: self.cancels)
+    @rule()
+    def cancel_arrives(self) -> None:
+        slow = self.cancels.pop()
+        codes: list[int] = []
+
+        async def arrives() -> Reply:
+            self.world.server.life.holds.remove(slow.hold)
+            slow.hold.go.set_result(None)
+            return await slow.task
+
+        reply = self.do(arrives(), lambda model: codes.append(model.cancel(slow.number)))
+        if reply is not None:
+            self._cancelled(reply, codes[-1])
+
+    @precondition(lambda self: self.seen)
+    @rule(which=_some, kind=st.sampled_from(["output", "error"]))
+    def delete_result(self, which: int, kind: str) -> None:
+        number = which % len(self.seen)
+        file_id = self._wire(self.seen[number].id)[f"{kind}_file_id"]
+        if file_id is None:
+            return
+        gone = kind in self.model.batches[number].deleted
+        reply = self.do(
+            self.world.request("DELETE", f"/v1/files/{file_id}"),
+            lambda model: model.delete_result(number, kind),
+        )
+        assert reply is None or reply.status == (404 if gone else 200), reply
+
+    @rule(which=_some)
+    def delete_input(self, which: int) -> None:
+        number = which % len(self.inputs)
+        gone = self.model.inputs[number].deleted
+        reply = self.do(
+            self.world.request("DELETE", f"/v1/files/{self.inputs[number][0]}"),
+            lambda model: model.delete_input(number),
+        )
+        assert reply is None or reply.status == (404 if gone else 200), reply
+
+    # -- what children and workers do ------------------------------------------------------
+
+    @precondition(lambda self: self.world.server.jobs.waiting)
+    @rule(which=_some)
+    def end_job(self, which: int) -> None:
+        """A validation is done, or the lines that never ran are written."""
+        waiting = self.world.server.jobs.waiting
+        job = waiting[which % len(waiting)]
+        number = self._number(job.batch_id)
+        good = self.model.inputs[self.seen[number].source].good
+        held = any(
+            hold.call == "start_batch" and hold.batch_id == job.batch_id and not hold.after
+            for hold in self.world.server.life.holds
+        )
+        effects: list[Effect] = []
+        if not job.leftovers and not (held and good):
+            effects.append(lambda model: model.plan(number, good=good))
+
+        async def end() -> None:
+            job.go.set_result(None)
+
+        self.do(end(), *effects)
+
+    @precondition(lambda self: self._unanswered())
+    @rule(which=_some, succeeded=st.lists(st.booleans(), min_size=1, max_size=2), commit=st.booleans())
+    def answer(self, which: int, succeeded: Sequence[bool], commit: bool) -> None:
+        """The backend answers lines of one shard; they may be committed at once."""
+        shards = self._unanswered()
+        worker, shard = shards[which % len(shards)]
+        for entry, good in zip(shard.in_flight, succeeded, strict=False):
+            shard.answered[entry] = good
+        if commit:
+            self._commit(worker, [shard])
+
+    @precondition(lambda self: any(shard.answered for _, shard in self._shards()))
+    @rule(which=_some)
+    def commit(self, which: int) -> None:
+        """A worker commits what all its shards have, in one group."""
+        workers = [w for w in self.world.server.executor.workers if _answered(w)]
+        worker = workers[which % len(workers)]
+        self._commit(worker, _answered(worker))
+
+    def _commit(self, worker: Worker, shards: Sequence[HeldShard]) -> None:
+        settled = [self._settles(shard) for shard in shards]
+
+        def effect(model: Reference) -> None:  # of one transaction
+            for settles in settled:
+                settles(model)
+
+        accepted = self.do(self.world.server.executor.commit(worker, shards), effect)
+        assert accepted is None or all(accepted)
+
+    def _settles(self, shard: HeldShard) -> Effect:
+        number, results = self._number(shard.key.batch_id), shard.results()
+        return lambda model: model.settle(number, results)
+
+    @precondition(lambda self: self._stopped())
+    @rule(which=_some)
+    def let_go(self, which: int) -> None:
+        """The running requests of a stopped batch have ended, one way or the other."""
+        stopped = self._stopped()
+        batch_id = stopped[which % len(stopped)]
+        effects = [
+            self._settles(shard)
+            for _, shard in self._shards()
+            if shard.key.batch_id == batch_id and shard.answered
+        ]
+        self.do(self.world.server.executor.let_go(batch_id), *effects)
+
+    @precondition(lambda self: self.model.batches)
+    @rule(which=_some, last_commits=st.booleans())
+    def lose_worker(self, which: int, last_commits: bool) -> None:
+        executor = self.world.server.executor
+        worker = executor.workers[which % len(executor.workers)]
+        effects = [self._settles(shard) for shard in _answered(worker)] if last_commits else []
+        self.do(executor.lose(worker, last_commits=last_commits), *effects)
+
+    @precondition(lambda self: self.world.server.executor.late)
+    @rule(which=_some)
+    def commit_late(self, which: int) -> None:
+        """A commit of a dead worker arrives: its epoch is over."""
+        executor = self.world.server.executor
+        worker, commit = executor.late[which % len(executor.late)]
+        accepted = self.do(executor.deliver(worker, commit))
+        assert not accepted
+
+    @precondition(lambda self: self.world.server.executor.accepted)
+    @rule(which=_some)
+    def commit_again(self, which: int) -> None:
+        """The answer to a commit was lost, and it comes again: nothing is counted twice."""
+        executor = self.world.server.executor
+        worker, commit = executor.accepted[which % len(executor.accepted)]
+        self.do(executor.deliver(worker, commit))
+
+    # -- what else happens -----------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1, 2, 6, 11]))
+    def pass_time(self, seconds: int) -> None:
+        self.model.now += seconds
+
+        async def passes() -> None:
+            self.world.loop.skip(seconds)
+
+        self.do(passes())
+
+    @rule()
+    def sweep(self) -> None:
+        self.do(self.world.server.maintenance.sweep())
+
+    @precondition(lambda self: self._going())
+    @rule(which=_some, call=st.sampled_from(MOVES), after=st.booleans())
+    def hold_up(self, which: int, call: str, after: bool) -> None:
+        """The next such call of the store for one batch takes its time."""
+        going = self._going()
+        batch_id = self.seen[going[which % len(going)]].id
+        if not any(hold.batch_id == batch_id for hold in self._runner_holds()):
+            self.world.hold(call, batch_id, after=after)
+
+    @precondition(lambda self: self._runner_holds())
+    @rule(which=_some)
+    def release(self, which: int) -> None:
+        holds = self._runner_holds()
+        self._release(holds[which % len(holds)])
+
+    def _release(self, hold: Hold) -> None:
+        number = self._number(hold.batch_id)
+        effects: list[Effect] = []
+        if hold.reached and not hold.after:
+            if hold.call == "start_batch":
+                effects.append(lambda model: model.plan(number, good=True))
+            elif hold.call == "move" and hold.move is not None:
+                from_status, event = hold.move
+                effects.append(lambda model: model.move(number, from_status, event))
+
+        async def go() -> None:
+            self.world.server.life.holds.remove(hold)
+            hold.go.set_result(None)
+
+        self.do(go(), *effects)
+
+    @rule(calls=st.integers(1, MOST_CALLS), after=st.booleans())
+    def will_crash(self, calls: int, after: bool) -> None:
+        """The server dies at one of the next calls of its store, before or after it is made."""
+        self.world.server.life.left, self.world.server.life.after = calls, after
+
+    @rule()
+    def crash(self) -> None:
+        """The server dies while it waits."""
+        self.world.server.life.dead = True
+        self.do(None)
+
+    @rule()
+    def restart(self) -> None:
+        """The server is told to end, and started again."""
+        self._let_everything_go()
+        effects = [self._settles(shard) for _, shard in self._shards() if shard.answered]
+        for effect in effects:
+            effect(self.model)
+        self.world.restart()
+        self.model.start_again()
+        self.model.go_on(self._held())
+
+    def _let_everything_go(self) -> None:
+        """Nothing is held up any more, and no crash is near."""
+        self.world.server.life.left = None
+        if self.cancels:
+            self.cancel_arrives()
+        for hold in self._runner_holds():
+            self._release(hold)
+
+    # -- what is there ---------------------------------------------------------------------
+
+    def _shards(self) -> list[tuple[Worker, HeldShard]]:
+        return list(self.world.server.executor.shards())
+
+    def _unanswered(self) -> list[tuple[Worker, HeldShard]]:
+        return [each for each in self._shards() if each[1].in_flight]
+
+    def _stopped(self) -> list[Any]:
+        """Batches with a closed gate of which shards are held."""
+        closed = self.world.server.executor.is_closed
+        return list(
+            dict.fromkeys(
+                shard.key.batch_id for _, shard in self._shards() if closed(shard.key.batch_id)
+            )
+        )
+
+    def _going(self) -> list[int]:
+        return [n for n, batch in enumerate(self.model.batches) if not batch.ended]
+
+    def _runner_holds(self) -> list[Hold]:
+        return [hold for hold in self.world.server.life.holds if hold.call in MOVES]
+
+    def _path(self, number: int) -> str:
+        return f"/v1/batches/{self.seen[number].id}"
+
+    def _wire(self, batch_id: str) -> dict[str, Any]:
+        wire = self.world.get(f"/v1/batches/{batch_id}").json
+        assert isinstance(wire, dict)
+        return wire
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """Every batch, oldest first."""
+        page = self.world.get("/v1/batches?limit=100").json
+        return list(reversed(page["data"]))
+
+    # -- what has to hold ------------------------------------------------------------------
+
+    @invariant()
+    def is_as_the_reference_has_it(self) -> None:
+        assert self.world.troubles == []
+        listed = self._listed()
+        assert [wire["id"] for wire in listed] == [one.id for one in self.seen]
+        for number, wire in enumerate(listed):
+            batch, seen = self.model.batches[number], self.seen[number]
+            assert _shown(wire) == batch.shown, f"batch {number}: {wire}"
+            if wire != seen.wire:
+                _assert_follows(seen.wire, wire)
+                seen.wire = wire
+                self._look_at_results(number, batch, seen)
+        assert self._files_fit(self.model, listed)
+        self._nobody_idles()
+
+    def _look_at_results(self, number: int, batch: Batch, seen: Seen) -> None:
+        """What is committed can be read, and once the batch has ended it is in its files."""
+        if batch.started and "output" not in batch.deleted:
+            results = self.world.get(f"{self._path(number)}/results")
+            assert _custom_ids(results.body) == batch.output
+        if batch.ended:
+            self._look_at_files(batch, seen)
+
+    def _look_at_files(self, batch: Batch, seen: Seen) -> None:
+        """The files of a batch that has just ended: each line once, as the reference says."""
+        for kind in ("output", "error"):
+            if seen.wire[f"{kind}_file_id"] is not None and kind not in batch.deleted:
+                seen.files[kind] = self._content(seen, kind)
+        output, errors = seen.files.get("output"), seen.files.get("error")
+        if not batch.deleted:
+            wire = dict(seen.wire)
+            wire["request_counts"] = SimpleNamespace(**wire["request_counts"])
+            wire["usage"] = SimpleNamespace(**wire["usage"])
+            content = self.inputs[seen.source][1]
+            assert_conserved(content, SimpleNamespace(**wire), output, errors)
+            assert _custom_ids(output or b"") == batch.output
+            assert _codes(errors or b"") == batch.errors
+
+    def _content(self, seen: Seen, kind: str) -> bytes:
+        reply = self.world.get(f"/v1/files/{seen.wire[f'{kind}_file_id']}/content")
+        assert reply.status == 200, reply
+        return reply.body
+
+    def _files_fit(self, model: Reference, listed: Sequence[dict[str, Any]]) -> bool:
+        """Whether exactly those files are there that the reference has."""
+        there = {
+            file_id
+            for (file_id, _), one in zip(self.inputs, model.inputs, strict=True)
+            if not one.deleted
+        }
+        for wire, batch in zip(listed, model.batches, strict=True):
+            for kind in ("output", "error"):
+                if wire[f"{kind}_file_id"] is not None and kind not in batch.deleted:
+                    there.add(wire[f"{kind}_file_id"])
+        files = self.world.get("/v1/files?limit=1000").json["data"]
+        return {file["id"] for file in files} == there
+
+    def _nobody_idles(self) -> None:
+        """A worker has no room while a line waits."""
+        if not self.world.server.executor.rooms():
+            return
+        held: dict[str, int] = {}
+        for _, shard in self._shards():
+            unsettled = len(shard.in_flight) + len(shard.answered)
+            held[shard.key.batch_id] = held.get(shard.key.batch_id, 0) + unsettled
+        busy = self._held()
+        for number, batch in enumerate(self.model.batches):
+            if batch.status == "in_progress" and busy.get(number) in (None, Held.END):
+                waiting = len(batch.lines or ()) - len(batch.results)
+                assert held.get(self.seen[number].id, 0) == waiting, f"batch {number} waits"
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:  # else that is what is to be reported
+                self._come_to_the_end()
+        finally:
+            self.world.close()
+            shutil.rmtree(self.root)
+
+    def _come_to_the_end(self) -> None:
+        """Every batch ends; then nothing of it changes, and no byte is there that nobody needs."""
+        self._let_everything_go()
+        self._end_every_batch()
+        self.is_as_the_reference_has_it()
+        ended = [dict(one.wire) for one in self.seen]
+        self.world.restart()
+        for number, one in enumerate(self.seen):
+            assert self._wire(one.id) == ended[number]
+            for kind in one.files.keys() - self.model.batches[number].deleted:
+                assert self._content(one, kind) == one.files[kind]
+        self.do(self.world.server.maintenance.sweep())
+        assert list(disagreements(self.root)) == []
+
+    def _end_every_batch(self) -> None:
+        """Answer what is asked until nothing goes on; a batch that is stuck then is a defect."""
+        for _ in range(200):
+            if not self._going():
+                return
+            if self.world.server.jobs.waiting:
+                self.end_job(0)
+            elif self._unanswered():
+                self.answer(0, [True, False], commit=True)
+            elif any(shard.answered for _, shard in self._shards()):
+                self.commit(0)
+            elif self._stopped():
+                self.let_go(0)
+            else:
+                break
+            self.is_as_the_reference_has_it()
+        assert not self._going(), [batch.shown for batch in self.model.batches]
+
+
+def _answered(worker: Worker) -> list[HeldShard]:
+    return [shard for shard in worker.held.values() if shard.answered]
+
+
+def _shown(wire: Mapping[str, Any]) -> dict[str, Any]:
+    """What the reference says of a batch, read from the Batch object."""
+    counts = wire["request_counts"]
+    reached = (
+        *("in_progress", "finalizing", "completed", "failed"),
+        *("expired", "cancelling", "cancelled"),
+    )
+    return {
+        "status": wire["status"],
+        "total": counts["total"],
+        "completed": counts["completed"],
+        "failed": counts["failed"],
+        "reached": sorted(status for status in reached if wire[f"{status}_at"] is not None),
+        "output": wire["output_file_id"] is not None,
+        "error": wire["error_file_id"] is not None,
+        "problems": wire["errors"] is not None,
+    }
+
+
+def _assert_follows(before: Mapping[str, Any], wire: Mapping[str, Any]) -> None:
+    """An end is final, an instant stays, a count never falls, an id never changes."""
+    if not before:
+        return
+    if before["status"] in ENDS:
+        assert wire == before
+        return
+    for name, value in before.items():
+        if value is not None and (name.endswith(("_at", "_id")) or name in ("id", "model")):
+            assert wire[name] == value, f"{name}: {value}, then {wire[name]}"
+    for name, count in before["request_counts"].items():
+        assert wire["request_counts"][name] >= count, f"{name} fell from {count}: {wire}"
+
+
+def _custom_ids(content: bytes) -> set[str]:
+    return {json.loads(line)["custom_id"] for line in content.splitlines()}
+
+
+def _codes(content: bytes) -> dict[str, str | None]:
+    lines = [json.loads(line) for line in content.splitlines()]
+    return {line["custom_id"]: (line["error"] or {}).get("code") for line in lines}
