@@ -29,20 +29,23 @@ from hypothesis.stateful import (
 )
 
 from tests.contract.api.serving import FORM, form, part
+from batchline.domain.ids import BatchId
 from tests.model.executor import HeldShard, Worker
 from tests.model.reference import ENDS, Batch, Held, Reference
-from tests.model.world import NOW, WINDOWS, Hold, Reply, Template, World
+from tests.model.world import NOW, WINDOWS, Hold, Reply, Template, WaitingJob, World
 from tests.support.conserved import assert_conserved
 from tests.support.inputs import line_id, make_lines
 from tests.support.stored import disagreements
 
-MOST_BATCHES: Final = 6
+MOST_BATCHES: Final = 8
+MOST_LINES: Final = 7
 MOST_CALLS: Final = 12  # of the store, until an announced crash
 MOVES: Final = ("move", "start_batch", "finalize")  # calls of the runner that are held up
 
 Effect = Callable[[Reference], object]
 
 _some: Final = st.integers(0, 63)  # chooses one of those that there are
+_answers: Final = st.lists(st.booleans(), min_size=1, max_size=2)
 _key: Final = st.sampled_from([None, None, "one", "two"])
 
 
@@ -160,47 +163,50 @@ class BatchMachine(RuleBasedStateMachine):
 
     # -- what clients do -------------------------------------------------------------------
 
-    @initialize(counts=st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    @initialize(counts=st.lists(st.integers(1, MOST_LINES), min_size=1, max_size=3))
     def begin(self, counts: Sequence[int]) -> None:
         for count in counts:
             self._upload(count, good=True)
+        for source in range(len(counts)):
+            self._create(source, "1h", None)
 
-    @precondition(lambda self: len(self.inputs) < 5)
-    @rule(count=st.integers(1, 5), good=st.booleans())
-    def upload(self, count: int, good: bool) -> None:
+    @precondition(lambda self: len(self.seen) < MOST_BATCHES)
+    @rule(which=_some, window=st.sampled_from(list(WINDOWS)), key=_key)
+    def create(self, which: int, window: str, key: str | None) -> None:
+        self._create(which % len(self.inputs), window, key)
+
+    @precondition(lambda self: len(self.seen) < MOST_BATCHES)
+    @rule(count=st.integers(1, MOST_LINES), good=st.booleans())
+    def upload_and_create(self, count: int, good: bool) -> None:
         self._upload(count, good=good)
+        self._create(len(self.inputs) - 1, "10s", None)
 
     def _upload(self, count: int, *, good: bool) -> None:
         start = 100 * len(self.inputs)
         content = make_lines(count, start=start) + (b"" if good else b"{}\n")
         parts = form(part("purpose", b"batch"), part("file", content, filename="in.jsonl"))
-        self.world.server.life.left = None  # tests/fault/test_upload_deaths.py
+        # It does not crash here: that is for tests/fault/test_upload_deaths.py.
+        self.world.server.life.left = None
         request = self.world.request("POST", "/v1/files", parts, FORM)
         lines = [line_id(start + number) for number in range(count)]
         reply = self.do(request, lambda model: model.upload(lines, good=good))
         assert reply.status == 200, reply
         self.inputs.append((reply.json["id"], content))
 
-    @precondition(lambda self: len(self.seen) < MOST_BATCHES)
-    @rule(which=_some, window=st.sampled_from(list(WINDOWS)), key=_key)
-    def create(self, which: int, window: str, key: str | None) -> None:
-        source = which % len(self.inputs)
+    def _create(self, source: int, window: str, key: str | None) -> None:
         numbers: list[int | None] = []
-        reply = self.do(
-            self.world.request("POST", "/v1/batches", self._order(source, window, key)),
-            lambda model: numbers.append(model.create(source, WINDOWS[window], key)),
-        )
-        if reply is not None:
-            self._created(reply, source, numbers[-1])
-
-    def _order(self, source: int, window: str, key: str | None) -> bytes:
         order = {
             "input_file_id": self.inputs[source][0],
             "endpoint": "/v1/chat/completions",
             "completion_window": window,
             "idempotency_key": key,
         }
-        return json.dumps(order).encode()
+        reply = self.do(
+            self.world.request("POST", "/v1/batches", json.dumps(order).encode()),
+            lambda model: numbers.append(model.create(source, WINDOWS[window], key)),
+        )
+        if reply is not None:
+            self._created(reply, source, numbers[-1])
 
     def _created(self, reply: Reply, source: int, number: int | None) -> None:
         if number is None:
@@ -208,8 +214,8 @@ class BatchMachine(RuleBasedStateMachine):
             return
         assert reply.status == 200, reply
         if number == len(self.seen):
-            self.seen.append(Seen(reply.json["id"], source))
             assert reply.json["status"] == "validating"
+            self.seen.append(Seen(reply.json["id"], source))
         assert reply.json["id"] == self.seen[number].id
 
     @precondition(lambda self: self.seen)
@@ -226,35 +232,30 @@ class BatchMachine(RuleBasedStateMachine):
 
     def _cancelled(self, reply: Reply, code: int) -> None:
         assert reply.status == code, reply
-        if code == 200:
-            assert reply.json["status"] in ("cancelling", "cancelled")
-            # Whoever was told 200 may rely on it: nothing of the batch is handed out any more.
-            if reply.json["status"] == "cancelling":
-                executor = self.world.server.executor
-                batch_id = reply.json["id"]
-                assert executor.is_closed(batch_id) or self._wire(batch_id)["status"] == "cancelled"
+        if code == 200 and reply.json["status"] == "cancelling":
+            # Whoever was told this may rely on it: nothing of the batch is sent any more.
+            batch_id = reply.json["id"]
+            closed = self.world.server.executor.is_closed(batch_id)
+            assert closed or self._wire(batch_id)["status"] == "cancelled"
 
-    @precondition(lambda self: self.seen and not self.cancels)
+    @precondition(lambda self: self._going() and not self.cancels)
     @rule(which=_some)
     def cancel_slowly(self, which: int) -> None:
         """A cancel that has read the batch, and whose move takes its time."""
-        number = which % len(self.seen)
+        going = self._going()
+        number = going[which % len(going)]
         self.world.server.life.left = None
         hold = self.world.hold("cancel", self.seen[number].id, after=False)
         request = self.world.request("POST", f"{self._path(number)}/cancel")
         task = self.world.loop.create_task(request)
         self.world.loop.settle()
-        if task.done():
+        if task.done():  # it was cancelled before
             self.world.release(hold)
-            codes: list[int] = []
-            self.do(None, lambda model: codes.append(model.cancel(number)))
-            self._cancelled(task.result(), codes[-1])
+            self._cancelled(task.result(), self.model.cancel(number))
         else:
             self.cancels.append(SlowCancel(number, hold, task))
 
-    @precondition(lambda self: self.cancels)
-    @rule()
-    def cancel_arrives(self) -> None:
+    def _cancel_arrives(self) -> None:
         slow = self.cancels.pop()
         codes: list[int] = []
 
@@ -268,37 +269,63 @@ class BatchMachine(RuleBasedStateMachine):
             self._cancelled(reply, codes[-1])
 
     @precondition(lambda self: self.seen)
-    @rule(which=_some, kind=st.sampled_from(["output", "error"]))
-    def delete_result(self, which: int, kind: str) -> None:
+    @rule(which=_some, kind=st.sampled_from(["input", "output", "error"]))
+    def delete_and_sweep(self, which: int, kind: str) -> None:
         number = which % len(self.seen)
-        file_id = self._wire(self.seen[number].id)[f"{kind}_file_id"]
-        if file_id is None:
-            return
-        gone = kind in self.model.batches[number].deleted
-        reply = self.do(
-            self.world.request("DELETE", f"/v1/files/{file_id}"),
-            lambda model: model.delete_result(number, kind),
-        )
-        assert reply is None or reply.status == (404 if gone else 200), reply
+        if kind == "input":
+            self._delete_input(self.seen[number].source)
+        elif (file_id := self._wire(self.seen[number].id)[f"{kind}_file_id"]) is not None:
+            gone = kind in self.model.batches[number].deleted
+            self._delete(file_id, gone, lambda model: model.delete_result(number, kind))
+        self.do(self.world.server.maintenance.sweep())
 
-    @rule(which=_some)
-    def delete_input(self, which: int) -> None:
-        number = which % len(self.inputs)
-        gone = self.model.inputs[number].deleted
-        reply = self.do(
-            self.world.request("DELETE", f"/v1/files/{self.inputs[number][0]}"),
-            lambda model: model.delete_input(number),
-        )
+    def _delete_input(self, source: int) -> None:
+        gone = self.model.inputs[source].deleted
+        self._delete(self.inputs[source][0], gone, lambda model: model.delete_input(source))
+
+    def _delete(self, file_id: str, gone: bool, effect: Effect) -> None:
+        reply = self.do(self.world.request("DELETE", f"/v1/files/{file_id}"), effect)
         assert reply is None or reply.status == (404 if gone else 200), reply
 
     # -- what children and workers do ------------------------------------------------------
 
-    @precondition(lambda self: self.world.server.jobs.waiting)
-    @rule(which=_some)
-    def end_job(self, which: int) -> None:
+    @precondition(lambda self: self._under_way())
+    @rule(which=_some, succeeded=_answers, commit=st.booleans())
+    def go_on(self, which: int, succeeded: Sequence[bool], commit: bool) -> None:
+        """Something that the test holds goes on: a job ends, a line is answered, a call is made."""
+        under_way = self._under_way()
+        under_way[which % len(under_way)](succeeded, commit)
+
+    @precondition(lambda self: self._under_way())
+    @rule(which=_some, succeeded=_answers)
+    def go_on_with_more(self, which: int, succeeded: Sequence[bool]) -> None:
+        """The same twice, and at once: most of what happens is that batches go on."""
+        for _ in range(2):
+            if under_way := self._under_way():
+                under_way[which % len(under_way)](succeeded, True)
+
+    def _under_way(self) -> list[Callable[[Sequence[bool], bool], None]]:
+        """All that could go on now."""
+        jobs = self.world.server.jobs.waiting
+        workers = self.world.server.executor.workers
+        return [
+            *(lambda _, __, job=job: self._end_job(job) for job in jobs),
+            *(
+                lambda good, commit, w=worker, s=shard: self._answer(w, s, good, commit=commit)
+                for worker, shard in self._unanswered()
+            ),
+            *(
+                lambda _, __, w=worker: self._commit(w, _answered(w))
+                for worker in workers
+                if _answered(worker)
+            ),
+            *(lambda _, __, batch_id=one: self._let_go(batch_id) for one in self._stopped()),
+            *(lambda _, __, hold=one: self._release(hold) for one in self._runner_holds()),
+            *(lambda _, __: self._cancel_arrives() for _ in self.cancels),
+        ]
+
+    def _end_job(self, job: WaitingJob) -> None:
         """A validation is done, or the lines that never ran are written."""
-        waiting = self.world.server.jobs.waiting
-        job = waiting[which % len(waiting)]
         number = self._number(job.batch_id)
         good = self.model.inputs[self.seen[number].source].good
         held = any(
@@ -314,26 +341,17 @@ class BatchMachine(RuleBasedStateMachine):
 
         self.do(end(), *effects)
 
-    @precondition(lambda self: self._unanswered())
-    @rule(which=_some, succeeded=st.lists(st.booleans(), min_size=1, max_size=2), commit=st.booleans())
-    def answer(self, which: int, succeeded: Sequence[bool], commit: bool) -> None:
+    def _answer(
+        self, worker: Worker, shard: HeldShard, succeeded: Sequence[bool], *, commit: bool
+    ) -> None:
         """The backend answers lines of one shard; they may be committed at once."""
-        shards = self._unanswered()
-        worker, shard = shards[which % len(shards)]
         for entry, good in zip(shard.in_flight, succeeded, strict=False):
             shard.answered[entry] = good
         if commit:
             self._commit(worker, [shard])
 
-    @precondition(lambda self: any(shard.answered for _, shard in self._shards()))
-    @rule(which=_some)
-    def commit(self, which: int) -> None:
-        """A worker commits what all its shards have, in one group."""
-        workers = [w for w in self.world.server.executor.workers if _answered(w)]
-        worker = workers[which % len(workers)]
-        self._commit(worker, _answered(worker))
-
     def _commit(self, worker: Worker, shards: Sequence[HeldShard]) -> None:
+        """A worker commits what some of its shards have, in one group."""
         settled = [self._settles(shard) for shard in shards]
 
         def effect(model: Reference) -> None:  # of one transaction
@@ -347,12 +365,8 @@ class BatchMachine(RuleBasedStateMachine):
         number, results = self._number(shard.key.batch_id), shard.results()
         return lambda model: model.settle(number, results)
 
-    @precondition(lambda self: self._stopped())
-    @rule(which=_some)
-    def let_go(self, which: int) -> None:
+    def _let_go(self, batch_id: BatchId) -> None:
         """The running requests of a stopped batch have ended, one way or the other."""
-        stopped = self._stopped()
-        batch_id = stopped[which % len(stopped)]
         effects = [
             self._settles(shard)
             for _, shard in self._shards()
@@ -360,13 +374,13 @@ class BatchMachine(RuleBasedStateMachine):
         ]
         self.do(self.world.server.executor.let_go(batch_id), *effects)
 
-    @precondition(lambda self: self.model.batches)
+    @precondition(lambda self: self._shards())
     @rule(which=_some, last_commits=st.booleans())
     def lose_worker(self, which: int, last_commits: bool) -> None:
-        executor = self.world.server.executor
-        worker = executor.workers[which % len(executor.workers)]
+        shards = self._shards()
+        worker, _ = shards[which % len(shards)]
         effects = [self._settles(shard) for shard in _answered(worker)] if last_commits else []
-        self.do(executor.lose(worker, last_commits=last_commits), *effects)
+        self.do(self.world.server.executor.lose(worker, last_commits=last_commits), *effects)
 
     @precondition(lambda self: self.world.server.executor.late)
     @rule(which=_some)
@@ -387,6 +401,7 @@ class BatchMachine(RuleBasedStateMachine):
 
     # -- what else happens -----------------------------------------------------------------
 
+    @precondition(lambda self: self._going())
     @rule(seconds=st.sampled_from([1, 2, 6, 11]))
     def pass_time(self, seconds: int) -> None:
         self.model.now += seconds
@@ -395,10 +410,6 @@ class BatchMachine(RuleBasedStateMachine):
             self.world.loop.skip(seconds)
 
         self.do(passes())
-
-    @rule()
-    def sweep(self) -> None:
-        self.do(self.world.server.maintenance.sweep())
 
     @precondition(lambda self: self._going())
     @rule(which=_some, call=st.sampled_from(MOVES), after=st.booleans())
@@ -409,19 +420,13 @@ class BatchMachine(RuleBasedStateMachine):
         if not any(hold.batch_id == batch_id for hold in self._runner_holds()):
             self.world.hold(call, batch_id, after=after)
 
-    @precondition(lambda self: self._runner_holds())
-    @rule(which=_some)
-    def release(self, which: int) -> None:
-        holds = self._runner_holds()
-        self._release(holds[which % len(holds)])
-
     def _release(self, hold: Hold) -> None:
         number = self._number(hold.batch_id)
         effects: list[Effect] = []
         if hold.reached and not hold.after:
             if hold.call == "start_batch":
                 effects.append(lambda model: model.plan(number, good=True))
-            elif hold.call == "move" and hold.move is not None:
+            elif hold.move is not None:
                 from_status, event = hold.move
                 effects.append(lambda model: model.move(number, from_status, event))
 
@@ -431,24 +436,25 @@ class BatchMachine(RuleBasedStateMachine):
 
         self.do(go(), *effects)
 
-    @rule(calls=st.integers(1, MOST_CALLS), after=st.booleans())
-    def will_crash(self, calls: int, after: bool) -> None:
-        """The server dies at one of the next calls of its store, before or after it is made."""
-        self.world.server.life.left, self.world.server.life.after = calls, after
+    @precondition(lambda self: self._going())
+    @rule(calls=st.integers(0, MOST_CALLS), after=st.booleans())
+    def crash(self, calls: int, after: bool) -> None:
+        """The server dies: now (0), or at one of the next calls of its store, made or not."""
+        life = self.world.server.life
+        if calls == 0:
+            life.dead = True
+            self.do(None)
+        else:
+            life.left, life.after = calls, after
 
-    @rule()
-    def crash(self) -> None:
-        """The server dies while it waits."""
-        self.world.server.life.dead = True
-        self.do(None)
-
+    @precondition(lambda self: self._going())
     @rule()
     def restart(self) -> None:
         """The server is told to end, and started again."""
         self._let_everything_go()
-        effects = [self._settles(shard) for _, shard in self._shards() if shard.answered]
-        for effect in effects:
-            effect(self.model)
+        for _, shard in self._shards():
+            if shard.answered:
+                self._settles(shard)(self.model)
         self.world.restart()
         self.model.start_again()
         self.model.go_on(self._held())
@@ -457,7 +463,7 @@ class BatchMachine(RuleBasedStateMachine):
         """Nothing is held up any more, and no crash is near."""
         self.world.server.life.left = None
         if self.cancels:
-            self.cancel_arrives()
+            self._cancel_arrives()
         for hold in self._runner_holds():
             self._release(hold)
 
@@ -597,18 +603,9 @@ class BatchMachine(RuleBasedStateMachine):
     def _end_every_batch(self) -> None:
         """Answer what is asked until nothing goes on; a batch that is stuck then is a defect."""
         for _ in range(200):
-            if not self._going():
-                return
-            if self.world.server.jobs.waiting:
-                self.end_job(0)
-            elif self._unanswered():
-                self.answer(0, [True, False], commit=True)
-            elif any(shard.answered for _, shard in self._shards()):
-                self.commit(0)
-            elif self._stopped():
-                self.let_go(0)
-            else:
+            if not (self._going() and (under_way := self._under_way())):
                 break
+            under_way[0]([True, False], True)
             self.is_as_the_reference_has_it()
         assert not self._going(), [batch.shown for batch in self.model.batches]
 
