@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy.event import listens_for
 
 from batchline import telemetry
 from batchline.api.app import create_app
-from batchline.api.services import Readiness
+from batchline.api.services import Readiness, Services
 from batchline.domain.lifecycle import BatchEvent
 from batchline.domain.model import Batch
 from batchline.service.batches import Batches, BatchSettings
@@ -250,11 +251,13 @@ class Server:
 
 
 class Template:
-    """An empty database to be copied, and the engine of all copies.
+    """What all lives share because it has no state: it would be most of the time to make it anew.
 
-    Migrations, and compiling each statement anew in each life, would be most of the time. The
-    engine's connections are closed with each life all the same.
+    An empty database that is copied, the engine of the copies (it has the compiled statements; its
+    connections are closed with each life), and the application's routes.
     """
+
+    _app: FastAPI | None = None
 
     def __init__(self, folder: Path) -> None:
         self._migrated = self._path = folder / "migrated.sqlite3"
@@ -268,6 +271,21 @@ class Template:
         def connect_to_the_copy(_: object, __: object, arguments: list[Any], ___: object) -> None:
             arguments[0] = str(self._path)
 
+    def app_on(self, services: Services) -> FastAPI:
+        """The application on these services; the one that was given before is of no use then."""
+        if self._app is None:
+            self._app = create_app(
+                services.files,
+                services.batches,
+                services.models,
+                services.readiness,
+                uploads=services.uploads,
+                dry_run=services.dry_run,
+                results=services.results,
+            )
+        self._app.state.services = services
+        return self._app
+
     def put(self, path: Path) -> None:
         """Copy the database to `path`, where the engine finds it from now on."""
         shutil.copyfile(self._migrated, path)
@@ -279,6 +297,7 @@ class World:
 
     def __init__(self, root: Path, template: Template) -> None:
         self.root = root
+        self._template = template
         template.put(root / "batchline.sqlite3")
         self.loop = QuietLoop()
         self.loop.set_exception_handler(self._unhandled)
@@ -331,14 +350,16 @@ class World:
             scheduler=scheduler,
             runner=runner,
             maintenance=Maintenance(store=store, blobs=blobs, clock=clock),
-            app=create_app(
-                files,
-                batches,
-                models=lambda: (),
-                readiness=lambda: Readiness(ready=True),
-                uploads=Uploads(store, blobs, files, clock=clock, random=self._random),
-                dry_run=DryRun(planner=planner, settings=settings),
-                results=Results(store=store, blobs=blobs, batches=batches, clock=clock),
+            app=self._template.app_on(
+                Services(
+                    files=files,
+                    batches=batches,
+                    uploads=Uploads(store, blobs, files, clock=clock, random=self._random),
+                    dry_run=DryRun(planner=planner, settings=settings),
+                    results=Results(store=store, blobs=blobs, batches=batches, clock=clock),
+                    models=lambda: (),
+                    readiness=lambda: Readiness(ready=True),
+                )
             ),
         )
 
