@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 
 class QuietLoop(asyncio.SelectorEventLoop):
@@ -25,7 +27,12 @@ class QuietLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
+    def run_in_executor(
+        self,
+        executor: Executor | None,  # noqa: ARG002  # whatever it is, nothing goes to it
+        func: Callable[[Unpack[Args]], T],
+        *args: *Args,
+    ) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self.create_future()
 
         def work() -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final
@@ -28,8 +29,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.contract.api.serving import FORM, form, part
 from batchline.domain.ids import BatchId
+from tests.contract.api.serving import FORM, form, part
 from tests.model.executor import HeldShard, Worker
 from tests.model.reference import ENDS, Batch, Held, Reference
 from tests.model.world import NOW, WINDOWS, Hold, Reply, Template, WaitingJob, World
@@ -42,10 +43,14 @@ MOST_LINES: Final = 7
 MOST_CALLS: Final = 12  # of the store, until an announced crash
 MOVES: Final = ("move", "start_batch", "finalize")  # calls of the runner that are held up
 
+# Power loss is not what is tested here, and every commit waits for the disk.
+MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+
 Effect = Callable[[Reference], object]
 
-_some: Final = st.integers(0, 63)  # chooses one of those that there are
+_some: Final = st.integers(0, 255)  # chooses one of those that there are
 _answers: Final = st.lists(st.booleans(), min_size=1, max_size=2)
+_hold: Final = st.none() | st.tuples(st.sampled_from(MOVES), st.booleans())
 _key: Final = st.sampled_from([None, None, "one", "two"])
 
 
@@ -76,7 +81,7 @@ class BatchMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="batchline-model-"))
+        self.root = Path(tempfile.mkdtemp(prefix="batchline-model-", dir=MEMORY))
         self.world = World(self.root, self.template)
         self.model = Reference(NOW)
         self.inputs: list[tuple[str, bytes]] = []  # id and content
@@ -231,9 +236,14 @@ class BatchMachine(RuleBasedStateMachine):
             self._cancelled(reply, codes[-1])
 
     def _likely(self, which: int) -> int:
-        """One of the batches, more likely one that runs: a cancel too early ends most histories."""
-        running = [n for n in self._going() if self.model.batches[n].started]
-        chances = [*range(len(self.seen)), *running * 5]
+        """One of the batches, but more likely one that runs, and most likely one that ends.
+
+        A cancel too early is the end of most histories, and the end of a batch is short.
+        """
+        chances = list(range(len(self.seen)))
+        for number in self._going():
+            batch = self.model.batches[number]
+            chances += [number] * (20 if batch.status == "finalizing" else 4 * batch.started)
         return chances[which % len(chances)]
 
     def _cancelled(self, reply: Reply, code: int) -> None:
@@ -260,7 +270,7 @@ class BatchMachine(RuleBasedStateMachine):
         else:
             self.cancels.append(SlowCancel(number, hold, task))
 
-    def _cancel_arrives(self) -> None:
+    def _cancel_arrives(self, *_: object) -> None:
         slow = self.cancels.pop()
         codes: list[int] = []
 
@@ -295,11 +305,23 @@ class BatchMachine(RuleBasedStateMachine):
     # -- what children and workers do ------------------------------------------------------
 
     @precondition(lambda self: self._under_way())
-    @rule(which=_some, succeeded=_answers, commit=st.booleans())
-    def go_on(self, which: int, succeeded: Sequence[bool], commit: bool) -> None:
-        """Something that the test holds goes on: a job ends, a line is answered, a call is made."""
+    @rule(which=_some, succeeded=_answers, commit=st.booleans(), hold=_hold)
+    def go_on(
+        self,
+        which: int,
+        succeeded: Sequence[bool],
+        commit: bool,
+        hold: tuple[str, bool] | None,
+    ) -> None:
+        """Something that the test holds goes on: a job ends, a line is answered, a call is made.
+
+        What the server does then of itself may be held up in its turn.
+        """
         under_way = self._under_way()
-        under_way[which % len(under_way)](succeeded, commit)
+        batch_id, goes_on = under_way[which % len(under_way)]
+        if hold is not None:
+            self._hold_up(batch_id, *hold)
+        goes_on(succeeded, commit)
 
     @precondition(lambda self: self._under_way())
     @rule(which=_some, succeeded=_answers)
@@ -307,29 +329,31 @@ class BatchMachine(RuleBasedStateMachine):
         """The same twice, and at once: most of what happens is that batches go on."""
         for _ in range(2):
             if under_way := self._under_way():
-                under_way[which % len(under_way)](succeeded, True)
+                _, goes_on = under_way[which % len(under_way)]
+                goes_on(succeeded, True)
 
-    def _under_way(self) -> list[Callable[[Sequence[bool], bool], None]]:
-        """All that could go on now."""
-        jobs = self.world.server.jobs.waiting
-        workers = self.world.server.executor.workers
+    def _under_way(self) -> list[tuple[str, Callable[[Sequence[bool], bool], None]]]:
+        """All that could go on now, and for which batch."""
         return [
-            *(lambda _, __, job=job: self._end_job(job) for job in jobs),
             *(
-                lambda good, commit, w=worker, s=shard: self._answer(w, s, good, commit=commit)
+                (job.batch_id, partial(self._end_job, job))
+                for job in self.world.server.jobs.waiting
+            ),
+            *(
+                (shard.key.batch_id, partial(self._answer, worker, shard))
                 for worker, shard in self._unanswered()
             ),
             *(
-                lambda _, __, w=worker: self._commit(w, _answered(w))
-                for worker in workers
-                if _answered(worker)
+                (shards[0].key.batch_id, partial(self._commit_group, worker, shards))
+                for worker in self.world.server.executor.workers
+                if (shards := _answered(worker))
             ),
-            *(lambda _, __, batch_id=one: self._let_go(batch_id) for one in self._stopped()),
-            *(lambda _, __, hold=one: self._release(hold) for one in self._runner_holds()),
-            *(lambda _, __: self._cancel_arrives() for _ in self.cancels),
+            *((batch_id, partial(self._let_go, batch_id)) for batch_id in self._stopped()),
+            *((hold.batch_id, partial(self._release, hold)) for hold in self._runner_holds()),
+            *((slow.hold.batch_id, self._cancel_arrives) for slow in self.cancels),
         ]
 
-    def _end_job(self, job: WaitingJob) -> None:
+    def _end_job(self, job: WaitingJob, *_: object) -> None:
         """A validation is done, or the lines that never ran are written."""
         number = self._number(job.batch_id)
         good = self.model.inputs[self.seen[number].source].good
@@ -347,13 +371,16 @@ class BatchMachine(RuleBasedStateMachine):
         self.do(end(), *effects)
 
     def _answer(
-        self, worker: Worker, shard: HeldShard, succeeded: Sequence[bool], *, commit: bool
+        self, worker: Worker, shard: HeldShard, succeeded: Sequence[bool], commit: bool
     ) -> None:
         """The backend answers lines of one shard; they may be committed at once."""
         for entry, good in zip(shard.in_flight, succeeded, strict=False):
             shard.answered[entry] = good
         if commit:
             self._commit(worker, [shard])
+
+    def _commit_group(self, worker: Worker, shards: Sequence[HeldShard], *_: object) -> None:
+        self._commit(worker, shards)
 
     def _commit(self, worker: Worker, shards: Sequence[HeldShard]) -> None:
         """A worker commits what some of its shards have, in one group."""
@@ -370,7 +397,7 @@ class BatchMachine(RuleBasedStateMachine):
         number, results = self._number(shard.key.batch_id), shard.results()
         return lambda model: model.settle(number, results)
 
-    def _let_go(self, batch_id: BatchId) -> None:
+    def _let_go(self, batch_id: BatchId, *_: object) -> None:
         """The running requests of a stopped batch have ended, one way or the other."""
         effects = [
             self._settles(shard)
@@ -385,7 +412,7 @@ class BatchMachine(RuleBasedStateMachine):
         """A worker dies with results that it has not committed, or just has."""
         shards = self._shards()
         worker, shard = shards[which % len(shards)]
-        self._answer(worker, shard, succeeded, commit=False)
+        self._answer(worker, shard, succeeded, False)
         effects = [self._settles(shard) for shard in _answered(worker)] if last_commits else []
         self.do(self.world.server.executor.lose(worker, last_commits=last_commits), *effects)
 
@@ -422,12 +449,13 @@ class BatchMachine(RuleBasedStateMachine):
     @rule(which=_some, call=st.sampled_from(MOVES), after=st.booleans())
     def hold_up(self, which: int, call: str, after: bool) -> None:
         """The next such call of the store for one batch takes its time."""
-        going = self._going()
-        batch_id = self.seen[going[which % len(going)]].id
+        self._hold_up(self.seen[self._likely(which)].id, call, after)
+
+    def _hold_up(self, batch_id: str, call: str, after: bool) -> None:
         if not any(hold.batch_id == batch_id for hold in self._runner_holds()):
             self.world.hold(call, batch_id, after=after)
 
-    def _release(self, hold: Hold) -> None:
+    def _release(self, hold: Hold, *_: object) -> None:
         number = self._number(hold.batch_id)
         effects: list[Effect] = []
         if hold.reached and not hold.after:
@@ -612,7 +640,8 @@ class BatchMachine(RuleBasedStateMachine):
         for _ in range(200):
             if not (self._going() and (under_way := self._under_way())):
                 break
-            under_way[0]([True, False], True)
+            _, goes_on = under_way[0]
+            goes_on([True, False], True)
             self.is_as_the_reference_has_it()
         assert not self._going(), [batch.shown for batch in self.model.batches]
 

@@ -71,7 +71,9 @@ class Batch:
     @property
     def errors(self) -> dict[str, str | None]:
         """The custom_ids in the error file with the code of a line that did not run."""
-        failed: dict[str, str | None] = {i: None for i, succeeded in self.results.items() if not succeeded}
+        failed: dict[str, str | None] = {
+            i: None for i, succeeded in self.results.items() if not succeeded
+        }
         code = {S.CANCELLED: "batch_cancelled", S.EXPIRED: "batch_expired"}.get(self.status)
         if not self.started or code is None:
             return failed

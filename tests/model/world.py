@@ -213,10 +213,10 @@ class OneBackend:
     def models(self) -> list[str]:
         return [MODEL]
 
-    def backends_for(self, model: str) -> list[str]:
+    def backends_for(self, model: str) -> list[str]:  # noqa: ARG002  # part of the contract
         return [BACKEND]
 
-    def lists(self, backend: str, model: str) -> bool:
+    def lists(self, backend: str, model: str) -> bool:  # noqa: ARG002  # as above
         return True
 
     def name_at_backends(self, model: str) -> str:
@@ -332,13 +332,9 @@ class World:
         planner = NamedPlanner(
             store=store, blobs=blobs, jobs=jobs, models=backends, limits=InputLimits(), clock=clock
         )
-        finalizer = Finalizer(
-            store=store, blobs=blobs, jobs=jobs, clock=clock, random=self._random
-        )
+        finalizer = Finalizer(store=store, blobs=blobs, jobs=jobs, clock=clock, random=self._random)
         stop = StopSettings(cancel_grace_s=GRACE_S, expire_grace_s=GRACE_S)
-        runner = Runner(
-            store, executor, scheduler, planner, finalizer, settings=stop, clock=clock
-        )
+        runner = Runner(store, executor, scheduler, planner, finalizer, settings=stop, clock=clock)
         settings = BatchSettings(windows=WINDOWS)
         files = Files(store, blobs, clock=clock, random=self._random)
         batches = Batches(store, runner, clock=clock, random=self._random, settings=settings)
@@ -408,7 +404,7 @@ class World:
         if name not in EXPECTED_TROUBLES and not self.server.life.dead:
             self.troubles.append(f"{name} {fields}")
 
-    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not isinstance(context.get("exception"), Crashed):
             self.troubles.append(f"unhandled: {context}")
 
@@ -470,5 +466,3 @@ class World:
             return self.loop.finish(self.request("GET", path))
         finally:
             life.left = left
-
-
