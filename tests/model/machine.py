@@ -38,7 +38,7 @@ from tests.support.conserved import assert_conserved
 from tests.support.inputs import line_id, make_lines
 from tests.support.stored import disagreements
 
-MOST_BATCHES: Final = 8
+MOST_BATCHES: Final = 12
 MOST_LINES: Final = 7
 MOST_CALLS: Final = 12  # of the store, until an announced crash
 MOVES: Final = ("move", "start_batch", "finalize")  # calls of the runner that are held up
@@ -50,6 +50,7 @@ Effect = Callable[[Reference], object]
 
 _some: Final = st.integers(0, 255)  # chooses one of those that there are
 _answers: Final = st.lists(st.booleans(), min_size=1, max_size=2)
+_mostly: Final = st.sampled_from([True, True, False])
 _hold: Final = st.none() | st.tuples(st.sampled_from(MOVES), st.booleans())
 _key: Final = st.sampled_from([None, None, "one", "two"])
 
@@ -174,6 +175,7 @@ class BatchMachine(RuleBasedStateMachine):
             self._upload(count, good=True)
         for source in range(len(counts)):
             self._create(source, "1h", None)
+            self._end_job(self.world.server.jobs.waiting[0])
 
     @precondition(lambda self: len(self.seen) < MOST_BATCHES)
     @rule(which=_some, window=st.sampled_from(list(WINDOWS)), key=_key)
@@ -181,10 +183,24 @@ class BatchMachine(RuleBasedStateMachine):
         self._create(which % len(self.inputs), window, key)
 
     @precondition(lambda self: len(self.seen) < MOST_BATCHES)
-    @rule(count=st.integers(1, MOST_LINES), good=st.booleans())
-    def upload_and_create(self, count: int, good: bool) -> None:
+    @rule(count=st.integers(1, MOST_LINES), good=_mostly, start=_mostly, hold=_hold)
+    def upload_and_create(
+        self, count: int, good: bool, start: bool, hold: tuple[str, bool] | None
+    ) -> None:
+        """A new batch, often one that runs at once, and whose end or next move is held up."""
         self._upload(count, good=good)
+        number = len(self.seen)
         self._create(len(self.inputs) - 1, "10s", None)
+        if start and number < len(self.seen):
+            self._start(number)
+        if hold is not None and number < len(self.seen):
+            self._hold_up(self.seen[number].id, *hold)
+
+    def _start(self, number: int) -> None:
+        for job in self.world.server.jobs.waiting:
+            if job.batch_id == self.seen[number].id:
+                self._end_job(job)
+                return
 
     def _upload(self, count: int, *, good: bool) -> None:
         start = 100 * len(self.inputs)
@@ -223,10 +239,12 @@ class BatchMachine(RuleBasedStateMachine):
             self.seen.append(Seen(reply.json["id"], source))
         assert reply.json["id"] == self.seen[number].id
 
-    @precondition(lambda self: self.seen)
+    @precondition(lambda self: self._going())
     @rule(which=_some)
     def cancel(self, which: int) -> None:
-        number = self._likely(which)
+        self._cancel(self._likely(which))
+
+    def _cancel(self, number: int) -> None:
         codes: list[int] = []
         reply = self.do(
             self.world.request("POST", f"{self._path(number)}/cancel"),
@@ -270,7 +288,7 @@ class BatchMachine(RuleBasedStateMachine):
         else:
             self.cancels.append(SlowCancel(number, hold, task))
 
-    def _cancel_arrives(self, *_: object) -> None:
+    def _cancel_arrives(self) -> None:
         slow = self.cancels.pop()
         codes: list[int] = []
 
@@ -283,7 +301,7 @@ class BatchMachine(RuleBasedStateMachine):
         if reply is not None:
             self._cancelled(reply, codes[-1])
 
-    @precondition(lambda self: self.seen)
+    @precondition(lambda self: self._going())
     @rule(which=_some, kind=st.sampled_from(["input", "output", "error"]))
     def delete_and_sweep(self, which: int, kind: str) -> None:
         number = which % len(self.seen)
@@ -326,8 +344,8 @@ class BatchMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._under_way())
     @rule(which=_some, succeeded=_answers)
     def go_on_with_more(self, which: int, succeeded: Sequence[bool]) -> None:
-        """The same twice, and at once: most of what happens is that batches go on."""
-        for _ in range(2):
+        """The same three times, and at once: most of what happens is that batches go on."""
+        for _ in range(3):
             if under_way := self._under_way():
                 _, goes_on = under_way[which % len(under_way)]
                 goes_on(succeeded, True)
@@ -349,8 +367,6 @@ class BatchMachine(RuleBasedStateMachine):
                 if (shards := _answered(worker))
             ),
             *((batch_id, partial(self._let_go, batch_id)) for batch_id in self._stopped()),
-            *((hold.batch_id, partial(self._release, hold)) for hold in self._runner_holds()),
-            *((slow.hold.batch_id, self._cancel_arrives) for slow in self.cancels),
         ]
 
     def _end_job(self, job: WaitingJob, *_: object) -> None:
@@ -422,8 +438,7 @@ class BatchMachine(RuleBasedStateMachine):
         """A commit of a dead worker arrives: its epoch is over."""
         executor = self.world.server.executor
         worker, commit = executor.late[which % len(executor.late)]
-        accepted = self.do(executor.deliver(worker, commit))
-        assert not accepted
+        assert not self.do(executor.deliver(worker, commit))
 
     @precondition(lambda self: self.world.server.executor.accepted)
     @rule(which=_some)
@@ -435,9 +450,11 @@ class BatchMachine(RuleBasedStateMachine):
 
     # -- what else happens -----------------------------------------------------------------
 
-    @precondition(lambda self: self._going())
-    @rule(seconds=st.sampled_from([1, 2, 6, 11]))
-    def pass_time(self, seconds: int) -> None:
+    @precondition(lambda self: self._time_matters())
+    @rule(seconds=st.sampled_from([2, 6, 11]), which=_some, hold=_hold)
+    def pass_time(self, seconds: int, which: int, hold: tuple[str, bool] | None) -> None:
+        if hold is not None:
+            self._hold_up(self.seen[self._likely(which)].id, *hold)
         self.model.now += seconds
 
         async def passes() -> None:
@@ -445,17 +462,21 @@ class BatchMachine(RuleBasedStateMachine):
 
         self.do(passes())
 
-    @precondition(lambda self: self._going())
-    @rule(which=_some, call=st.sampled_from(MOVES), after=st.booleans())
-    def hold_up(self, which: int, call: str, after: bool) -> None:
-        """The next such call of the store for one batch takes its time."""
-        self._hold_up(self.seen[self._likely(which)].id, call, after)
-
     def _hold_up(self, batch_id: str, call: str, after: bool) -> None:
         if not any(hold.batch_id == batch_id for hold in self._runner_holds()):
             self.world.hold(call, batch_id, after=after)
 
-    def _release(self, hold: Hold, *_: object) -> None:
+    @precondition(lambda self: self.cancels or self._reached())
+    @rule(which=_some)
+    def release(self, which: int) -> None:
+        """A call that was held up is made, or answered."""
+        holds = [*self._reached(), *(None for _ in self.cancels)]
+        if (hold := holds[which % len(holds)]) is None:
+            self._cancel_arrives()
+        else:
+            self._release(hold)
+
+    def _release(self, hold: Hold) -> None:
         number = self._number(hold.batch_id)
         effects: list[Effect] = []
         if hold.reached and not hold.after:
@@ -524,6 +545,16 @@ class BatchMachine(RuleBasedStateMachine):
 
     def _runner_holds(self) -> list[Hold]:
         return [hold for hold in self.world.server.life.holds if hold.call in MOVES]
+
+    def _reached(self) -> list[Hold]:
+        return [hold for hold in self._runner_holds() if hold.reached]
+
+    def _time_matters(self) -> bool:
+        """Whether a window may close soon, or a grace is running out."""
+        soon = self.model.now + 2 * WINDOWS["10s"]
+        return bool(self._stopped()) or any(
+            self.model.batches[number].expires_at <= soon for number in self._going()
+        )
 
     def _path(self, number: int) -> str:
         return f"/v1/batches/{self.seen[number].id}"
@@ -625,6 +656,8 @@ class BatchMachine(RuleBasedStateMachine):
         """Every batch ends; then nothing of it changes, and no byte is there that nobody needs."""
         self._let_everything_go()
         self._end_every_batch()
+        for number in range(len(self.seen)):
+            self._cancel(number)
         self.is_as_the_reference_has_it()
         ended = [dict(one.wire) for one in self.seen]
         self.world.restart()
@@ -638,7 +671,7 @@ class BatchMachine(RuleBasedStateMachine):
     def _end_every_batch(self) -> None:
         """Answer what is asked until nothing goes on; a batch that is stuck then is a defect."""
         for _ in range(200):
-            if not (self._going() and (under_way := self._under_way())):
+            if not (under_way := self._under_way()):
                 break
             _, goes_on = under_way[0]
             goes_on([True, False], True)
