@@ -7,6 +7,7 @@ It reads real plans and inputs, writes real segments and speaks the whole of
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,7 @@ class HandExecutor:
         self._events: ExecutorEvents | None = None
         self.workers: list[Worker] = []
         self.late: list[tuple[WorkerId, ShardCommit]] = []  # of workers that are dead
+        self.opened: Counter[str] = Counter()  # how often a shard of a batch was handed out
         self.accepted: list[tuple[WorkerId, ShardCommit]] = []
 
     @property
@@ -240,6 +242,7 @@ class HandExecutor:
         for one in self.workers:
             if one.name == worker:
                 one.held[key] = HeldShard.of(work)
+                self.opened[key.batch_id] += 1
                 return True
         return False
 

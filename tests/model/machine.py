@@ -175,7 +175,7 @@ class BatchMachine(RuleBasedStateMachine):
             self._upload(count, good=True)
         for source in range(len(counts)):
             self._create(source, "1h", None)
-            self._end_job(self.world.server.jobs.waiting[0])
+            self.end_job(self.world.server.jobs.waiting[0])
 
     @precondition(lambda self: len(self.seen) < MOST_BATCHES)
     @rule(which=_some, window=st.sampled_from(list(WINDOWS)), key=_key)
@@ -194,12 +194,12 @@ class BatchMachine(RuleBasedStateMachine):
         if start and number < len(self.seen):
             self._start(number)
         if hold is not None and number < len(self.seen):
-            self._hold_up(self.seen[number].id, *hold)
+            self.hold_up(self.seen[number].id, *hold)
 
     def _start(self, number: int) -> None:
         for job in self.world.server.jobs.waiting:
             if job.batch_id == self.seen[number].id:
-                self._end_job(job)
+                self.end_job(job)
                 return
 
     def _upload(self, count: int, *, good: bool) -> None:
@@ -242,9 +242,9 @@ class BatchMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._going())
     @rule(which=_some)
     def cancel(self, which: int) -> None:
-        self._cancel(self._likely(which))
+        self.cancel_number(self._likely(which))
 
-    def _cancel(self, number: int) -> None:
+    def cancel_number(self, number: int) -> None:
         codes: list[int] = []
         reply = self.do(
             self.world.request("POST", f"{self._path(number)}/cancel"),
@@ -338,7 +338,7 @@ class BatchMachine(RuleBasedStateMachine):
         under_way = self._under_way()
         batch_id, goes_on = under_way[which % len(under_way)]
         if hold is not None:
-            self._hold_up(batch_id, *hold)
+            self.hold_up(batch_id, *hold)
         goes_on(succeeded, commit)
 
     @precondition(lambda self: self._under_way())
@@ -353,13 +353,10 @@ class BatchMachine(RuleBasedStateMachine):
     def _under_way(self) -> list[tuple[str, Callable[[Sequence[bool], bool], None]]]:
         """All that could go on now, and for which batch."""
         return [
-            *(
-                (job.batch_id, partial(self._end_job, job))
-                for job in self.world.server.jobs.waiting
-            ),
+            *((job.batch_id, partial(self.end_job, job)) for job in self.world.server.jobs.waiting),
             *(
                 (shard.key.batch_id, partial(self._answer, worker, shard))
-                for worker, shard in self._unanswered()
+                for worker, shard in self.unanswered()
             ),
             *(
                 (shards[0].key.batch_id, partial(self._commit_group, worker, shards))
@@ -369,7 +366,7 @@ class BatchMachine(RuleBasedStateMachine):
             *((batch_id, partial(self._let_go, batch_id)) for batch_id in self._stopped()),
         ]
 
-    def _end_job(self, job: WaitingJob, *_: object) -> None:
+    def end_job(self, job: WaitingJob, *_: object) -> None:
         """A validation is done, or the lines that never ran are written."""
         number = self._number(job.batch_id)
         good = self.model.inputs[self.seen[number].source].good
@@ -454,7 +451,10 @@ class BatchMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([2, 6, 11]), which=_some, hold=_hold)
     def pass_time(self, seconds: int, which: int, hold: tuple[str, bool] | None) -> None:
         if hold is not None:
-            self._hold_up(self.seen[self._likely(which)].id, *hold)
+            self.hold_up(self.seen[self._likely(which)].id, *hold)
+        self.pass_seconds(seconds)
+
+    def pass_seconds(self, seconds: int) -> None:
         self.model.now += seconds
 
         async def passes() -> None:
@@ -462,7 +462,7 @@ class BatchMachine(RuleBasedStateMachine):
 
         self.do(passes())
 
-    def _hold_up(self, batch_id: str, call: str, after: bool) -> None:
+    def hold_up(self, batch_id: str, call: str, after: bool) -> None:
         if not any(hold.batch_id == batch_id for hold in self._runner_holds()):
             self.world.hold(call, batch_id, after=after)
 
@@ -528,7 +528,7 @@ class BatchMachine(RuleBasedStateMachine):
     def _shards(self) -> list[tuple[Worker, HeldShard]]:
         return list(self.world.server.executor.shards())
 
-    def _unanswered(self) -> list[tuple[Worker, HeldShard]]:
+    def unanswered(self) -> list[tuple[Worker, HeldShard]]:
         return [each for each in self._shards() if each[1].in_flight]
 
     def _stopped(self) -> list[Any]:
@@ -647,17 +647,20 @@ class BatchMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if sys.exc_info()[0] is None:  # else that is what is to be reported
-                self._come_to_the_end()
+                self.come_to_the_end()
         finally:
-            self.world.close()
-            shutil.rmtree(self.root)
+            self.close()
 
-    def _come_to_the_end(self) -> None:
+    def close(self) -> None:
+        self.world.close()
+        shutil.rmtree(self.root)
+
+    def come_to_the_end(self) -> None:
         """Every batch ends; then nothing of it changes, and no byte is there that nobody needs."""
         self._let_everything_go()
         self._end_every_batch()
         for number in range(len(self.seen)):
-            self._cancel(number)
+            self.cancel_number(number)
         self.is_as_the_reference_has_it()
         ended = [dict(one.wire) for one in self.seen]
         self.world.restart()
