@@ -288,7 +288,7 @@ class BatchMachine(RuleBasedStateMachine):
         else:
             self.cancels.append(SlowCancel(number, hold, task))
 
-    def _cancel_arrives(self) -> None:
+    def cancel_arrives(self) -> None:
         slow = self.cancels.pop()
         codes: list[int] = []
 
@@ -472,7 +472,7 @@ class BatchMachine(RuleBasedStateMachine):
         """A call that was held up is made, or answered."""
         holds = [*self._reached(), *(None for _ in self.cancels)]
         if (hold := holds[which % len(holds)]) is None:
-            self._cancel_arrives()
+            self.cancel_arrives()
         else:
             self._release(hold)
 
@@ -519,7 +519,7 @@ class BatchMachine(RuleBasedStateMachine):
         """Nothing is held up any more, and no crash is near."""
         self.world.server.life.left = None
         if self.cancels:
-            self._cancel_arrives()
+            self.cancel_arrives()
         for hold in self._runner_holds():
             self._release(hold)
 

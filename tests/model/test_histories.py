@@ -115,3 +115,40 @@ def test_a_worker_that_dies_with_its_last_line_committed_ends_the_batch(
         if machine.world.server.executor.holds(machine.seen[0].id):
             machine.lose_worker(0, [], last_commits=True)
     assert look(machine) == "completed"
+
+
+def test_a_slow_cancel_that_finds_the_batch_ending_still_cancels_it(machine: BatchMachine) -> None:
+    machine.hold_up(machine.seen[0].id, "finalize", after=False)
+    machine.cancel_slowly(0)
+    answer_all(machine)
+    assert look(machine) == "finalizing"
+    machine.cancel_arrives()
+    assert look(machine) == "cancelling"
+
+
+def test_a_window_that_closes_behind_a_cancel_does_not_undo_it_in_the_next_life(
+    machine: BatchMachine,
+) -> None:
+    machine.upload_and_create(2, good=True, start=True, hold=None)
+    number = len(machine.seen) - 1
+    machine.cancel_number(number)
+    machine.pass_seconds(WINDOWS["10s"])
+    machine.crash(0, after=False)
+    machine.is_as_the_reference_has_it()
+    assert machine.model.batches[number].status == "cancelling"
+
+
+def test_a_window_closes_while_the_input_is_validated(machine: BatchMachine) -> None:
+    machine.upload_and_create(2, good=True, start=False, hold=None)
+    machine.pass_seconds(WINDOWS["10s"])
+    machine.is_as_the_reference_has_it()
+    assert machine.model.batches[-1].status == "expired"
+
+
+def test_a_commit_of_a_dead_worker_comes_too_late_for_a_shard_that_others_run(
+    machine: BatchMachine,
+) -> None:
+    machine.lose_worker(0, [True], last_commits=False)
+    assert machine.world.server.executor.late
+    machine.commit_late(0)
+    assert look(machine) == "in_progress"
