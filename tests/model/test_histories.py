@@ -13,13 +13,12 @@ from tests.model.world import GRACE_S, WINDOWS, Template
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[BatchMachine]:
-    """One batch of three lines in two shards, in progress; at its end it is brought to an end."""
+    """One batch of three lines in two shards, in progress. Every history comes to its end."""
     BatchMachine.template = Template(tmp_path)
     machine = BatchMachine()
     try:
         machine.begin([3])
         yield machine
-        machine.come_to_the_end()
     finally:
         machine.close()
 
@@ -44,6 +43,7 @@ def test_a_cancel_overtakes_the_end(machine: BatchMachine, call: str) -> None:
     assert look(machine) == "cancelling"
     machine.release(0)
     assert look(machine) == "cancelled"
+    machine.come_to_the_end()
 
 
 @pytest.mark.parametrize("call", ["finalize", "move"])
@@ -57,6 +57,7 @@ def test_a_cancel_comes_too_late_once_the_end_is_committed(
     assert look(machine) == ("completed" if call == "finalize" else "cancelling")
     machine.release(0)
     assert look(machine) == ("completed" if call == "finalize" else "cancelled")
+    machine.come_to_the_end()
 
 
 def test_a_slow_cancel_is_answered_by_what_there_is_when_it_arrives(machine: BatchMachine) -> None:
@@ -64,6 +65,7 @@ def test_a_slow_cancel_is_answered_by_what_there_is_when_it_arrives(machine: Bat
     answer_all(machine)
     assert look(machine) == "completed"
     machine.release(0)  # checks the 409
+    machine.come_to_the_end()
 
 
 def test_a_start_that_was_on_its_way_loses_to_a_cancel(machine: BatchMachine) -> None:
@@ -75,6 +77,7 @@ def test_a_start_that_was_on_its_way_loses_to_a_cancel(machine: BatchMachine) ->
     assert machine.model.batches[1].status == "cancelled"
     machine.release(0)
     machine.is_as_the_reference_has_it()
+    machine.come_to_the_end()
 
 
 def test_a_fenced_worker_cannot_commit_to_lines_that_are_written_off(
@@ -88,6 +91,7 @@ def test_a_fenced_worker_cannot_commit_to_lines_that_are_written_off(
     assert look(machine) == "cancelling"
     machine.commit_late(0)
     assert look(machine) == "cancelling"
+    machine.come_to_the_end()
 
 
 def test_a_window_that_closed_while_the_server_was_down_comes_before_any_dispatch(
@@ -103,6 +107,7 @@ def test_a_window_that_closed_while_the_server_was_down_comes_before_any_dispatc
     machine.is_as_the_reference_has_it()
     assert machine.model.batches[number].status == "finalizing"
     assert not machine.world.server.executor.opened[machine.seen[number].id]
+    machine.come_to_the_end()
 
 
 def test_a_worker_that_dies_with_its_last_line_committed_ends_the_batch(
@@ -115,6 +120,7 @@ def test_a_worker_that_dies_with_its_last_line_committed_ends_the_batch(
         if machine.world.server.executor.holds(machine.seen[0].id):
             machine.lose_worker(0, [], last_commits=True)
     assert look(machine) == "completed"
+    machine.come_to_the_end()
 
 
 def test_a_slow_cancel_that_finds_the_batch_ending_still_cancels_it(machine: BatchMachine) -> None:
@@ -124,6 +130,7 @@ def test_a_slow_cancel_that_finds_the_batch_ending_still_cancels_it(machine: Bat
     assert look(machine) == "finalizing"
     machine.cancel_arrives()
     assert look(machine) == "cancelling"
+    machine.come_to_the_end()
 
 
 def test_a_window_that_closes_behind_a_cancel_does_not_undo_it_in_the_next_life(
@@ -136,6 +143,7 @@ def test_a_window_that_closes_behind_a_cancel_does_not_undo_it_in_the_next_life(
     machine.crash(0, after=False)
     machine.is_as_the_reference_has_it()
     assert machine.model.batches[number].status == "cancelling"
+    machine.come_to_the_end()
 
 
 def test_a_window_closes_while_the_input_is_validated(machine: BatchMachine) -> None:
@@ -143,6 +151,7 @@ def test_a_window_closes_while_the_input_is_validated(machine: BatchMachine) -> 
     machine.pass_seconds(WINDOWS["10s"])
     machine.is_as_the_reference_has_it()
     assert machine.model.batches[-1].status == "expired"
+    machine.come_to_the_end()
 
 
 def test_a_commit_of_a_dead_worker_comes_too_late_for_a_shard_that_others_run(
@@ -152,3 +161,4 @@ def test_a_commit_of_a_dead_worker_comes_too_late_for_a_shard_that_others_run(
     assert machine.world.server.executor.late
     machine.commit_late(0)
     assert look(machine) == "in_progress"
+    machine.come_to_the_end()
