@@ -37,6 +37,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "upload": upload.measure,
         "validation": validation.measure,
         "dispatch": dispatch.measure,
+        "wide": dispatch.measure_wide,
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,

@@ -12,6 +12,8 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
     worker.answered=kill_both      the parent, then this process
     segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
     blob.synced=stop               SIGSTOP this process
+    gate.closed=busy               half a second of nothing but computing
+    gate.asking=drop               the message that would follow is lost
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -81,7 +84,12 @@ def trouble(name: str, **fields: str | int | float | bool | None) -> None:
 
 # -- probes ------------------------------------------------------------------------------------
 
-ACTIONS: Final = frozenset({"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit"})
+ACTIONS: Final = frozenset(
+    {"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit", "drop", "busy"}
+)
+
+
+_BUSY_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -111,19 +119,22 @@ def arm(spec: str) -> None:
         _armed[name] = _Armed(action, int(hit or 1))
 
 
-def probe(name: str) -> None:
-    """A named point of the program. Does nothing unless a test armed it."""
-    if _armed:
-        _reached(name)
+def probe(name: str) -> bool:
+    """A named point of the program. Does nothing unless a test armed it.
+
+    Returns:
+        True where what follows is to be left out, at the points that look at it.
+    """
+    return bool(_armed) and _reached(name)
 
 
-def _reached(name: str) -> None:
+def _reached(name: str) -> bool:
     armed = _armed.get(name)
     if armed is None:
-        return
+        return False
     armed.countdown -= 1
     if armed.countdown != 0:
-        return
+        return False
     match armed.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -134,9 +145,16 @@ def _reached(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "drop":
+            return True
+        case "busy":
+            until = time.monotonic() + _BUSY_S
+            while time.monotonic() < until:
+                pass
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"probe {name}")
         case "eio":
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"probe {name}")
         case _:
             os._exit(3)
+    return False

@@ -13,6 +13,7 @@ import pytest
 
 from batchline.domain.lines import CheckedLine, LineChecker
 from bench import run
+from bench.cancel import AT_ONCE, WITH_GRACE
 from bench.inputs import LINE_BYTES, bodies, write_input
 from bench.processes import Cores, anonymous_bytes, cpu_s, pin
 from bench.report import Floor, Measurement, Table, percentile
@@ -25,12 +26,21 @@ ROOT = Path(__file__).parents[2]
 
 # Some together, because the start of a server is most of the time.
 PARTS_AND_FLOORS = {
-    ("upload", "validation", "dispatch", "finalize", "cancel", "api"): [
+    ("upload", "validation", "dispatch", "wide", "finalize", "cancel", "api"): [
         "validation of chat completions, lines/s (median)",
         "validation of embeddings, lines/s (median)",
-        "worker CPU a line / bare loop CPU a line (median)",
+        "worker CPU beyond our client alone, us a line, 256 in flight, backend of 2 ms (median)",
+        "lines/s, times the bare aiohttp loop's, 256 in flight, backend of 2 ms (median)",
+        "worker CPU beyond our client alone, us a line, 1,000 in flight, backend of 10 ms (median)",
+        "worker CPU, us a line, 2,000 in flight, backend of 500 ms (median)",
+        "share of the ideal rate, 500 in flight, backend of 50 ms (median)",
         "finalize, seconds (slowest)",
         "requests that reached the backend after the 200",
+        *(
+            f"{way}: ms to {what} (p99)"
+            for way in (*WITH_GRACE, *AT_ONCE)
+            for what in ("the 200", "quiet past that")
+        ),
     ],
     ("crowd", "listing"): [
         "200 clients, p99 of get, ms (worse of both)",

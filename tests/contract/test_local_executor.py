@@ -167,7 +167,7 @@ class Rig:
         mark = ids.batch_id(0, secrets.token_bytes(ids.RANDOM_BYTES))
         for number, worker in enumerate(workers):
             self.open(self.work(mark, 1, number=900 + number), worker=worker)
-        report = await self.executor.close_gate(mark, grace_s=0)
+        report = await self.executor.close_gate(mark, grace_s=0, last_s=NEVER_S)
         assert report.killed == []
 
     def results(self, key: ShardKey) -> dict[str, object]:
@@ -195,6 +195,7 @@ async def rig(
     ack_s: float = SOON_S,
     silent_s: float = 60.0,
     command: Sequence[str] = (),
+    probes: str = "",
 ) -> AsyncIterator[Rig]:
     children, segments = directory / "children", directory / "segments"
     children.mkdir()
@@ -221,6 +222,7 @@ async def rig(
                 ),
                 ack_s=ack_s,
                 silent_s=silent_s,
+                probes=probes,
             )
         )
         events = Recorder()
@@ -379,7 +381,7 @@ async def test_after_close_gate_returned_nothing_more_of_the_batch_is_sent(
             it.open(it.work(ONE, 50, number=1), worker=second),
         ]
         await it.backend.wait_until(min_held=8)
-        report = await it.executor.close_gate(ONE, grace_s=SOON_S)
+        report = await it.executor.close_gate(ONE, grace_s=SOON_S, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (8, [])
         assert not it.executor.open_shard(first, it.work(ONE, 5, number=2))
         await it.backend.stop_holding()
@@ -396,7 +398,7 @@ async def test_without_grace_running_requests_are_closed_at_once(tmp_path: Path)
     async with rig(tmp_path, Script(answer=Answer(fault=Fault.SILENT))) as it:
         key = it.open(it.work(ONE, 50))
         await it.backend.wait_until(min_in_flight=8)
-        report = await it.executor.close_gate(ONE, grace_s=0)
+        report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (8, [])
         released = await it.events.release(key)
         assert (released.settled, released.aborted, released.finished_late) == (False, 8, 0)
@@ -412,7 +414,7 @@ async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_pa
         (pid,) = it.pids()
         os.kill(pid, signal.SIGSTOP)
         key = it.open(it.work(TWO, 4))
-        closing = asyncio.create_task(it.executor.close_gate(TWO, grace_s=0))
+        closing = asyncio.create_task(it.executor.close_gate(TWO, grace_s=0, last_s=NEVER_S))
         await asyncio.sleep(0)  # now both are written
         os.kill(pid, signal.SIGCONT)
         report = await closing
@@ -428,12 +430,12 @@ async def test_a_second_call_shortens_the_grace(tmp_path: Path) -> None:
     async with rig(tmp_path, HELD) as it:
         key = it.open(it.work(ONE, 50))
         await it.backend.wait_until(min_held=8)
-        await it.executor.close_gate(ONE, grace_s=NEVER_S)
+        await it.executor.close_gate(ONE, grace_s=NEVER_S, last_s=NEVER_S)
         assert key not in it.events.released
-        again = await it.executor.close_gate(ONE, grace_s=0)
+        again = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert again.killed == []
         assert (await it.events.release(key)).aborted == 8
-        assert (await it.executor.close_gate(ONE, grace_s=0)).in_flight == 0
+        assert (await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)).in_flight == 0
 
 
 async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_returns(
@@ -445,7 +447,7 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
         (worker,), (pid,) = it.executor.holders(ONE).values(), it.pids()
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
-        report = await it.executor.close_gate(ONE, grace_s=NEVER_S)
+        report = await it.executor.close_gate(ONE, grace_s=NEVER_S, last_s=NEVER_S)
         assert is_gone(pid)
         assert report.killed == [worker]
         assert 0.2 <= report.acknowledged_s <= time.monotonic() - began < SOON_S / 3
@@ -454,6 +456,19 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
         assert it.events.lost[worker] == [key]
         assert key not in it.events.released
         assert (await it.backend.wait_until(in_flight=0)).arrivals == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is held up")
+async def test_a_worker_that_is_merely_held_up_is_waited_for(tmp_path: Path) -> None:
+    """It computes past the time that a silent one has, and then answers."""
+    async with rig(tmp_path, HELD, ack_s=0.05, probes="gate.closed=busy") as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=8)
+        report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
+        assert (report.killed, report.in_flight) == ([], 8)
+        assert report.acknowledged_s > 0.4
+        assert (await it.events.release(key)).aborted == 8
+        assert it.events.lost == {}
 
 
 async def test_a_fence_kills_whoever_holds_the_batch_and_nobody_else(tmp_path: Path) -> None:
@@ -570,7 +585,8 @@ async def test_a_drain_lets_running_requests_end_and_commits_them(tmp_path: Path
         await asyncio.sleep(0)
         assert it.executor.rooms() == []
         assert not it.executor.open_shard(worker, it.work(TWO, 1))
-        report = await it.executor.close_gate(ONE, grace_s=SOON_S)  # heard after the drain
+        # Heard after the drain.
+        report = await it.executor.close_gate(ONE, grace_s=SOON_S, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (4, [])
         await it.backend.stop_holding()
         async with asyncio.timeout(SOON_S):

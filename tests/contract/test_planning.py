@@ -473,7 +473,7 @@ async def test_a_refused_batch_gives_its_input_back(
 
 
 @pytest.mark.rule("V21")
-@pytest.mark.parametrize("loss", ["gone", "short"])
+@pytest.mark.parametrize("loss", ["gone", "short", "changed", "changed line"])
 async def test_a_file_whose_bytes_were_lost_fails_its_batch_as_our_fault(
     store: Database, blobs: LocalBlobs, shared_jobs: Jobs, loss: str
 ) -> None:
@@ -482,9 +482,14 @@ async def test_a_file_whose_bytes_were_lost_fails_its_batch_as_our_fault(
     path = blobs.path(batch.input_blob)
     if loss == "gone":
         await blobs.delete([batch.input_blob])
-    else:
+    elif loss == "short":
         os.truncate(path, batch.input_bytes - 1)
-    assert await planner_on(store, blobs, shared_jobs).plan(batch)
+    else:  # a text of the prompt, or what makes the line one: that is no fault of the file's either
+        old, new = (b"[[id", b"[[ie") if loss == "changed" else (b"custom_id", b"custom_ie")
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+    planner = planner_on(store, blobs, shared_jobs)
+    assert await planner.plan(batch)
+    assert planner.alarms.damaged == 1
     await assert_refused(store, blobs, batch, [INTERNAL])
 
 

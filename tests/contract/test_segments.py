@@ -416,6 +416,17 @@ async def test_the_segments_name_is_synced_before_anything_is_offered(
         assert synced == [str(tmp_path), str(tmp_path / name(1))]
 
 
+async def test_nothing_is_appended_to_a_segment_that_somebody_removed(tmp_path: Path) -> None:
+    async with writing(tmp_path) as watch:
+        run = shard_run()
+        watch.settle(run, b"first\n")
+        await watch.group(0)
+        (tmp_path / name(1)).unlink()
+        watch.settle(run, b"second\n")
+        (commit,) = await watch.group(1)
+        assert watch.bytes_of(commit.output) == b"second\n"
+
+
 async def test_a_segment_that_cannot_be_created_is_trouble_too(tmp_path: Path) -> None:
     directory = tmp_path / "segments"  # made later
     async with writing(directory) as watch:

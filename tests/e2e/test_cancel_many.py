@@ -1,6 +1,6 @@
 """Hundreds of cancels at random moments: after the 200 nothing of the batch goes to a backend.
 
-Several batches run at a time; what counts as after is told in `tests/support/cancelling.py`.
+Several batches run at a time; what counts as after is told in `tests/support/late_requests.py`.
 `BATCHLINE_CANCELS=1000` makes it longer, `BATCHLINE_SEED` repeats a run.
 """
 
@@ -17,8 +17,8 @@ import anyio
 import openai
 import pytest
 
-from tests.support.cancelling import Cancelled, cancel_and_wait, logs_by_batch
 from tests.support.inputs import make_lines
+from tests.support.late_requests import Cancelled, cancel_and_wait, logs_by_batch
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import server, submit, wait_for
 

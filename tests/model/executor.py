@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import google_crc32c
+
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.ids import BatchId, BlobName, WorkerId
 from batchline.domain.model import BlobRange, ShardCommit, ShardKey, Usage
-from batchline.executor.contract import ExecutorEvents, GateReport, Released, Room, ShardWork
+from batchline.executor.contract import Ends, ExecutorEvents, GateReport, Released, Room, ShardWork
 
 WORKERS: Final = 2
 MOST_SHARDS: Final = 2  # that a worker holds at a time
@@ -80,12 +82,14 @@ class Worker:
     def write(self, shard: HeldShard) -> ShardCommit:
         """Put what was answered into the segment, and what the store is to be told of it."""
         output, errors = self._lines(shard, succeeded=True), self._lines(shard, succeeded=False)
-        for entry in shard.answered:
+        failed = bitmap.empty(shard.work.shard.entries)
+        for entry, succeeded in shard.answered.items():
             bitmap.mark(shard.settled, entry)
-        succeeded = sum(shard.answered.values())
-        shard.completed += succeeded
-        shard.failed += len(shard.answered) - succeeded
-        for _ in range(succeeded):
+            if not succeeded:
+                bitmap.mark(failed, entry)
+        shard.failed += bitmap.count(failed)
+        for _ in range(len(shard.answered) - bitmap.count(failed)):
+            shard.completed += 1
             shard.usage += _TOKENS
         shard.answered.clear()
         return ShardCommit(
@@ -97,6 +101,7 @@ class Worker:
             completed=shard.completed,
             failed=shard.failed,
             usage=shard.usage,
+            failed_lines=bytes(failed),
         )
 
     def _lines(self, shard: HeldShard, *, succeeded: bool) -> bytes:
@@ -112,7 +117,8 @@ class Worker:
         with self._file.open("ab") as file:
             start = file.tell()
             file.write(data)
-        return BlobRange(blob=self._segment, start=start, stop=start + len(data))
+        crc = google_crc32c.value(data)
+        return BlobRange(blob=self._segment, start=start, stop=start + len(data), crc=crc)
 
 
 def _result(shard: HeldShard, entry: int, *, succeeded: bool) -> bytes:
@@ -155,8 +161,8 @@ class HandExecutor:
             for shard in worker.held.values():
                 yield worker, shard
 
-    def holds(self, batch_id: BatchId) -> bool:
-        return bool(self.holders(batch_id))
+    def holds(self, batch_id: str) -> bool:
+        return bool(self.holders(BatchId(batch_id)))
 
     def is_closed(self, batch_id: BatchId) -> bool:
         return batch_id in self._closed
@@ -209,8 +215,9 @@ class HandExecutor:
     ) -> None:
         del worker.held[shard.key]
         epoch = shard.work.shard.epoch
+        ends = {BACKEND: Ends(closed=aborted)} if aborted else {}
         await self.events.on_released(
-            worker.name, Released(key=shard.key, epoch=epoch, settled=settled, aborted=aborted)
+            worker.name, Released(key=shard.key, epoch=epoch, settled=settled, ends=ends)
         )
         self.events.on_room()
 
@@ -257,9 +264,9 @@ class HandExecutor:
             if shard.key.batch_id == batch_id
         }
 
-    async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:  # noqa: ARG002  # the test says when it is over
+    async def close_gate(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> GateReport:  # noqa: ARG002  # the test says when it is over
         self._closed.add(batch_id)
-        return GateReport(acknowledged_s=0.0, in_flight=0, killed=[])
+        return GateReport(acknowledged_s=0.0, backends=[], killed=[], lets_go_s=grace_s)
 
     def forget_gate(self, batch_id: BatchId) -> None:
         self._closed.discard(batch_id)

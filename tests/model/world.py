@@ -28,6 +28,7 @@ from batchline.api.app import create_app
 from batchline.api.services import Readiness, Services
 from batchline.domain.lifecycle import BatchEvent
 from batchline.domain.model import Batch
+from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
@@ -36,6 +37,8 @@ from batchline.service.jobs import Jobs
 from batchline.service.leftovers import LeftoversJob
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.range_check import RangeCheck
+from batchline.service.repair import Repair
 from batchline.service.results import Results
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
@@ -184,6 +187,8 @@ class HandJobs:
 
     async def run(self, function: Callable[[Any], T], job: object) -> T:
         leftovers = isinstance(job, LeftoversJob)
+        if not leftovers and not isinstance(job, ValidationJob):
+            return function(job)
         batch_id = job.batch_id if isinstance(job, LeftoversJob) else _planned.get()
         waiting = WaitingJob(batch_id, leftovers, asyncio.get_running_loop().create_future())
         self.waiting.append(waiting)
@@ -334,7 +339,23 @@ class World:
         )
         finalizer = Finalizer(store=store, blobs=blobs, jobs=jobs, clock=clock, random=self._random)
         stop = StopSettings(cancel_grace_s=GRACE_S, expire_grace_s=GRACE_S)
-        runner = Runner(store, executor, scheduler, planner, finalizer, settings=stop, clock=clock)
+        repair = Repair(
+            store=store,
+            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
+            alarms=Alarms(),
+            clock=clock,
+        )
+        runner = Runner(
+            store,
+            executor,
+            scheduler,
+            planner,
+            repair,
+            finalizer,
+            settings=stop,
+            clock=clock,
+            steady=self.loop.time,
+        )
         settings = BatchSettings(windows=WINDOWS)
         files = Files(store, blobs, clock=clock, random=self._random)
         batches = Batches(store, runner, clock=clock, random=self._random, settings=settings)

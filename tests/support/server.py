@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,10 +39,17 @@ class ServerProcess:
         settings: Mapping[str, object] | None = None,
         options: Sequence[str] = (),
         fork: bool = True,
+        clock: Path | None = None,
     ) -> None:
-        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does."""
+        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does.
+
+        `clock` sets its wall clock; see `moved_clock.py`.
+        """
         self.directory = directory
-        self._fork = fork
+        self._fork = fork and clock is None
+        self._program = command.MODULE
+        if clock is not None:
+            self._program = [sys.executable, "-m", "tests.support.moved_clock", str(clock)]
         self.data = directory / "data"
         self.log = directory / "server.log"
         self._config = directory / "batchline.toml"
@@ -71,7 +79,7 @@ class ServerProcess:
                 )
             else:
                 self._process = subprocess.Popen(
-                    [*command.MODULE, *words],
+                    [*self._program, *words],
                     stdin=nothing,
                     stdout=log,
                     stderr=log,
@@ -244,9 +252,12 @@ def server(
     start: bool = True,
     probes: str = "",
     fork: bool = True,
+    clock: Path | None = None,
 ) -> Iterator[ServerProcess]:
     """A server process for the length of the block; nothing of it is left afterwards."""
-    process = ServerProcess(directory, upstreams, settings=settings, options=options, fork=fork)
+    process = ServerProcess(
+        directory, upstreams, settings=settings, options=options, fork=fork, clock=clock
+    )
     try:
         if start:
             process.start(probes=probes)
@@ -331,16 +342,26 @@ def conserved(
 
 
 def to_toml(settings: Mapping[str, object]) -> str:
-    """Settings as a TOML file: tables one level deep, arrays of tables, scalars."""
+    """Settings as a TOML file: tables, arrays of tables and scalars; tables in those are inline."""
     scalars = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not _is_table(v)]
     tables = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            tables += [f"[{name}]", to_toml(value)]
+            tables += [f"[{name}]", *_members(value)]
         elif _is_table(value) and isinstance(value, list):
             for one in value:
-                tables += [f"[[{name}]]", to_toml(one)]
+                tables += [f"[[{name}]]", *_members(one)]
     return "\n".join([*scalars, *tables]) + "\n"
+
+
+def _members(table: Mapping[str, object]) -> list[str]:
+    return [f"{name} = {_inline(value)}" for name, value in table.items()]
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(_members(value)) + " }"
+    return json.dumps(value)
 
 
 def _is_table(value: object) -> bool:

@@ -24,6 +24,7 @@ def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
         workers_running=parts.executor.ready_workers,
         disk=disk,
         disk_free_bytes=parts.disk.free_bytes,
+        damaged=parts.alarms.damaged,
     )
 
 

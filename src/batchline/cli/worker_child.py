@@ -21,7 +21,7 @@ import uvloop
 from batchline import telemetry
 from batchline.executor import messages as m
 from batchline.executor import processes
-from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.choice import transport_for
 from batchline.executor.worker import Worker
 
 
@@ -90,7 +90,7 @@ class _Link(asyncio.Protocol):
 
     def _begin(self, configure: m.Configure) -> None:
         telemetry.arm(configure.probes)
-        self._worker = Worker(configure.settings, send=self._send, transport=GeneralTransport)
+        self._worker = Worker(configure.settings, send=self._send, transport=transport_for)
         self._working = asyncio.ensure_future(self._worker.run())
         self._working.add_done_callback(self._worked)
         self._send(m.Hello(pid=os.getpid()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
+from batchline.executor.gates import Gates
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
@@ -56,7 +56,7 @@ class LocalExecutor:
         self._settings = settings
         self._links: dict[WorkerId, WorkerLink] = {}
         self._admission = Admission(settings.worker.backends, tell=self._tell)
-        self._closed: set[BatchId] = set()
+        self._gates = Gates(settings.worker.backends, ack_s=settings.ack_s)
         self._paused: str | None = None
         self._stopping = asyncio.Event()
         self._started = 0
@@ -311,7 +311,7 @@ class LocalExecutor:
             link is None
             or link.gone.is_set()
             or self._stopping.is_set()
-            or key.batch_id in self._closed
+            or self._gates.is_closed(key.batch_id)
         ):
             return False
         link.held[key] = work
@@ -333,43 +333,25 @@ class LocalExecutor:
 
     # -- gates -----------------------------------------------------------------------------
 
-    async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:
-        began = time.monotonic()
-        self._closed.add(batch_id)
-        asked = {
-            link: link.ask_gate(batch_id, grace_s)
-            for link in list(self._links.values())
-            if link.holds(batch_id)
-        }
-        if asked:
-            await asyncio.wait(asked.values(), timeout=self._settings.ack_s)
-        silent = [link for link, ack in asked.items() if not ack.done()]
-        for link in silent:
-            telemetry.trouble("gate_not_acknowledged", worker=link.worker, batch_id=batch_id)
-            link.kill()
-        for link in silent:
-            await link.gone.wait()
-        return GateReport(
-            acknowledged_s=time.monotonic() - began,
-            in_flight=sum(
-                ack.result().in_flight
-                for ack in asked.values()
-                if ack.done() and not ack.cancelled()
-            ),
-            killed=[link.worker for link in silent],
+    async def close_gate(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> GateReport:
+        return await self._gates.close(
+            batch_id, self._holding(batch_id), grace_s=grace_s, last_s=last_s
         )
 
     def forget_gate(self, batch_id: BatchId) -> None:
         """The batch is terminal: nothing will ask for its gate again."""
-        self._closed.discard(batch_id)
+        self._gates.forget(batch_id)
 
     async def fence(self, batch_id: BatchId) -> Sequence[WorkerId]:
-        links = [link for link in self._links.values() if link.holds(batch_id)]
+        links = self._holding(batch_id)
         for link in links:
             link.kill()
         for link in links:
             await link.gone.wait()
         return [link.worker for link in links]
+
+    def _holding(self, batch_id: BatchId) -> list[WorkerLink]:
+        return [link for link in self._links.values() if link.holds(batch_id)]
 
     # -- pause and end ---------------------------------------------------------------------
 

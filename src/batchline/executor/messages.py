@@ -8,7 +8,7 @@ both directions, and both sides rely on it: a worker's `Released` follows the co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -49,11 +49,15 @@ class OpenShard(msgspec.Struct, frozen=True, tag=True):
 
 
 class CloseGate(msgspec.Struct, frozen=True, tag=True):
-    """Close the gate of a batch, acknowledge with `GateClosed`, abort what runs after `grace_s`."""
+    """Close the gate of a batch and acknowledge with `GateClosed`.
+
+    What runs after `grace_s` is ended as its backend has it, what runs after `last_s` at once.
+    """
 
     batch_id: BatchId
     request: int
     grace_s: float
+    last_s: float
 
 
 class SetPermits(msgspec.Struct, frozen=True, tag=True):
@@ -127,10 +131,13 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class GateClosed(msgspec.Struct, frozen=True, tag=True):
-    """No first byte of a request of the batch will be written from now on."""
+    """No first byte of a request of the batch will be written from now on.
+
+    `in_flight` counts those that were, by backend.
+    """
 
     request: int
-    in_flight: int
+    in_flight: Mapping[str, int]
 
 
 class Commit(msgspec.Struct, frozen=True, tag=True):

@@ -28,13 +28,8 @@ def start_time(pid: int) -> str | None:
     A zombie counts as gone: it holds no connection and can write nothing.
     """
     if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return None
-        # The command name may hold spaces and brackets; the fields after it are fixed (proc(5)).
-        fields = stat.rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
+        fields = _fields(pid)
+        return None if not fields or fields[0] in "ZX" else fields[19]
     else:  # noqa: RET505  # mypy follows the platform through if/else only
         answer = subprocess.run(
             ["/bin/ps", "-o", "lstart=,stat=", "-p", str(pid)],
@@ -45,6 +40,26 @@ def start_time(pid: int) -> str | None:
         )
         started, _, state = answer.stdout.strip().rpartition(" ")
         return None if not started or state.startswith("Z") else started.strip()
+
+
+def is_held_up(pid: int) -> bool:
+    """Whether the main thread of a process would go on, had it the processor or the disk.
+
+    That of a process that is stopped, or that waits for something else, would not. Where the system
+    does not tell (it is Linux that does) nobody is held up.
+    """
+    fields = _fields(pid)
+    return bool(fields) and fields[0] in "RD"
+
+
+def _fields(pid: int) -> list[str]:
+    """What Linux tells of a process from its state on (proc(5)); nothing when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    # The command name may hold spaces and brackets; the fields after it are fixed.
+    return stat.rpartition(")")[2].split()
 
 
 def record_self(directory: Path) -> None:

@@ -207,6 +207,8 @@ class SegmentWriter:
 
     def _append(self, data: bytes) -> int:
         """Write and sync `data`; the offset where it begins. Nothing counts when this raises."""
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+            self._abandon()  # somebody removed it: what is appended could never be read
         if self._fd < 0 or self._durable_to >= self._segment_bytes:
             self._begin_segment()
         start = self._durable_to
@@ -261,6 +263,7 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         completed=part.snapshot.completed,
         failed=part.snapshot.failed,
         usage=part.snapshot.usage,
+        failed_lines=part.snapshot.failed_lines,
     )
 
 

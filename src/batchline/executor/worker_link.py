@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from batchline import telemetry
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
@@ -111,7 +112,9 @@ class WorkerLink:
             else:
                 on_message(message)
 
-    def ask_gate(self, batch_id: BatchId, grace_s: float) -> asyncio.Future[m.GateClosed]:
+    def ask_gate(
+        self, batch_id: BatchId, *, grace_s: float, last_s: float
+    ) -> asyncio.Future[m.GateClosed]:
         """Tell the worker to close a gate; the future is its acknowledgement.
 
         The future is cancelled when the worker dies, which closes the gate just as well.
@@ -119,11 +122,21 @@ class WorkerLink:
         self._requests += 1
         future: asyncio.Future[m.GateClosed] = asyncio.get_running_loop().create_future()
         self._acks[self._requests] = future
-        self.tell(m.CloseGate(batch_id, self._requests, grace_s))
+        if not telemetry.probe("gate.asking"):
+            self.tell(m.CloseGate(batch_id, self._requests, grace_s, last_s))
         return future
 
     def holds(self, batch_id: BatchId) -> bool:
         return any(key.batch_id == batch_id for key in self.held)
+
+    def backends_of(self, batch_id: BatchId) -> set[str]:
+        """Where it may have sent requests of the batch."""
+        return {
+            name
+            for key, work in self.held.items()
+            if key.batch_id == batch_id
+            for name in work.backends
+        }
 
     # -- life and death --------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+import google_crc32c
+
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.errors import BlobUnreadable
 from batchline.domain.ids import BatchId
@@ -53,10 +55,14 @@ class LeftoversJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftoversResult:
-    """How many lines were written, and their bytes in all; the file is durable, even when empty."""
+    """How many lines were written, their bytes in all and the CRC-32C of those.
+
+    The file is durable, even when empty.
+    """
 
     lines: int
     bytes: int
+    crc: int
 
 
 def write_leftovers(job: LeftoversJob) -> LeftoversResult:
@@ -92,7 +98,7 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
     tail = failure_tail(job.failure).replace(b"%", b"%%")
     line = b'{"id":"%b%%08x","custom_id":%%b%b' % (prefix, tail)
     reader = _CustomIdReader(source)
-    count = size = 0
+    count = size = crc = 0
     for shard in job.shards:
         entries = planned.unsettled(shard)
         custom_ids = reader.read(entries)
@@ -102,7 +108,8 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
         write_all(fd, written)
         count += len(entries)
         size += len(written)
-    return LeftoversResult(lines=count, bytes=size)
+        crc = google_crc32c.extend(crc, written)
+    return LeftoversResult(lines=count, bytes=size, crc=crc)
 
 
 class _PlanFile:

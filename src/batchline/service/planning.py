@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,6 +16,7 @@ from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
+from batchline.service.alarms import Alarms
 from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, ValidationResult, validate
@@ -63,6 +64,7 @@ class BatchInput:
     endpoint: str
     blob: BlobName | None
     bytes: int
+    crc: int | None
     skipped_into: BatchId | None = None
 
     @classmethod
@@ -73,6 +75,7 @@ class BatchInput:
             endpoint=batch.endpoint,
             blob=batch.input_blob,
             bytes=batch.input_bytes,
+            crc=batch.input_crc,
             skipped_into=batch.id if batch.skip_invalid else None,
         )
 
@@ -88,6 +91,7 @@ class Planner:
     limits: InputLimits
     clock: Callable[[], float] = time.time
     has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
+    alarms: Alarms = field(default_factory=Alarms)
 
     async def plan(self, batch: Batch) -> bool:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
@@ -104,6 +108,7 @@ class Planner:
             try:
                 return await self._in_child(batch)
             except BlobUnreadable:
+                self.alarms.input_corrupt(batch_id=batch.id)
                 return await self._refuse(batch, [INTERNAL])
             except StorageFull as exc:
                 telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
@@ -170,6 +175,7 @@ class Planner:
             endpoint=endpoint,
             blob=None if whole is None else whole.blob,
             bytes=0 if whole is None else whole.stop,
+            crc=None if whole is None else whole.crc,
         )
 
     async def _before_reading(self, source: BatchInput) -> Sequence[LineProblem]:
@@ -222,6 +228,7 @@ class Planner:
         return ValidationJob(
             input_path=str(self.blobs.path(BlobName(source.blob or ""))),
             input_bytes=source.bytes,
+            input_crc=source.crc,
             plan_path=str(self.blobs.scratch()),
             endpoint=source.endpoint,
             max_file_bytes=limits.max_file_bytes or unlimited,
@@ -244,7 +251,9 @@ class Planner:
         try:
             skipped = None
             if job.skip is not None and result.skipped:
-                blob = await self.blobs.adopt(Path(job.skip.path), BlobKind.NEVER_RUN)
+                blob = await self.blobs.adopt(
+                    Path(job.skip.path), BlobKind.NEVER_RUN, crc=result.skipped_crc
+                )
                 adopted.append(blob.name)
                 skipped = Skipped(lines=result.skipped, blob=blob)
             started = await self.store.start_batch(

@@ -24,6 +24,7 @@ from batchline.domain.model import (
     Batch,
     Blob,
     BlobRange,
+    CommittedRange,
     File,
     LineProblem,
     Page,
@@ -44,6 +45,7 @@ from batchline.store import (
     keys,
     outputs,
     references,
+    repairing,
     uploads,
 )
 from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch, Skipped
@@ -319,6 +321,29 @@ class Database:
     ) -> Sequence[BlobRange] | None:
         return await self._read(
             lambda c: outputs.committed(c, batch_id, after=after, limit=limit, now=now)
+        )
+
+    async def committed_ranges(
+        self, batch_id: BatchId, *, after: int, limit: int
+    ) -> Sequence[CommittedRange]:
+        return await self._read(
+            lambda c: repairing.committed(c, batch_id, after=after, limit=limit)
+        )
+
+    async def unsettle_ranges(
+        self,
+        batch_id: BatchId,
+        damaged: Sequence[int],
+        *,
+        from_status: BatchStatus,
+        stopping: Stopping | None,
+        now: int,
+    ) -> Batch | None:
+        return await self._write(
+            lambda c: repairing.unsettle(
+                c, batch_id, damaged, from_status=from_status, stopping=stopping, now=now
+            ),
+            step="unsettle",
         )
 
     async def finalize(
