@@ -11,7 +11,7 @@ args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test interop bench guards demo fresh chaos model pins clean
+.PHONY: help setup check fix lint types test interop bench guards demo fresh chaos power model pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,15 +85,19 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
 
 interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
 	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)
 
-chaos: $(VENV)/.dev ## A longer kill campaign: make chaos KILLS=200 SEED=7
-	BATCHLINE_KILLS=$(or $(KILLS),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m campaign -s --timeout 1800 $(args)
+chaos: $(VENV)/.dev ## The long fault campaign: make chaos SEED=7 N=2000 OUT=board.json
+	BATCHLINE_KILLS=$(or $(N),100) BATCHLINE_SEED=$(SEED) BATCHLINE_SCOREBOARD=$(abspath $(OUT)) \
+		$(BIN)/python -m pytest -m campaign -s $(args)
+
+power: $(VENV)/.dev ## Power cuts, simulated: make power N=300 SEED=7
+	BATCHLINE_IMAGES=$(or $(N),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m power -s $(args)
 
 model: $(VENV)/.dev ## Random histories of batches against a small model: make model N=2000 SEED=7
 	BATCHLINE_MODEL=$(or $(N),1000) BATCHLINE_SEED=$(or $(SEED),$(shell $(BIN)/python -c 'import secrets; print(secrets.randbits(32))')) \

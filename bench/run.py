@@ -25,6 +25,7 @@ from bench import (
     listing,
     memory,
     run_command,
+    startup,
     upload,
     validation,
 )
@@ -44,6 +45,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "crowd": crowd.measure,
         "listing": listing.measure,
         "run": run_command.measure,
+        "startup": startup.measure,
         "memory": memory.measure,
     }
 )

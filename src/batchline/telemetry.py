@@ -23,9 +23,10 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from batchline.domain.errors import ConfigError
 
@@ -66,10 +67,25 @@ def _log() -> structlog.typing.FilteringBoundLogger:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[_level]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
     )
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger("batchline")
     return logger
+
+
+class _Stderr:
+    """Standard error, for as long as there is one: a line that cannot be written is dropped.
+
+    Its terminal may be closed and its disk full, and neither may keep a server from committing.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def event(name: str, **fields: str | int | float | bool | None) -> None:

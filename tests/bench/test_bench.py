@@ -51,8 +51,11 @@ PARTS_AND_FLOORS = {
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
     ],
-    ("run", "memory"): [
+    ("run", "startup", "memory"): [
         "run / serve, wall time (median)",
+        "many batches, seconds to the first request",
+        "one batch, seconds to the first request",
+        "control process at start, bytes a line",
         "slope of all processes, bytes a line",
     ],
 }
@@ -69,7 +72,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run and memory"])
+@pytest.mark.parametrize(
+    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run, startup and memory"]
+)
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     ran = bench(*parts, "--size", "0.01", "--json", str(results), "--directory", str(tmp_path))

@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -23,7 +25,8 @@ from batchline.domain import bitmap, ids, plan
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
-from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor import messages as m
+from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
 from batchline.executor.local import FAILING_DEATHS, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from tests.support.inputs import MODEL, line_id, make_lines
@@ -196,6 +199,7 @@ async def rig(
     silent_s: float = 60.0,
     command: Sequence[str] = (),
     probes: str = "",
+    way: CancelBy = CancelBy.CLOSE,
 ) -> AsyncIterator[Rig]:
     children, segments = directory / "children", directory / "segments"
     children.mkdir()
@@ -213,7 +217,10 @@ async def rig(
                     segment_directory=str(segments),
                     backends=[
                         BackendSettings(
-                            name="scripted", base_url=backend.base_url, max_in_flight=max_in_flight
+                            name="scripted",
+                            base_url=backend.base_url,
+                            max_in_flight=max_in_flight,
+                            cancel=way,
                         )
                     ],
                     retry=RetryPolicy(base_s=0.01),
@@ -380,7 +387,7 @@ async def test_after_close_gate_returned_nothing_more_of_the_batch_is_sent(
             it.open(it.work(ONE, 50), worker=first),
             it.open(it.work(ONE, 50, number=1), worker=second),
         ]
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         report = await it.executor.close_gate(ONE, grace_s=SOON_S, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (8, [])
         assert not it.executor.open_shard(first, it.work(ONE, 5, number=2))
@@ -423,13 +430,13 @@ async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_pa
         assert (released.settled, released.aborted) == (False, 0)
         # Their permits serve others.
         it.open(it.work(ONE, 6, number=1))
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
 
 
 async def test_a_second_call_shortens_the_grace(tmp_path: Path) -> None:
     async with rig(tmp_path, HELD) as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         await it.executor.close_gate(ONE, grace_s=NEVER_S, last_s=NEVER_S)
         assert key not in it.events.released
         again = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
@@ -443,7 +450,7 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
 ) -> None:
     async with rig(tmp_path, HELD, ack_s=0.2) as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         (worker,), (pid,) = it.executor.holders(ONE).values(), it.pids()
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
@@ -455,7 +462,7 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
         await it.events.until(lambda: worker in it.events.lost)
         assert it.events.lost[worker] == [key]
         assert key not in it.events.released
-        assert (await it.backend.wait_until(in_flight=0)).arrivals == 8
+        assert (await it.backend.wait_until(in_flight=0)).arrivals == AT_ONCE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is held up")
@@ -463,7 +470,7 @@ async def test_a_worker_that_is_merely_held_up_is_waited_for(tmp_path: Path) -> 
     """It computes past the time that a silent one has, and then answers."""
     async with rig(tmp_path, HELD, ack_s=0.05, probes="gate.closed=busy") as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert (report.killed, report.in_flight) == ([], 8)
         assert report.acknowledged_s > 0.4
@@ -475,7 +482,7 @@ async def test_a_fence_kills_whoever_holds_the_batch_and_nobody_else(tmp_path: P
     async with rig(tmp_path, HELD, workers=2) as it:
         holder, other = it.workers()
         key = it.open(it.work(ONE, 50), worker=holder)
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         before = it.pids()
         assert await it.executor.fence(ONE) == [holder]
         assert sum(map(is_gone, before)) == 1
@@ -501,7 +508,7 @@ async def test_a_killed_worker_is_lost_once_it_is_reaped_and_another_goes_on(
         work = it.work(ONE, 20)
         key = it.open(work)
         await it.events.until(lambda: it.events.completed(key) == 4)
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         os.kill(pid, signal.SIGKILL)
         await it.events.until(lambda: worker in it.events.lost)
         assert gone_at_loss == [True]
@@ -600,6 +607,14 @@ async def test_a_drain_lets_running_requests_end_and_commits_them(tmp_path: Path
         assert list(it.events.lost.values()) == [[], []]
 
 
+async def test_a_drain_closes_past_its_grace_what_is_not_closed_otherwise(tmp_path: Path) -> None:
+    async with rig(tmp_path, HELD, way=CancelBy.DRAIN) as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=8)
+        await it.executor.drain(grace_s=0)
+        assert it.events.released[key].ends == {"scripted": Ends(unanswered=8)}
+
+
 async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Path) -> None:
     """With an hour between commits and no grace."""
     hold = (Answer(hold=True),)
@@ -612,3 +627,45 @@ async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Pat
         assert it.events.completed(key) == 6
         assert len(it.results(key)) == 6
         assert it.events.released[key].aborted == 4
+
+
+# -- when the server is gone -----------------------------------------------------------------------
+
+AT_ONCE: Final = 200
+# Its thread does not get to run, as on a busy machine: the event loop sees the end first.
+LATE_THREAD: Final = """
+from batchline.executor import processes
+processes.exit_with_peer = lambda fd: None
+from batchline.cli import worker_child
+worker_child.main()
+"""
+
+
+@pytest.mark.parametrize(("last_words", "status"), [(b"", 0), (b"\0\0\0\x01?", 1)])
+async def test_a_worker_that_ends_sends_nothing_more(
+    tmp_path: Path, last_words: bytes, status: int
+) -> None:
+    """Its server is gone, or speaks in tongues: what it aborts would otherwise be free to be sent
+    again, by itself."""
+    async with rig(tmp_path, HELD) as it:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", LATE_THREAD, "--children", str(it.children)),
+                    *("--fd", str(theirs.fileno())),
+                ],
+                pass_fds=[theirs.fileno()],
+            )
+        with ours:
+            settings = it.executor._settings.worker
+            for message in (
+                m.Configure(settings=settings, probes=""),
+                m.SetPermits(backend="scripted", permits=AT_ONCE, order=1),
+                m.OpenShard(work=it.work(ONE, 1_000)),
+            ):
+                ours.sendall(m.frame(message))
+            await it.backend.wait_until(min_held=AT_ONCE)
+            ours.sendall(last_words)
+        assert await asyncio.to_thread(process.wait, SOON_S) == status
+        assert (await it.backend.wait_until(in_flight=0)).arrivals == AT_ONCE

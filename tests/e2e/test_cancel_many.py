@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from tests.support.inputs import make_lines
-from tests.support.late_requests import Cancelled, cancel_and_wait, logs_by_batch
+from tests.support.late_requests import CancelledBatch, cancel_and_wait, logs_by_batch
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import server, submit, wait_for
 
@@ -67,11 +67,11 @@ async def test_no_request_comes_after_the_answer_to_a_cancel(tmp_path: Path) -> 
     assert 2 * met >= CANCELS, "too few cancels met a batch with requests in flight"
 
 
-def _run_and_cancel(client: openai.OpenAI, backend_url: str) -> list[Cancelled]:
+def _run_and_cancel(client: openai.OpenAI, backend_url: str) -> list[CancelledBatch]:
     chance = random.Random(SEED)  # noqa: S311  # moments, not secrets
     delays = [chance.uniform(0, DELAY_S) for _ in range(CANCELS)]
 
-    def one(number: int) -> Cancelled:
+    def one(number: int) -> CancelledBatch:
         start = number * LINES
         batch = submit(client, make_lines(LINES, start=start))
         wait_for(client, batch.id, "in_progress")

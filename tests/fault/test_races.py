@@ -24,7 +24,7 @@ import pytest
 from openai.types import Batch
 
 from tests.support.inputs import line_id, make_lines
-from tests.support.late_requests import Cancelled, cancel_and_wait, logs_by_batch
+from tests.support.late_requests import CancelledBatch, cancel_and_wait, logs_by_batch
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import (
     POLL_S,
@@ -80,11 +80,11 @@ async def test_a_cancel_within_20_ms_of_its_create_ends_cancelled(tmp_path: Path
     assert 0 < seen["never started"] < RACES, "every cancel met a batch in the same status"
 
 
-def _create_and_cancel(client: openai.OpenAI, backend_url: str) -> list[Cancelled]:
+def _create_and_cancel(client: openai.OpenAI, backend_url: str) -> list[CancelledBatch]:
     chance = random.Random(SEED)  # noqa: S311  # moments, not secrets
     delays = [chance.uniform(0, DELAY_S) for _ in range(RACES)]
 
-    def one(number: int) -> Cancelled:
+    def one(number: int) -> CancelledBatch:
         start = number * LINES
         batch = submit(client, make_lines(LINES, start=start))
         time.sleep(delays[number])

@@ -2,10 +2,9 @@
 
 Each batch has prompts of its own numbers, so that the log says whose request came when.
 
-The backend stamps a request when it reads it, on a busy machine milliseconds after it was sent. So
-it is asked something after each 200: what it reads later than that was sent too late. What it read
-between the two was sent in time if it had been aborted: a closed gate aborts what is under way,
-once, before it is acknowledged or within that step; a request sent after it would be answered.
+The backend reads a request, on a busy machine, up to 80 ms after it came, and may then answer it
+before it sees that it was aborted. So the kernel's stamp counts, which says when it came. Besides,
+the backend is asked something after each 200: what it reads later than that was sent too late.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from openai.types import Batch
 
 from tests.support.conserved import Conserved, assert_conserved
 from tests.support.inputs import make_lines
-from tests.support.scripted_backend import BackendLog, Event, Kind
+from tests.support.invariants import Cancelled, sent_after
+from tests.support.scripted_backend import BackendLog, Event
 from tests.support.server import content_of, wait_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
+class CancelledBatch:
     """One batch of `lines` lines from `start`. Instants are `time.time()`: around the cancel, and
     when the backend had answered a question that was asked after it."""
 
@@ -45,17 +45,13 @@ class Cancelled:
 
     def late(self, log: BackendLog) -> list[Event]:
         """The requests that were sent after the 200."""
-        aborted = {event.request for event in log.of(Kind.ABORTED, Kind.BROKEN_OFF)}
-        return [
-            event
-            for event in log.arrived_after(self.told_at)
-            if event.first_byte_at > self.read_at or event.request not in aborted
-        ]
+        return sent_after(Cancelled(told_at=self.told_at, read_at=self.read_at), log)
 
     def told(self, log: BackendLog, late: Event) -> list[str]:
         """What became of a request at the backend, in seconds since the 200."""
         seen = [each for each in log.events if each.request == late.request]
         return [
+            f"received {late.received_at - self.told_at:+.3f}",
             f"first byte {late.first_byte_at - self.told_at:+.3f}",
             *(f"{each.kind} {each.at - self.told_at:+.3f}" for each in seen),
             f"the question answered {self.read_at - self.told_at:+.3f}",
@@ -64,7 +60,7 @@ class Cancelled:
 
 def cancel_and_wait(
     client: openai.OpenAI, backend_url: str, batch_id: str, *, start: int, lines: int
-) -> Cancelled:
+) -> CancelledBatch:
     """Cancel a batch of `lines` lines from `start` that has not ended, and wait for its end."""
     asked_at = time.time()
     assert client.batches.cancel(batch_id).status == "cancelling"
@@ -72,7 +68,7 @@ def cancel_and_wait(
     _ask(backend_url)
     read_at = time.time()
     ended = wait_for(client, batch_id)
-    return Cancelled(
+    return CancelledBatch(
         start=start,
         lines=lines,
         asked_at=asked_at,

@@ -22,6 +22,7 @@ from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
 from batchline.executor.gates import Gates
+from batchline.executor.protocol import PROTOCOL, other_version
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
@@ -61,6 +62,7 @@ class LocalExecutor:
         self._stopping = asyncio.Event()
         self._started = 0
         self._deaths_at_start = 0
+        self._other_version: str | None = None  # what is installed instead of what runs
         self._all_ready = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._quarantine: asyncio.Task[None] | None = None
@@ -79,7 +81,9 @@ class LocalExecutor:
 
     @property
     def failing(self) -> str | None:
-        """Why workers do not come up, or None."""
+        """Why workers do not come up, or None; without a stop at its end."""
+        if self._other_version is not None:
+            return other_version(self._other_version)
         if self._deaths_at_start >= FAILING_DEATHS:
             return f"workers died at start {self._deaths_at_start} times in a row"
         return None
@@ -159,8 +163,19 @@ class LocalExecutor:
                 # What was received before the end is durable in the worker's segment: it counts.
                 await serving
             finally:
+                self._note_version(link)
                 await self._after_reaped(link, status)
         return link.ready
+
+    def _note_version(self, link: WorkerLink) -> None:
+        if link.other_version is not None:
+            self._other_version = link.other_version
+            telemetry.trouble(
+                "worker_of_another_version_refused",
+                worker=link.worker,
+                installed=link.other_version,
+                running=PROTOCOL,
+            )
 
     async def _after_reaped(self, link: WorkerLink, status: int) -> None:
         self._links.pop(link.worker, None)
@@ -212,6 +227,7 @@ class LocalExecutor:
             case m.Hello():
                 link.ready = True
                 self._deaths_at_start = 0
+                self._other_version = None
                 if self.ready_workers >= self._settings.workers:
                     self._all_ready.set()
                 self._must_events().on_room()

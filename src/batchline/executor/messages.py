@@ -3,6 +3,7 @@
 One stream socket per worker: each message is a 4-byte big-endian length and msgpack of one tagged
 struct. The control process sends `ToWorker`, the worker answers with `ToControl`. Order is kept in
 both directions, and both sides rely on it: a worker's `Released` follows the commits it depends on.
+The first message of either side names its program (`protocol.py`); no other is read before that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId
 from batchline.domain.model import ShardCommit, ShardKey
 from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor.protocol import PROTOCOL
 
 _LENGTH_BYTES: Final = 4
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # a shard of work is a few hundred bytes
@@ -42,6 +44,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Configure(msgspec.Struct, frozen=True, tag=True):
     settings: WorkerSettings
     probes: str
+    protocol: str = PROTOCOL
 
 
 class OpenShard(msgspec.Struct, frozen=True, tag=True):
@@ -121,9 +124,11 @@ ToWorker = (
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The worker has recorded itself and is configured."""
+    """The worker has recorded itself and is configured; or, where the control process is of
+    another version than it, ends."""
 
     pid: int
+    protocol: str = PROTOCOL
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):

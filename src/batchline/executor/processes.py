@@ -70,6 +70,12 @@ def record_self(directory: Path) -> None:
     partial.replace(directory / str(pid))
 
 
+def leave_the_end_to_the_server() -> None:
+    """Ignore what a terminal, or whoever stops a service, sends to all processes of a group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def forget(directory: Path, pid: int) -> None:
     """Drop the record of a child that has been reaped."""
     (directory / str(pid)).unlink(missing_ok=True)
@@ -86,7 +92,8 @@ def kill_survivors(directory: Path, *, timeout_s: float = 5.0) -> int:
     killed: list[tuple[int, str]] = []
     for record in directory.iterdir():
         if record.name.isdigit():
-            recorded = record.read_text(encoding="ascii")
+            # Records are not synced: after a power cut there may be anything in one.
+            recorded = record.read_text(encoding="ascii", errors="replace")
             if start_time(int(record.name)) == recorded:
                 _kill(int(record.name))
                 killed.append((int(record.name), recorded))
@@ -111,19 +118,26 @@ def exit_with_peer(fd: int, *, before_exit: Callable[[], None] | None = None) ->
 
     A thread, so that a busy event loop cannot delay it; `os._exit`, so that the kernel closes every
     connection at once. Only hang-ups wake it: data on the socket is for the event loop.
+
+    When it is gone already, this does not return: a child that recorded itself too late for the
+    next server to kill it must not begin with what its own server had still asked of it.
     """
+    poller = select.poll()
+    # POLLHUP is always reported. POLLRDHUP exists on Linux only and comes with a half-close.
+    poller.register(fd, getattr(select, "POLLRDHUP", 0))
+
+    def look(timeout_ms: int | None) -> None:
+        for _, events in poller.poll(timeout_ms):
+            if events & (select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)):
+                if before_exit is not None:
+                    before_exit()
+                os._exit(0)
 
     def watch() -> None:
-        poller = select.poll()
-        # POLLHUP is always reported. POLLRDHUP exists on Linux only and comes with a half-close.
-        poller.register(fd, getattr(select, "POLLRDHUP", 0))
         while True:
-            for _, events in poller.poll():
-                if events & (select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)):
-                    if before_exit is not None:
-                        before_exit()
-                    os._exit(0)
+            look(None)
 
+    look(0)
     thread = threading.Thread(target=watch, name="exit-with-peer", daemon=True)
     thread.start()
     return thread

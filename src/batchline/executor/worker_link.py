@@ -20,6 +20,7 @@ from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor import processes
 from batchline.executor.contract import ShardWork
+from batchline.executor.protocol import PROTOCOL, named_in
 
 # Messages to a worker are small; a worker that lets this much pile up does not read any more.
 _MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
@@ -47,6 +48,7 @@ class WorkerLink:
         self.handed: set[ShardKey] = set()
         self.trying: dict[ShardKey, set[int]] = {}
         self.ready = False
+        self.other_version: str | None = None  # what the worker's program calls itself instead
         self.storage_trouble: str | None = None
         self.silent_beats = 0
         self.gone = asyncio.Event()  # dead and reaped
@@ -101,8 +103,12 @@ class WorkerLink:
             self.kill()
 
     async def messages(self, on_message: Callable[[m.ToControl], None]) -> None:
-        """Hand each message to `on_message` as it comes; returns when the worker is gone."""
+        """Hand each message to `on_message` as it comes; returns when the worker is gone, or turns
+        out to be of another version: then nothing that it says has been looked at."""
         while (payload := await m.read_frame(self._reader)) is not None:
+            if not self.ready and (theirs := named_in(payload)) != PROTOCOL:
+                self.other_version = theirs
+                return
             self.silent_beats = 0
             message = m.decode_to_control(payload)
             if isinstance(message, m.GateClosed):

@@ -17,7 +17,7 @@ from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.service.alarms import Alarms
-from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
 from batchline.service.skipped import SkipSettings
 from batchline.service.validation import ValidationJob, ValidationResult, validate
 from batchline.store.contract import BlobStore, Skipped, Store
@@ -97,6 +97,9 @@ class Planner:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
 
         Cancelling the task kills the child. A full disk delays and does not fail the batch.
+
+        Raises:
+            StoreUnavailable: the database or the disk does not work; the same call may later.
         """
         problems = await self._before_reading(BatchInput.of(batch))
         if problems:
@@ -110,9 +113,9 @@ class Planner:
             except BlobUnreadable:
                 self.alarms.input_corrupt(batch_id=batch.id)
                 return await self._refuse(batch, [INTERNAL])
-            except StorageFull as exc:
+            except (StorageFull, OtherVersion) as exc:
                 telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(LOOK_AGAIN_S if isinstance(exc, OtherVersion) else RETRY_S)
                 return False
             except JobFailed as exc:
                 if not exc.retryable:

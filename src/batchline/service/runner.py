@@ -31,6 +31,7 @@ RETRY_S: Final = 0.5  # after trouble that may pass
 LOOK_S: Final = 30.0  # the wall clock may be set: deadlines are looked at again at least this often
 FENCE_AFTER_S: Final = 2.0  # a worker that holds a stopped shard so long after it should is killed
 CAP_RESERVE_S: Final = 10.0  # of the cap, for the end: half for workers to let go, half for files
+TAKEN_UP_AT_ONCE: Final = 4  # batches; the store answers one question at a time anyway
 
 
 class GateKeeper(Executor, Protocol):
@@ -74,7 +75,7 @@ class _Driven:
     window_ends: float | None = None  # steady time
     stopped_at: float | None = None  # monotonic
     quiet_s: float | None = None  # from the stop until no worker held a shard
-    taken_up: bool = False  # in the middle of its end: another process began to stop it
+    taken_up: bool = False  # its cancel began in another process, and what that knew is gone
     task: asyncio.Task[None] | None = None
 
 
@@ -105,6 +106,10 @@ class Runner:
         self._steady = steady
         self._driven: dict[BatchId, _Driven] = {}
         self._closing = False
+        # A thousand batches that are taken up at a start would have the store busy for a second;
+        # with few at once, a shard of the first is claimed and sent meanwhile.
+        self._loading = asyncio.Semaphore(TAKEN_UP_AT_ONCE)
+        self._activating = asyncio.Semaphore(TAKEN_UP_AT_ONCE)
 
     # -- what the API asks -----------------------------------------------------------------
 
@@ -139,7 +144,7 @@ class Runner:
                 )
         for batch in batches:
             driven = self._drive(batch.id)
-            driven.taken_up = batch.status in (BatchStatus.FINALIZING, BatchStatus.CANCELLING)
+            driven.taken_up = batch.status is BatchStatus.CANCELLING
         return len(batches)
 
     async def close(self) -> None:
@@ -163,7 +168,8 @@ class Runner:
         """Repeat the next step until the batch is terminal."""
         while True:
             try:
-                batch = await self._store.load_batch(driven.batch_id)
+                async with self._loading:
+                    batch = await self._store.load_batch(driven.batch_id)
                 if batch.status in TERMINAL:
                     break
                 await self._step(driven, batch)
@@ -215,7 +221,10 @@ class Runner:
 
     async def _run(self, driven: _Driven, batch: Batch) -> None:
         """Run until every line is settled, the window closes, or somebody stopped the batch."""
-        running = self._scheduler.find(batch.id) or await self._scheduler.activate(batch)
+        running = self._scheduler.find(batch.id)
+        if running is None:
+            async with self._activating:
+                running = await self._scheduler.activate(batch)
         while not driven.wake.is_set():
             if running.input_lost:
                 await self._advance(batch, BatchEvent.INPUT_LOST)

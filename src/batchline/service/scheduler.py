@@ -135,7 +135,6 @@ class Scheduler:
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
         self._running[batch.id] = running
-        self._set_quarantine()
         self._room.set()
         return running
 

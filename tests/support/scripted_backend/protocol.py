@@ -12,6 +12,7 @@ import random
 import re
 import socket
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -29,6 +30,7 @@ ABORT: Final = "/abort_request"
 
 _MARKERS: Final = re.compile(rb"\[\[(id|delay|status|fault)=([^\]]{1,200})\]\]")
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time
+_LAST_RECEIVED: Final = 52  # tcpi_last_data_recv in the struct tcp_info of linux/tcp.h, in ms
 
 
 class _Body(msgspec.Struct):
@@ -212,6 +214,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._reading = True
         self._first_byte_at = now()[0]
+        self._received_at = self._kernel_had_it_at(self._first_byte_at)
         self._number = self._witness.requests
         self._witness.requests += 1
         self._path = ""
@@ -252,6 +255,14 @@ class Connection(asyncio.Protocol):
             self._call_off(b"".join(self._body))
         else:
             self._answer_apart(exchange)
+
+    def _kernel_had_it_at(self, now: float) -> float:
+        """When the kernel received the bytes that are being read; 0 where it does not say."""
+        if sys.platform != "linux":
+            return 0.0
+        connected = cast("socket.socket", self._transport.get_extra_info("socket"))
+        told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED + 4)
+        return now - int.from_bytes(told[_LAST_RECEIVED:], sys.byteorder) / 1000
 
     # -- answering ------------------------------------------------------------------------------
 
@@ -315,6 +326,7 @@ class Connection(asyncio.Protocol):
                 path=exchange.path,
                 attempt=self._witness.attempts[exchange.id],
                 first_byte_at=self._first_byte_at,
+                received_at=self._received_at,
                 idempotency_key=self._idempotency_key,
                 authorization=self._authorization,
                 abort_id=exchange.abort_id,
@@ -409,6 +421,7 @@ class Connection(asyncio.Protocol):
                 id=self._idempotency_key or "",
                 path=self._path,
                 first_byte_at=self._first_byte_at,
+                received_at=self._received_at,
                 idempotency_key=self._idempotency_key,
             )
         )

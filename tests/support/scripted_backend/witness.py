@@ -26,13 +26,18 @@ class Kind(StrEnum):
     CALLED_OFF = "called_off"  # the client called to have the request of this id aborted
 
 
+STAMP_S: Final = 0.012  # the kernel counts in ticks of 4 ms, and one may be under way
+
+
 # Structs, not dataclasses: two are made for each request, and go to a file as JSON lines.
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that happened.
 
     `request` numbers requests in the order of their first bytes; `at` is `time.time()`,
     `monotonic_ns` the same instant on a clock that is the same in all processes of the machine.
-    `first_byte_at` is set where the request came in. `sha256` and `bytes` are of the exact body.
+    `first_byte_at` is set where the request came in, and `received_at`: when the kernel had it,
+    which on a busy machine is before we read it (wrong by less than `STAMP_S`; 0 where the kernel
+    does not say). `sha256` and `bytes` are of the exact body.
     `abort_id` is what the request can be called off by, and what such a call named.
     """
 
@@ -45,6 +50,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int = 0
     status: int = 0
     first_byte_at: float = 0.0
+    received_at: float = 0.0
     idempotency_key: str | None = None
     authorization: str | None = None
     abort_id: str | None = None
