@@ -274,7 +274,8 @@ class HandExecutor:
     async def fence(self, batch_id: BatchId) -> Sequence[WorkerId]:
         holders = set(self.holders(batch_id).values())
         for worker in [one for one in self.workers if one.name in holders]:
-            await self.lose(worker, last_commits=False)
+            if worker in self.workers:  # else it was killed meanwhile, for another batch
+                await self.lose(worker, last_commits=False)
         return sorted(holders)
 
     def pause(self, reason: str) -> None:

@@ -162,3 +162,12 @@ def test_a_commit_of_a_dead_worker_comes_too_late_for_a_shard_that_others_run(
     machine.commit_late(0)
     assert look(machine) == "in_progress"
     machine.come_to_the_end()
+
+
+def test_one_worker_is_fenced_for_two_batches_at_once(machine: BatchMachine) -> None:
+    machine.upload_and_create(5, good=True, start=True, hold=None)
+    for number in range(2):
+        machine.cancel_number(number)
+    machine.pass_seconds(int(2 * GRACE_S))
+    assert look(machine) == "cancelling"
+    machine.come_to_the_end()
