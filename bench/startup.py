@@ -299,6 +299,7 @@ class _Writer:
             completed=_ENDED_LINES,
             failed=0,
             usage=Usage(input_tokens=1, output_tokens=1, total_tokens=2),
+            failed_lines=bytes(bitmap.empty(_ENDED_LINES)),
         )
         committing.commit(self._connection, "bench", [commit], now=self._now)
         batches.advance(

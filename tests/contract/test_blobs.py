@@ -376,6 +376,14 @@ async def test_of_a_changed_very_large_range_the_last_piece_is_not_given_out(
 # -- names, deleting, adopting, sweeping -----------------------------------------------------------
 
 
+async def test_a_disk_that_refuses_to_delete_is_an_error_of_ours(blobs: LocalBlobs) -> None:
+    """If this fails, such a disk ends the server: the sweeps expect no other error."""
+    name = BlobName("input-there")
+    blobs.path(name).mkdir()  # what unlink refuses; no file system here can be made to fail
+    with pytest.raises(StoreUnavailable):
+        await blobs.delete([name])
+
+
 async def test_deleting_what_is_gone_is_not_an_error(blobs: LocalBlobs) -> None:
     gone, kept = await written(blobs, b"1"), await written(blobs, b"2")
     await blobs.delete([gone.name])
@@ -418,6 +426,17 @@ async def test_a_childs_file_becomes_a_blob(blobs: LocalBlobs, tmp_path: Path) -
     assert (blob.kind, blob.bytes) == (BlobKind.PLAN, 6)
     assert await content(blobs, whole(blob)) == [b"a plan"]
     assert files_below(tmp_path) == [blobs.path(blob.name)]
+
+
+async def test_a_childs_file_whose_name_does_not_last_becomes_no_blob(
+    blobs: LocalBlobs, tmp_path: Path, armed: None
+) -> None:
+    telemetry.arm("blob.renamed=eio")
+    unfinished = blobs.scratch()
+    unfinished.write_bytes(b"a plan")
+    with pytest.raises(StoreUnavailable):
+        await blobs.adopt(unfinished, BlobKind.PLAN)
+    assert files_below(tmp_path) == []
 
 
 async def test_a_start_sweeps_unfinished_bytes_and_keeps_blobs(tmp_path: Path) -> None:

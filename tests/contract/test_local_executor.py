@@ -26,7 +26,7 @@ from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
 from batchline.executor import messages as m
-from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
 from batchline.executor.local import FAILING_DEATHS, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from tests.support.inputs import MODEL, line_id, make_lines
@@ -199,6 +199,7 @@ async def rig(
     silent_s: float = 60.0,
     command: Sequence[str] = (),
     probes: str = "",
+    way: CancelBy = CancelBy.CLOSE,
 ) -> AsyncIterator[Rig]:
     children, segments = directory / "children", directory / "segments"
     children.mkdir()
@@ -216,7 +217,10 @@ async def rig(
                     segment_directory=str(segments),
                     backends=[
                         BackendSettings(
-                            name="scripted", base_url=backend.base_url, max_in_flight=max_in_flight
+                            name="scripted",
+                            base_url=backend.base_url,
+                            max_in_flight=max_in_flight,
+                            cancel=way,
                         )
                     ],
                     retry=RetryPolicy(base_s=0.01),
@@ -601,6 +605,14 @@ async def test_a_drain_lets_running_requests_end_and_commits_them(tmp_path: Path
         assert all(map(is_gone, pids))
         assert it.pids() == []
         assert list(it.events.lost.values()) == [[], []]
+
+
+async def test_a_drain_closes_past_its_grace_what_is_not_closed_otherwise(tmp_path: Path) -> None:
+    async with rig(tmp_path, HELD, way=CancelBy.DRAIN) as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=8)
+        await it.executor.drain(grace_s=0)
+        assert it.events.released[key].ends == {"scripted": Ends(unanswered=8)}
 
 
 async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Path) -> None:

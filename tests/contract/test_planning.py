@@ -519,10 +519,24 @@ async def test_a_child_that_dies_is_replaced(
 async def test_a_fault_of_ours_fails_the_batch_instead_of_going_round(
     store: Database, blobs: LocalBlobs, jobs: Jobs
 ) -> None:
-    telemetry.arm("plan.synced=eio")
     batch = await batch_of(store, blobs, make_lines(2))
+    blobs.scratch().parent.rmdir()  # it has been there since the start
     assert await planner_on(store, blobs, jobs).plan(batch)
     await assert_refused(store, blobs, batch, [INTERNAL])
+
+
+async def test_a_disk_that_fails_delays_and_fails_nothing(
+    store: Database, blobs: LocalBlobs, jobs: Jobs
+) -> None:
+    telemetry.arm("plan.synced=eio")
+    batch = await batch_of(store, blobs, make_lines(2))
+    planner = planner_on(store, blobs, jobs)
+    with pytest.raises(StoreUnavailable, match="no scratch file can be written"):
+        await planner.plan(batch)
+    assert (await store.load_batch(batch.id)).status is BatchStatus.VALIDATING
+    assert left_on_disk(blobs) == []
+    assert await planner.plan(batch)
+    await assert_started(store, blobs, batch, lines=2)
 
 
 async def test_a_full_disk_delays_and_fails_nothing(

@@ -148,6 +148,16 @@ def test_half_a_record_kills_nobody_and_is_cleared_away(child: Child, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_record_that_a_power_cut_damaged_kills_nobody_and_is_cleared_away(
+    child: Child, tmp_path: Path
+) -> None:
+    process = child(RECORDED, tmp_path)
+    (tmp_path / str(process.pid)).write_bytes(b"\xff\x00\xfe")
+    assert processes.kill_survivors(tmp_path) == 0
+    assert process.poll() is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_directory_there_are_no_survivors(tmp_path: Path) -> None:
     assert processes.kill_survivors(tmp_path / "new" / "children") == 0
     assert (tmp_path / "new" / "children").is_dir()

@@ -381,6 +381,19 @@ async def test_after_a_failed_sync_the_group_is_written_again_to_a_new_segment(
         assert watch.bytes_of(committed.output) == b"first\n"
 
 
+async def test_syncs_that_fail_again_and_again_leave_no_file_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a disk that fails for an hour is full of tries then."""
+    for _ in range(5):
+        fail_once(monkeypatch, "fdatasync")
+    async with writing(tmp_path) as watch:
+        watch.settle(shard_run(), b"first\n")
+        (commit,) = await watch.group(0)
+        assert commit.output is not None
+        assert watch.files() == {commit.output.blob: 6}
+
+
 async def test_a_segment_whose_name_could_not_be_synced_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

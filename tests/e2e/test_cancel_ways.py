@@ -167,6 +167,25 @@ async def test_a_call_names_what_the_request_was_sent_with(
         assert all((given == key) is (not call) for given, key in arrived.items())
 
 
+async def test_a_line_with_an_id_of_its_own_is_sent_as_it_is_and_closed(tmp_path: Path) -> None:
+    """What the engine would know it by is the line's to say, and not ours to guess."""
+    content = make_lines(AT_ONCE).replace(b'"model":', b'"rid": "mine", "model":')
+    async with backend_process(HELD) as backend:
+        told = settings(backend_table(backend.base_url, CancelBy.CALL))
+        with server(tmp_path, settings=told) as running:
+            client = running.client()
+            batch = submit(client, content)
+            await backend.wait_until(min_held=AT_ONCE)
+            client.batches.cancel(batch.id)
+            ended = wait_for(client, batch.id)
+            log = await backend.log()
+            assert conserved(client, ended, content, log).cancelled == AT_ONCE
+            assert {event.abort_id for event in log.arrivals} == {"mine"}
+            assert log.of(Kind.CALLED_OFF) == []
+            (one,) = receipt_of(client, batch.id)["backends"]
+            assert (one["calls_failed"], one["proof"]) == (AT_ONCE, "unproven")
+
+
 async def test_an_attempt_is_never_called_off_by_the_id_of_an_earlier_one(tmp_path: Path) -> None:
     """That one may still run, whatever became of its connection."""
     answers = (Answer(fault=Fault.RESET), Answer(hold=True))

@@ -39,13 +39,16 @@ class ServerProcess:
         settings: Mapping[str, object] | None = None,
         options: Sequence[str] = (),
         fork: bool = True,
+        under: Sequence[str] = (),
         clock: Path | None = None,
     ) -> None:
         """`fork` False: as a shell starts it, imports and all; else as `forked.py` does.
 
-        `clock` sets its wall clock; see `moved_clock.py`.
+        `under` goes before the command (strace, say), which is then not forked. `clock` sets its
+        wall clock; see `moved_clock.py`.
         """
         self.directory = directory
+        self.under = under  # may be changed between two starts
         self._fork = fork and clock is None
         self._program = command.MODULE
         if clock is not None:
@@ -68,7 +71,7 @@ class ServerProcess:
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             words = ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments]
             env = {**os.environ, "BATCHLINE_PROBES": probes}
-            if self._fork:
+            if self._fork and not self.under:
                 self._process = forked.start(
                     "batchline",
                     words,
@@ -79,7 +82,7 @@ class ServerProcess:
                 )
             else:
                 self._process = subprocess.Popen(
-                    [*self._program, *words],
+                    [*self.under, *self._program, *words],
                     stdin=nothing,
                     stdout=log,
                     stderr=log,
@@ -196,6 +199,13 @@ class ServerProcess:
             time.sleep(POLL_S)
         return body
 
+    def wait_log(self, words: str, *, timeout_s: float = 10.0) -> None:
+        """Poll until the server, in any of its starts, or a child has said these words."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, f"nobody said {words!r}:\n{self.tail()}"
+            time.sleep(POLL_S)
+
     def client(
         self, *, timeout_s: float = 30.0, retries: int = 0, key: str = "any"
     ) -> openai.OpenAI:
@@ -252,11 +262,18 @@ def server(
     start: bool = True,
     probes: str = "",
     fork: bool = True,
+    under: Sequence[str] = (),
     clock: Path | None = None,
 ) -> Iterator[ServerProcess]:
     """A server process for the length of the block; nothing of it is left afterwards."""
     process = ServerProcess(
-        directory, upstreams, settings=settings, options=options, fork=fork, clock=clock
+        directory,
+        upstreams,
+        settings=settings,
+        options=options,
+        fork=fork,
+        under=under,
+        clock=clock,
     )
     try:
         if start:

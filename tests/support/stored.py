@@ -6,6 +6,7 @@ looked at afterwards. Only a server that is at rest can be expected to agree.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from batchline.domain import lifecycle
 AGREE_S: Final = 15.0
 POLL_S: Final = 0.02
 
-_TERMINAL: Final = sorted(lifecycle.TERMINAL)
+_TERMINAL: Final = json.dumps(sorted(lifecycle.TERMINAL))
 
 # Who may hold a blob: a file that is there, an upload that is pending, a batch that has not ended,
 # a worker (for the segment that it has open).
@@ -55,6 +56,11 @@ def wait_until_rows_and_bytes_agree(data: Path) -> None:
     while found := list(disagreements(data)):
         assert time.monotonic() < deadline, "\n".join(found)
         time.sleep(POLL_S)
+
+
+def needs(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """Each blob that is needed, by whom, and up to which byte (0: that is not known here)."""
+    return database.execute(_NEEDS, (_TERMINAL,)).fetchall()
 
 
 def wait_until_nothing_is_left(data: Path) -> None:
@@ -95,9 +101,8 @@ def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
     with reading(data) as database:
         rows: dict[str, int] = dict(database.execute("SELECT name, bytes FROM blob"))
         references = set(database.execute("SELECT blob_name, holder FROM blob_reference"))
-        terminal = "[" + ",".join(f'"{status}"' for status in _TERMINAL) + "]"
-        holders = {holder for (holder,) in database.execute(_HOLDERS, (terminal,))}
-        needs = database.execute(_NEEDS, (terminal,)).fetchall()
+        holders = {holder for (holder,) in database.execute(_HOLDERS, (_TERMINAL,))}
+        needed = needs(database)
         short = database.execute(_WRONG_LENGTHS).fetchall()
     yield from (f"{name}: {size} bytes, and its ranges {found}" for name, size, found in short)
     sizes = _on_disk(data / "blobs")
@@ -112,7 +117,7 @@ def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
     for name, holder in sorted(references):
         if holder not in holders and not holder.startswith("worker:"):
             yield f"{name}: held by {holder}, which has ended"
-    for name, holder, stop in needs:
+    for name, holder, stop in needed:
         if (name, holder) not in references:
             yield f"{name}: needed by {holder}, which does not hold it"
         if sizes.get(name, -1) < stop:

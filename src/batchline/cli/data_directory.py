@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from batchline.cli.outcome import CommandFailed
-from batchline.cli.whole_file import whole_file
+from batchline.cli.whole_file import make_folder, whole_file
 from batchline.domain.errors import ConfigError
 from batchline.store.schema import refuse_newer
 
@@ -59,7 +59,7 @@ class DataDirectory:
                 in it is changed.
         """
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folder(root.absolute())
             fd = os.open(root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise ConfigError(f"data directory {root}: {os.strerror(exc.errno or 0)}") from exc

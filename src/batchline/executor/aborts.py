@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from batchline import telemetry
-from batchline.domain.errors import NotSent, SentUnanswered
+from batchline.domain.errors import BlobUnreadable, NotSent, SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.domain.splices import with_member
 from batchline.executor.contract import AbortCall, BackendSettings, CancelBy, Transport
@@ -39,7 +39,10 @@ _CUT_OFF: Final = MappingProxyType(
 
 
 class Aborts:
-    """Ends requests. `runs` are those that the worker holds now."""
+    """Ends requests. `runs` are those that the worker holds now.
+
+    `callers` are there for the backends that are called, by name: they also tell requests apart.
+    """
 
     def __init__(
         self,
@@ -49,21 +52,13 @@ class Aborts:
         runs: Callable[[], Iterable[ShardRun]],
     ) -> None:
         self._ways = {backend.name: backend.cancel for backend in backends}
-        self._callers = {
-            backend.name: _Caller(backend, backend.abort_call, transport)
+        self.callers = {
+            backend.name: Caller(backend, backend.abort_call, transport)
             for backend in backends
             if backend.abort_call is not None
         }
         self._runs = runs
         self._calls: set[asyncio.Task[None]] = set()
-
-    def tag(self, line: Line, body: bytes, headers: dict[str, str]) -> bytes:
-        """The body to send for `line`; where its backend may be called, with the id for the call.
-
-        `headers` are those of the request, and get the id where it belongs there.
-        """
-        caller = self._callers.get(line.backend)
-        return body if caller is None else caller.tag(line, body, headers)
 
     def schedule(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> None:
         """The gate of `batch_id` closed: end what runs, by its backend's way after `grace_s`."""
@@ -88,7 +83,7 @@ class Aborts:
         """Let go of the connections for calls."""
         for call in self._calls:
             call.cancel()
-        for caller in self._callers.values():
+        for caller in self.callers.values():
             await caller.transport.close()
 
     def _behind_gates(self, batch_id: BatchId | None) -> list[Line]:
@@ -134,7 +129,7 @@ class Aborts:
         engines forget the id that they are called with."""
         how = EndedBy.CALL_FAILED
         try:
-            if await self._callers[line.backend].abort(line, deadline):
+            if await self.callers[line.backend].abort(line, deadline):
                 how = EndedBy.CALLED
         finally:
             line.end(how)
@@ -147,7 +142,7 @@ def _later(delay_s: float, act: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(delay_s, act)
 
 
-class _Caller:
+class Caller:
     """Calls one backend to abort requests, over connections of its own."""
 
     def __init__(
@@ -170,6 +165,10 @@ class _Caller:
         self._at_once = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     def tag(self, line: Line, body: bytes, headers: dict[str, str]) -> bytes:
+        """The body to send for `line`, with the id for a call where it belongs there.
+
+        `headers` are those of the request, and get it where it belongs to them.
+        """
         call = self._call
         if call.id_header is None and call.id_field is None:
             line.abort_id = line.idempotency_key
@@ -180,8 +179,11 @@ class _Caller:
             headers[call.id_header] = line.abort_id
         if call.id_field is None:
             return body
-        tagged = with_member(body, call.id_field, line.abort_id)
-        if tagged is None:  # it brings an id of its own, which we do not know how to read
+        try:
+            tagged = with_member(body, call.id_field, line.abort_id)
+        except BlobUnreadable:  # damaged; it goes out as it is, as it would to any other backend
+            tagged = None
+        if tagged is None:  # or it brings an id of its own, which we do not know how to read
             line.abort_id = None
             return body
         return tagged

@@ -92,7 +92,8 @@ def kill_survivors(directory: Path, *, timeout_s: float = 5.0) -> int:
     killed: list[tuple[int, str]] = []
     for record in directory.iterdir():
         if record.name.isdigit():
-            recorded = record.read_text(encoding="ascii")
+            # Records are not synced: after a power cut there may be anything in one.
+            recorded = record.read_text(encoding="ascii", errors="replace")
             if start_time(int(record.name)) == recorded:
                 _kill(int(record.name))
                 killed.append((int(record.name), recorded))

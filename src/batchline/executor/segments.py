@@ -16,6 +16,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -236,19 +237,21 @@ class SegmentWriter:
             self._directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
         )
         self._name, self._durable_to = BlobName(name), 0
-        directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(directory)  # else the name, and all behind it, may be gone after a power cut
+            # Else the name, and all behind it, may be gone after a power cut.
+            _sync_folder(self._directory)
         except OSError:
             self._abandon()
             raise
-        finally:
-            os.close(directory)
 
     def _abandon(self) -> None:
+        """Close the segment; one on which nothing can count goes, or each try would leave one."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+            if self._durable_to == 0:
+                with suppress(OSError):
+                    (self._directory / self._name).unlink()
 
 
 def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
@@ -278,6 +281,14 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_data(fd: int) -> None:

@@ -234,8 +234,8 @@ class ShardRun:
             self.errors.clear()
 
     def note_end(self, line: Line, *, aborted: bool) -> None:
-        """The attempt at `line` is over; behind a closed gate it counts for the receipt."""
-        if self.gate is Gate.OPEN or not line.written:
+        """The attempt at `line` is over behind the closed gate: it counts for the receipt."""
+        if not line.written:
             return
         ends = self.ends.setdefault(line.backend, Ends())
         how = (line.ended_by or EndedBy.CLOSED).value if aborted else "answered"

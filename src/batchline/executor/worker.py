@@ -344,7 +344,9 @@ class Worker:
         line.attempt += 1
         line_id = line.line_id
         headers = {"idempotency-key": line.idempotency_key}
-        body = self._aborts.tag(line, request.body, headers)
+        body = request.body
+        if lane.backend in self._aborts.callers:
+            body = self._aborts.callers[lane.backend].tag(line, body, headers)
         try:
             telemetry.probe("worker.dispatching")
             answer = await lane.transport.send(
@@ -439,7 +441,8 @@ class Worker:
         if line.trial and ended is not _Ended.FAULT:
             self._send(m.TrialOver(lane.backend, worked=ended is _Ended.ANSWERED))
         lane.ended(line, answered=ended is _Ended.ANSWERED)
-        run.note_end(line, aborted=ended is _Ended.ABORTED)
+        if run.gate is not Gate.OPEN:
+            run.note_end(line, aborted=ended is _Ended.ABORTED)
         if ended is _Ended.UNREADABLE:
             self._unreadable(run)
         if line in run.in_flight:  # neither settled nor waiting for a retry

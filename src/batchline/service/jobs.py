@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from batchline import telemetry
-from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull
+from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull, StoreUnavailable
 from batchline.executor import processes
 from batchline.executor.protocol import PROTOCOL, named_in, other_version
 
@@ -38,7 +38,7 @@ _CHILD_MODULE: Final = "batchline.cli.job_child"
 
 # Errors that a job may raise on purpose and that arrive at the caller of `run` as they are.
 CARRIED: Final[dict[str, type[BatchlineError]]] = {
-    error.code: error for error in (BlobUnreadable, StorageFull)
+    error.code: error for error in (BlobUnreadable, StorageFull, StoreUnavailable)
 }
 
 
@@ -102,7 +102,7 @@ class Jobs:
 
         Raises:
             JobFailed, OtherVersion: see there.
-            BlobUnreadable, StorageFull: the function raised it.
+            BlobUnreadable, StorageFull, StoreUnavailable: the function raised it.
         """
         request = Request(
             function=f"{function.__module__}:{function.__qualname__}",

@@ -19,7 +19,7 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lines import custom_id_raw_at
 from batchline.domain.results import Failure, failure_tail
 from batchline.service.inputs import BLOCK_BYTES, InputFile
-from batchline.service.scratch import disk_full_named, write_all
+from batchline.service.scratch import disk_trouble_named, write_all
 from batchline.telemetry import probe
 
 _Entry = tuple[int, int, int, int]  # as in plan.ENTRY: offset, length, line number, prefix hash
@@ -73,10 +73,11 @@ def write_leftovers(job: LeftoversJob) -> LeftoversResult:
     Raises:
         BlobUnreadable: the input or the plan is gone, short or damaged.
         StorageFull: no room for the lines.
+        StoreUnavailable: the disk does not take them.
     """
     path = Path(job.output_path)
     with (
-        disk_full_named(),
+        disk_trouble_named(),
         InputFile(job.input_path, job.input_bytes) as source,
         _PlanFile(job.plan_path) as planned,
     ):

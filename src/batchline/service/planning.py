@@ -97,6 +97,9 @@ class Planner:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
 
         Cancelling the task kills the child. A full disk delays and does not fail the batch.
+
+        Raises:
+            StoreUnavailable: the database or the disk does not work; the same call may later.
         """
         problems = await self._before_reading(BatchInput.of(batch))
         if problems:

@@ -75,7 +75,7 @@ class _Driven:
     window_ends: float | None = None  # steady time
     stopped_at: float | None = None  # monotonic
     quiet_s: float | None = None  # from the stop until no worker held a shard
-    taken_up: bool = False  # in the middle of its end: another process began to stop it
+    taken_up: bool = False  # its cancel began in another process, and what that knew is gone
     task: asyncio.Task[None] | None = None
 
 
@@ -144,7 +144,7 @@ class Runner:
                 )
         for batch in batches:
             driven = self._drive(batch.id)
-            driven.taken_up = batch.status in (BatchStatus.FINALIZING, BatchStatus.CANCELLING)
+            driven.taken_up = batch.status is BatchStatus.CANCELLING
         return len(batches)
 
     async def close(self) -> None:

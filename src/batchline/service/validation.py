@@ -25,7 +25,7 @@ from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
-from batchline.service.scratch import disk_full_named
+from batchline.service.scratch import disk_trouble_named
 from batchline.service.skipped import SkippedLines, SkipSettings
 
 _CR: Final = 13
@@ -91,9 +91,10 @@ def validate(job: ValidationJob) -> ValidationResult:
     Raises:
         BlobUnreadable: the input is gone or not what was stored; nothing may be concluded.
         StorageFull: no room for the plan or for what is spilled.
+        StoreUnavailable: the disk does not take them.
     """
     plan_path = Path(job.plan_path)
-    with disk_full_named(), InputFile(job.input_path, job.input_bytes) as source:
+    with disk_trouble_named(), InputFile(job.input_path, job.input_bytes) as source:
         if job.input_bytes > job.max_file_bytes:
             return ValidationResult(problems=[_too_large(job, source)])
         with (

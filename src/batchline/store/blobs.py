@@ -46,14 +46,10 @@ class LocalBlobs:
         """Make the folders that are missing, durably: a rename into one needs nothing else."""
         self._root = root
         self._scratch = root / "scratch"
-        missing = [
-            folder
-            for folder in (root, self._scratch, *map(self._folder, BlobKind))
-            if not folder.is_dir()
-        ]
-        for folder in missing:
+        for folder in (root, self._scratch, *map(self._folder, BlobKind)):
             folder.mkdir(parents=True, exist_ok=True)
-        for parent in {folder.parent for folder in missing}:
+        # Also where none was missing: whoever made them may have ended before this.
+        for parent in (root.parent, root):
             _sync_folder(parent)
 
     def _folder(self, kind: BlobKind) -> Path:
@@ -79,7 +75,8 @@ class LocalBlobs:
 
     async def delete(self, names: Sequence[BlobName]) -> None:
         # Not synced: a name that comes back with the power is an orphan, swept at the next start.
-        await asyncio.to_thread(_unlink_all, [self.path(name) for name in names])
+        with _our_errors():
+            await asyncio.to_thread(_unlink_all, [self.path(name) for name in names])
 
     async def stored(self) -> AsyncIterator[Sequence[BlobName]]:
         for kind in BlobKind:
@@ -96,7 +93,7 @@ class LocalBlobs:
         return self._scratch / secrets.token_hex(16)
 
     async def drop_scratch(self, path: Path) -> None:
-        await asyncio.to_thread(_unlink_all, [path])
+        await asyncio.to_thread(_drop, [path])
 
     async def sweep_scratch(self) -> None:
         await asyncio.to_thread(lambda: _unlink_all(list(self._scratch.iterdir())))
@@ -209,7 +206,7 @@ class LocalBlobWriter:
         """Nothing is left under either name: `finish` may have been cancelled after its rename."""
         self._close()
         self._buffer.clear()
-        _unlink_all([self._scratch, self._final])
+        _drop([self._scratch, self._final])
 
 
 def _fresh_name(kind: BlobKind) -> BlobName:
@@ -235,8 +232,12 @@ def _publish(
     with _our_errors():
         size = unfinished.stat().st_size
         unfinished.rename(final)
-        probe("blob.renamed")
-        _sync_folder(final.parent)
+        try:
+            probe("blob.renamed")
+            _sync_folder(final.parent)
+        except OSError:
+            _drop([final])
+            raise
         probe("blob.durable")
     return Blob(name=name, kind=kind, bytes=size, crc=crc)
 
@@ -267,4 +268,11 @@ def _sync_folder(folder: Path) -> None:
 def _unlink_all(paths: Sequence[Path]) -> None:
     for path in paths:
         with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _drop(paths: Sequence[Path]) -> None:
+    """Remove what nobody was told of; where a sick disk refuses, the next start sweeps it."""
+    for path in paths:
+        with suppress(OSError):
             path.unlink()

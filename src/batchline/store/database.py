@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from batchline.domain.errors import StorageFull
+from batchline.domain.errors import StorageFull, StoreUnavailable
 from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId, UploadId
 from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
@@ -49,7 +49,15 @@ from batchline.store import (
     uploads,
 )
 from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch, Skipped
-from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
+from batchline.store.engine import (
+    READING,
+    is_worth_repeating,
+    may_come_back,
+    open_engine,
+    overwrite_failed,
+    threads_for,
+    translated,
+)
 from batchline.store.schema import migrate
 from batchline.telemetry import probe
 
@@ -119,6 +127,11 @@ class Database:
             except StorageFull:
                 if self._make_room is None or not self._make_room():
                     raise
+            except StoreUnavailable as exc:
+                # What is answered with an error must not have happened, also after a kill.
+                if may_come_back(exc.__cause__):
+                    overwrite_failed(self._engine)
+                raise
 
     # -- keys ----------------------------------------------------------------------------------
 

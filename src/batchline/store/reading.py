@@ -17,7 +17,7 @@ from batchline.domain.ids import BlobName
 from batchline.domain.model import BlobRange
 
 # A range up to here is read twice, the first time to be checked before its first byte is given out.
-# A larger one (an upload; a commit never is) is checked on the way: its last piece waits for that.
+# A larger one (an upload; hardly ever a commit) is checked on the way, and its last piece waits.
 CHECKED_AHEAD_BYTES: Final = 16 * 1024 * 1024
 
 PathOf = Callable[[BlobName], Path]
