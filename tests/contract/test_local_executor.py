@@ -470,7 +470,7 @@ async def test_a_worker_that_is_merely_held_up_is_waited_for(tmp_path: Path) -> 
     """It computes past the time that a silent one has, and then answers."""
     async with rig(tmp_path, HELD, ack_s=0.05, probes="gate.closed=busy") as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert (report.killed, report.in_flight) == ([], 8)
         assert report.acknowledged_s > 0.4
