@@ -10,6 +10,8 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
     commit.before=kill@3           ... the third time
     worker.answered=kill_parent    SIGKILL the parent (the server, seen from a worker)
     worker.answered=kill_both      the parent, then this process
+    commit.before=kill_children    SIGKILL the children (the workers, seen from the server)
+    commit.before=kill_family      the children, then this process
     segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
     blob.synced=stop               SIGSTOP this process
 """
@@ -20,8 +22,10 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from batchline.domain.errors import ConfigError
@@ -81,7 +85,12 @@ def trouble(name: str, **fields: str | int | float | bool | None) -> None:
 
 # -- probes ------------------------------------------------------------------------------------
 
-ACTIONS: Final = frozenset({"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit"})
+ACTIONS: Final = frozenset(
+    {
+        *("kill", "kill_parent", "kill_both", "kill_children", "kill_family"),
+        *("stop", "enospc", "eio", "exit"),
+    }
+)
 
 
 @dataclass(slots=True)
@@ -132,6 +141,11 @@ def _reached(name: str) -> None:
         case "kill_both":
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
+        case "kill_children":
+            _kill_children()
+        case "kill_family":
+            _kill_children()
+            os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "enospc":
@@ -140,3 +154,13 @@ def _reached(name: str) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"probe {name}")
         case _:
             os._exit(3)
+
+
+def _kill_children() -> None:
+    """SIGKILL every child of this process, as the process table (Linux's) has them."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            # The command name may hold spaces and brackets; what follows it is fixed (proc(5)).
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+            if parent == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGKILL)

@@ -251,8 +251,10 @@ class LocalExecutor:
         while (message := await ordered.get()) is not None:
             match message:
                 case m.Commit(commits=commits):
+                    telemetry.probe("commit.received")
                     accepted = await events.on_commit(link.worker, commits)
                     link.tell(m.Committed(list(accepted)))
+                    telemetry.probe("commit.answered")
                 case m.SegmentClosed():
                     await events.on_segment_closed(link.worker)
                 case m.InputUnreadable(key=key):
@@ -316,6 +318,7 @@ class LocalExecutor:
             return False
         link.held[key] = work
         link.tell(m.OpenShard(work))
+        telemetry.probe("shard.opened")
         self._want(link)
         return True
 
@@ -336,11 +339,13 @@ class LocalExecutor:
     async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:
         began = time.monotonic()
         self._closed.add(batch_id)
+        telemetry.probe("gate.closing")
         asked = {
             link: link.ask_gate(batch_id, grace_s)
             for link in list(self._links.values())
             if link.holds(batch_id)
         }
+        telemetry.probe("gate.asked")
         if asked:
             await asyncio.wait(asked.values(), timeout=self._settings.ack_s)
         silent = [link for link, ack in asked.items() if not ack.done()]
@@ -349,6 +354,7 @@ class LocalExecutor:
             link.kill()
         for link in silent:
             await link.gone.wait()
+        telemetry.probe("gate.heard")
         return GateReport(
             acknowledged_s=time.monotonic() - began,
             in_flight=sum(
@@ -369,6 +375,7 @@ class LocalExecutor:
             link.kill()
         for link in links:
             await link.gone.wait()
+        telemetry.probe("workers.fenced")
         return [link.worker for link in links]
 
     # -- pause and end ---------------------------------------------------------------------

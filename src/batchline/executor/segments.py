@@ -130,6 +130,7 @@ class SegmentWriter:
             except TimeoutError:
                 if not self._unanswered:
                     self._abandon()
+                    probe("segment.closed")
                     self._on_closed()
 
     async def _pause_until(self, when: float) -> None:
@@ -230,6 +231,7 @@ class SegmentWriter:
         self._abandon()
         self._number += 1
         name = f"{BlobKind.SEGMENT.value}-{self._worker}-{self._number:06d}"
+        probe("segment.creating")
         self._fd = os.open(
             self._directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
         )
@@ -242,6 +244,7 @@ class SegmentWriter:
             raise
         finally:
             os.close(directory)
+        probe("segment.created")
 
     def _abandon(self) -> None:
         if self._fd >= 0:

@@ -488,6 +488,7 @@ class Worker:
                 )
             )
         )
+        telemetry.probe("shard.released")
         self._end_if_drained()
 
     def _end_if_drained(self) -> None:
