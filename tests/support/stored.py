@@ -50,6 +50,17 @@ def wait_until_rows_and_bytes_agree(data: Path) -> None:
         time.sleep(POLL_S)
 
 
+def settled_lines(data: Path) -> int:
+    """How many lines of all batches are committed as settled."""
+    with closing(
+        sqlite3.connect(f"file:{data / 'batchline.sqlite3'}?mode=ro", uri=True)
+    ) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'shard'").fetchone():
+            return 0  # killed in its first start
+        (count,) = database.execute("SELECT total(completed + failed) FROM shard").fetchone()
+    return int(count)
+
+
 def disagreements(data: Path) -> Iterator[str]:
     """Every way in which rows and bytes below `data` do not fit, one line each."""
     with closing(
