@@ -79,17 +79,20 @@ class Mortal:
         self,
         call: Callable[[openai.OpenAI], T],
         *,
-        found: Callable[[openai.OpenAI], T] | None = None,
+        lost: Callable[[openai.OpenAI], T | None] | None = None,
+        named: str = "",
     ) -> T:
-        """The answer to `call`. When the server dies of it: start it again and repeat the call;
-        or, where it has happened already, look for its outcome with `found`."""
+        """The answer to `call`. When the server dies meanwhile: start it again and repeat the call,
+        unless it has happened already, which is what `lost` finds out (None: it has not). Of a
+        death at a step of `named`, the call's own, the table says whether it has."""
         try:
             return call(self.client)
         except openai.APIConnectionError:
             self.bury()
-            if found is not None and self.step.done:
-                return found(self.client)
-            return call(self.client)
+        found = None if lost is None else lost(self.client)
+        if named and self.step.probe.startswith(f"{named}."):
+            assert (found is not None) == self.step.done
+        return call(self.client) if found is None else found
 
     def ended(self, batch_id: str) -> Batch:
         """Poll until the batch is terminal."""
@@ -143,7 +146,16 @@ class Mortal:
             self.running.start()
         await self.backend.set_script(Script())
         one = make_lines(1, start=9_000_000)
-        last = submit(self.client, one)
+        file = self.client.files.create(
+            file=("last.jsonl", one),
+            purpose="batch",
+            expires_after={"anchor": "created_at", "seconds": 3_600},  # in every scene
+        )
+        last = self.client.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        )
         assert conserved(self.client, wait_for(self.client, last.id), one).finished == 1
         wait_until_rows_and_bytes_agree(self.running.data)
         assert self.running.readiness()["status"] == "ready"
@@ -182,7 +194,10 @@ def _created(mortal: Mortal, file_id: str, *, window: str = "24h", skip: bool = 
             extra_body={"invalid_lines": "skip"} if skip else {},
         ).id
 
-    batch_id = mortal.ask(create, found=lambda client: client.batches.list().data[0].id)
+    def look(client: openai.OpenAI) -> str | None:
+        return next((batch.id for batch in client.batches.list()), None)
+
+    batch_id = mortal.ask(create, lost=look, named="batch.create")
     assert [one.id for one in mortal.ask(lambda c: c.batches.list().data)] == [batch_id]
     return batch_id
 
@@ -314,19 +329,22 @@ async def _delete(mortal: Mortal) -> None:
     ended = mortal.ended(_created(mortal, file_id))
     for one in (file_id, ended.output_file_id):
         assert one is not None
-        mortal.ask(partial(_delete_file, one), found=partial(_gone, one))
+        mortal.ask(partial(_delete_file, one), lost=partial(_is_gone, one), named="file.delete")
     mortal.await_death()
     assert mortal.client.files.list().data == []
     mortal.running.wait_blobs([])
 
 
-def _delete_file(file_id: str, client: openai.OpenAI) -> None:
-    assert client.files.delete(file_id).deleted
+def _delete_file(file_id: str, client: openai.OpenAI) -> bool:
+    return client.files.delete(file_id).deleted
 
 
-def _gone(file_id: str, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError):
+def _is_gone(file_id: str, client: openai.OpenAI) -> bool | None:
+    try:
         client.files.retrieve(file_id)
+    except openai.NotFoundError:
+        return True
+    return None
 
 
 async def _retention(mortal: Mortal) -> None:

@@ -6,7 +6,9 @@ looked at afterwards. Only a server that is at rest can be expected to agree.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -51,13 +53,17 @@ def wait_until_rows_and_bytes_agree(data: Path) -> None:
 
 
 def settled_lines(data: Path) -> int:
-    """How many lines of all batches are committed as settled."""
-    with closing(
-        sqlite3.connect(f"file:{data / 'batchline.sqlite3'}?mode=ro", uri=True)
-    ) as database:
-        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'shard'").fetchone():
-            return 0  # killed in its first start
-        (count,) = database.execute("SELECT total(completed + failed) FROM shard").fetchone()
+    """How many lines of all batches are committed as settled, behind a server that has died.
+
+    Of a copy: whoever opens a database after a crash repairs it, and that is the next server's.
+    """
+    with tempfile.TemporaryDirectory() as copy:
+        for part in data.glob("batchline.sqlite3*"):
+            shutil.copy(part, copy)
+        with closing(sqlite3.connect(f"{copy}/batchline.sqlite3")) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'shard'").fetchone():
+                return 0  # it died in its first start
+            (count,) = database.execute("SELECT total(completed + failed) FROM shard").fetchone()
     return int(count)
 
 

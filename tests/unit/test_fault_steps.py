@@ -44,7 +44,8 @@ def _strings(value: ast.expr) -> set[str]:
             return {"window_closed", "all_lines_finished", "input_lost"}
         case ast.JoinedStr():
             return set()  # `_at_step`: the steps of the store
-    raise AssertionError(f"a probe whose name cannot be read: {ast.unparse(value)}")
+        case _:
+            raise AssertionError(f"a probe whose name cannot be read: {ast.unparse(value)}")
 
 
 def test_every_probe_of_the_product_is_in_the_table_of_steps() -> None:

@@ -26,6 +26,7 @@ from batchline.service.planning import InputLimits, Planner
 from batchline.service.results import Results
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
+from batchline.service.tries import Tries
 from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.database import Database
@@ -84,6 +85,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             models=catalogue,
             limits=input_limits(settings),
             has_room=lambda: disk.has_room,
+            tries=Tries(directory.validating),
         )
         finalizer = Finalizer(
             store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s

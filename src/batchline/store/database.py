@@ -298,9 +298,7 @@ class Database:
         )
 
     async def put_receipt(self, batch_id: BatchId, receipt: Mapping[str, object]) -> None:
-        await self._write(
-            lambda c: batches.merge_receipt(c, batch_id, receipt), step="receipt.put"
-        )
+        await self._write(lambda c: batches.merge_receipt(c, batch_id, receipt), step="receipt.put")
 
     # -- shards and commits --------------------------------------------------------------------
 
