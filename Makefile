@@ -11,7 +11,7 @@ args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test faults interop bench guards demo fresh chaos pins clean
+.PHONY: help setup check fix lint types test faults interop bench guards demo fresh chaos power pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,7 +85,7 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not matrix" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
 
@@ -95,8 +95,12 @@ faults: $(VENV)/.dev ## kill -9 of everybody at every durable step: some minutes
 interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
 	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)
 
-chaos: $(VENV)/.dev ## A longer kill campaign: make chaos KILLS=200 SEED=7
-	BATCHLINE_KILLS=$(or $(KILLS),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m campaign -s --timeout 1800 $(args)
+chaos: $(VENV)/.dev ## The long fault campaign: make chaos SEED=7 N=2000 OUT=board.json
+	BATCHLINE_KILLS=$(or $(N),100) BATCHLINE_SEED=$(SEED) BATCHLINE_SCOREBOARD=$(abspath $(OUT)) \
+		$(BIN)/python -m pytest -m campaign -s $(args)
+
+power: $(VENV)/.dev ## Power cuts, simulated: make power N=300 SEED=7
+	BATCHLINE_IMAGES=$(or $(N),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m power -s $(args)
 
 guards: $(VENV)/.dev ## Break each guard and see its test fail
 	$(BIN)/python -m tests.guards.run $(args)

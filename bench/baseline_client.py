@@ -12,7 +12,7 @@ import asyncio
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -57,7 +57,8 @@ async def run(url: str, requests: list[bytes], in_flight: int) -> Ran:
     return Ran(lines=len(requests), bad=bad, wall_s=wall, cpu_s=cpu)
 
 
-def main() -> None:
+def main_of(run: Callable[[str, list[bytes], int], Coroutine[None, None, Ran]]) -> None:
+    """Run one of the clients as its command line says, and write what it found as JSON."""
     url, path, in_flight = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     requests = list(bodies(path))
     gc.freeze()
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_of(run)

@@ -1,19 +1,25 @@
-"""Dispatch: what a line costs each process, against a bare aiohttp loop in the same minutes."""
+"""Dispatch: what a line costs each process, against two clients that only send and forget.
+
+One is a tuned aiohttp loop, what a fast script would be. The other is our own plain HTTP client
+alone: what a worker costs beyond it is what Batchline does for a line.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from bench.processes import CpuMeter
-from bench.report import Floor, Measurement, Table, spread
+from bench.report import Floor, Measurement, Row, Table, spread
 from bench.rig import DELAY_S, IN_FLIGHT, Rig
 
-LINES: Final = 200_000
-RUNS: Final = 5
-MOST_OF_BARE: Final = 1.7
 SATURATED: Final = 0.85  # of its core: above this the backend is what is measured
 
+AIOHTTP: Final = "bare aiohttp loop"
+RAW: Final = "our client alone"
+_CLIENTS: Final = {AIOHTTP: "bench.baseline_client", RAW: "bench.raw_client"}
 _ROLES: Final = {
     "worker": "worker",
     "control": "control process",
@@ -21,62 +27,165 @@ _ROLES: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """So many lines at once, on a backend that takes so long; `runs` in turn with the clients.
+
+    `most_beyond_raw` and `most` bound the worker's CPU microseconds a line, `least_of_ideal` its
+    share of in_flight / delay lines a second.
+    """
+
+    in_flight: int
+    delay_s: float
+    lines: int
+    runs: int = 5
+    most_beyond_raw: float | None = None
+    most: float | None = None
+    least_of_ideal: float | None = None
+    least_times_aiohttp: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.in_flight:,} in flight, backend of {self.delay_s * 1e3:g} ms"
+
+
+USUAL: Final = Shape(
+    in_flight=IN_FLIGHT,
+    delay_s=DELAY_S,
+    lines=200_000,
+    most_beyond_raw=25.0,
+    least_times_aiohttp=3.0,
+)
+WIDE: Final = (
+    Shape(in_flight=1_000, delay_s=0.01, lines=200_000, most_beyond_raw=25.0),
+    Shape(in_flight=2_000, delay_s=0.5, lines=120_000, runs=3, most=70.0),
+    Shape(in_flight=500, delay_s=0.05, lines=200_000, runs=3, least_of_ideal=0.95),
+)
+
+
 def measure(rig: Rig) -> Measurement:
-    """Runs of Batchline and of the bare loop in turn."""
-    lines = rig.size.lines(LINES)
+    """256 in flight on a backend that answers at once."""
+    return _measure(rig, USUAL)
+
+
+def measure_wide(rig: Rig) -> Measurement:
+    """Many more in flight, and backends that take their time."""
+    tables: list[Table] = []
+    floors: list[Floor] = []
+    raw: dict[str, object] = {}
+    for shape in WIDE:
+        settings = {
+            "backend": [
+                {
+                    "name": "bench",
+                    "base_url": rig.backend.base_url,
+                    "max_in_flight": shape.in_flight,
+                }
+            ]
+        }
+        with rig.with_fresh_server(f"wide-{shape.in_flight}", settings=settings) as fresh:
+            one = _measure(fresh, shape)
+        tables += one.tables
+        floors += one.floors
+        raw[shape.name] = one.raw
+    return Measurement(tables=tables, floors=floors, raw=raw)
+
+
+def _measure(rig: Rig, shape: Shape) -> Measurement:
+    lines = rig.size.lines(shape.lines)
     file_id = rig.uploaded(lines)
-    ours, bare = [], []
-    for run in range(rig.size.times(RUNS)):
-        bare.append(_bare_run(rig, lines))
-        ours.append(_our_run(rig, file_id, lines))
+    ran: dict[str, list[dict[str, float]]] = {AIOHTTP: [], RAW: [], "Batchline": []}
+    for run in range(rig.size.times(shape.runs)):
+        for client in (AIOHTTP, RAW):
+            ran[client].append(_client_run(rig, shape, client, lines))
+        ran["Batchline"].append(_our_run(rig, shape, file_id, lines))
         rig.say(
-            f"run {run + 1}: worker {ours[-1]['worker_cpu_us']:.0f} us and "
-            f"{ours[-1]['lines_per_s']:,.0f} lines/s, bare loop {bare[-1]['cpu_us']:.0f} us and "
-            f"{bare[-1]['lines_per_s']:,.0f} lines/s"
+            f"run {run + 1}: "
+            + ", ".join(
+                f"{name} {runs[-1]['cpu_us']:.0f} us and {runs[-1]['lines_per_s']:,.0f} lines/s"
+                for name, runs in ran.items()
+            )
         )
-    ratios = [one["worker_cpu_us"] / other["cpu_us"] for one, other in zip(ours, bare, strict=True)]
-    ratio = sorted(ratios)[len(ratios) // 2]
-    busiest = max(one["backend_busy"] for one in [*ours, *bare])
+    busiest = max(one["backend_busy"] for runs in ran.values() for one in runs)
     if busiest > SATURATED:
         rig.say(f"WARNING: the backend was busy for {busiest:.0%} of a run")
-    rows = [
-        {
-            "process": "bare aiohttp loop",
-            "CPU us a line": spread([one["cpu_us"] for one in bare]),
-            "CPU s": spread([one["cpu_us"] for one in bare], lines / 1e6),
-        }
-    ]
+    title = f"{lines:,} lines, {shape.name}"
+    return Measurement(
+        tables=[
+            Table(f"CPU of each process: {title}", _cpu_rows(ran, lines)),
+            Table(f"Speed, from the first request to the last answer: {title}", _speed_rows(ran)),
+        ],
+        floors=_floors(shape, ran),
+        raw={"lines": lines, **ran},
+    )
+
+
+def _cpu_rows(ran: dict[str, list[dict[str, float]]], lines: int) -> list[Row]:
+    rows: list[Row] = []
+    for client in _CLIENTS:
+        costs = [one["cpu_us"] for one in ran[client]]
+        rows.append(
+            {"process": client, "CPU us a line": spread(costs), "CPU s": spread(costs, lines / 1e6)}
+        )
     for role, name in _ROLES.items():
-        costs = [one[f"{role}_cpu_us"] for one in ours]
+        costs = [one[f"{role}_cpu_us"] for one in ran["Batchline"]]
         rows.append(
             {"process": name, "CPU us a line": spread(costs), "CPU s": spread(costs, lines / 1e6)}
         )
-    speeds = [
+    return rows
+
+
+def _speed_rows(ran: dict[str, list[dict[str, float]]]) -> list[Row]:
+    return [
         {
             "client": name,
             "lines/s": spread([one["lines_per_s"] for one in runs]),
             "wall s": spread([one["wall_s"] for one in runs]),
             "backend busy": spread([one["backend_busy"] for one in runs]),
         }
-        for name, runs in (("bare aiohttp loop", bare), ("Batchline", ours))
+        for name, runs in ran.items()
     ]
-    title = f"{lines:,} lines, {IN_FLIGHT} in flight, backend of {DELAY_S * 1e3:g} ms"
-    return Measurement(
-        tables=[
-            Table(f"CPU of each process: {title}", rows),
-            Table(f"Speed, from the first request to the last answer: {title}", speeds),
-        ],
-        floors=[
-            Floor("worker CPU a line / bare loop CPU a line (median)", ratio, at_most=MOST_OF_BARE)
-        ],
-        raw={"lines": lines, "batchline": ours, "bare": bare, "ratios": ratios},
-    )
 
 
-def _bare_run(rig: Rig, lines: int) -> dict[str, float]:
-    rig.backend.reset(DELAY_S)
+def _floors(shape: Shape, ran: dict[str, list[dict[str, float]]]) -> list[Floor]:
+    ours, at = ran["Batchline"], shape.name
+    floors = []
+    if shape.most_beyond_raw is not None:
+        beyond = [one["cpu_us"] - raw["cpu_us"] for one, raw in zip(ours, ran[RAW], strict=True)]
+        floors.append(
+            Floor(
+                f"worker CPU beyond our client alone, us a line, {at} (median)",
+                median(beyond),
+                at_most=shape.most_beyond_raw,
+            )
+        )
+    if shape.least_times_aiohttp is not None:
+        times = [
+            one["lines_per_s"] / bare["lines_per_s"]
+            for one, bare in zip(ours, ran[AIOHTTP], strict=True)
+        ]
+        floors.append(
+            Floor(
+                f"lines/s, times the bare aiohttp loop's, {at} (median)",
+                median(times),
+                at_least=shape.least_times_aiohttp,
+            )
+        )
+    if shape.most is not None:
+        cost = median([one["cpu_us"] for one in ours])
+        floors.append(Floor(f"worker CPU, us a line, {at} (median)", cost, at_most=shape.most))
+    if shape.least_of_ideal is not None:
+        share = median([one["lines_per_s"] for one in ours]) * shape.delay_s / shape.in_flight
+        floors.append(
+            Floor(f"share of the ideal rate, {at} (median)", share, at_least=shape.least_of_ideal)
+        )
+    return floors
+
+
+def _client_run(rig: Rig, shape: Shape, client: str, lines: int) -> dict[str, float]:
+    rig.backend.reset(shape.delay_s)
     before = rig.backend.stats()
-    ran = rig.bare_loop(lines)
+    ran = rig.client_alone(_CLIENTS[client], lines, shape.in_flight)
     after = rig.backend.stats()
     return {
         "cpu_us": ran.cpu_s / lines * 1e6,
@@ -86,8 +195,8 @@ def _bare_run(rig: Rig, lines: int) -> dict[str, float]:
     }
 
 
-def _our_run(rig: Rig, file_id: str, lines: int) -> dict[str, float]:
-    rig.backend.reset(DELAY_S)
+def _our_run(rig: Rig, shape: Shape, file_id: str, lines: int) -> dict[str, float]:
+    rig.backend.reset(shape.delay_s)
     before = rig.backend.stats()
     with CpuMeter(rig.server) as meter:
         created = time.perf_counter()
@@ -106,4 +215,5 @@ def _our_run(rig: Rig, file_id: str, lines: int) -> dict[str, float]:
     }
     for role, spent_s in meter.spent.items():
         found[f"{role}_cpu_us"] = spent_s / lines * 1e6
+    found["cpu_us"] = found["worker_cpu_us"]
     return found

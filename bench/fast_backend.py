@@ -4,9 +4,10 @@
 exactly what the clients of the benchmarks send (HTTP/1.1, kept alive, `Content-Length`); the
 scripted backend of the tests, which plays faults and keeps a log, costs three times as much.
 
-Under `/bench/` it tells its counts and takes its delay. Stamps are Unix nanoseconds. With
-`--kernel-stamps` arrivals carry the time at which the kernel received their last byte: on a busy
-machine a process reads its sockets milliseconds later, too late to say what came before what.
+Under `/bench/` it tells its counts and takes its delay; `POST /abort_request` it takes and counts.
+Stamps are Unix nanoseconds. With `--kernel-stamps` arrivals carry the time at which the kernel
+received their last byte: on a busy machine a process reads its sockets milliseconds later, too late
+to say what came before what.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ ANSWER: Final = packed(
         }
     )
 )
+_ABORT: Final = b"POST /abort_request "
+CALLED_OFF: Final = packed(b"{}")
 CATALOGUE: Final = packed(
     msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 )
@@ -82,6 +85,8 @@ class Stats(msgspec.Struct, frozen=True):
     first_arrival_ns: int
     last_arrival_ns: int
     last_answer_ns: int
+    last_leave_ns: int  # when the last client left before its answer
+    called_off: int  # calls to abort a request; it is the client's leaving that ends one here
     arrivals_after: int  # later than the `after` that was asked for
     unstamped: int  # the kernel did not say when they came: stamped as they were read
     cpu_s: float
@@ -95,18 +100,24 @@ class Backend:
         self._loop = asyncio.get_running_loop()
         self._due: deque[tuple[int, Connection]] = deque()
         self._delay_ns = 0
-        self._timer_set = False
+        self._timer: asyncio.TimerHandle | None = None
         self.reset(0.0)
 
     def reset(self, delay_s: float) -> None:
         """Count from zero, answer after `delay_s` from now on. Only while nothing is in flight."""
         self._delay_ns = int(delay_s * 1e9)
+        self._due.clear()  # of clients that left
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._arrivals = array("q")
         self.answered = 0
         self.in_flight = 0
         self._max_in_flight = 0
         self.aborted = 0
         self.last_answer_ns = 0
+        self.last_leave_ns = 0
+        self.called_off = 0
         self._last_arrival_ns = 0
         self._unstamped = 0
 
@@ -124,18 +135,17 @@ class Backend:
             connection.answer(now)
             return
         self._due.append((now + self._delay_ns, connection))
-        if not self._timer_set:
+        if self._timer is None:
             self._set_timer(self._delay_ns)
 
     def _set_timer(self, delay_ns: int) -> None:
-        self._timer_set = True
-        self._loop.call_later(delay_ns / 1e9, self._answer_due)
+        self._timer = self._loop.call_later(delay_ns / 1e9, self._answer_due)
 
     def _answer_due(self) -> None:
         due, now = self._due, time.time_ns()
         while due and due[0][0] <= now + _HALF_TICK_NS:
             due.popleft()[1].answer(now)
-        self._timer_set = False
+        self._timer = None
         if due:
             self._set_timer(due[0][0] - now)
 
@@ -151,6 +161,8 @@ class Backend:
             first_arrival_ns=arrivals[0] if arrivals else 0,
             last_arrival_ns=self._last_arrival_ns,
             last_answer_ns=self.last_answer_ns,
+            last_leave_ns=self.last_leave_ns,
+            called_off=self.called_off,
             arrivals_after=later,
             unstamped=self._unstamped,
             cpu_s=time.process_time(),
@@ -185,6 +197,7 @@ class Connection(asyncio.Protocol):
             self._busy = False
             self._backend.in_flight -= 1
             self._backend.aborted += 1
+            self._backend.last_leave_ns = time.time_ns()
 
     def data_received(self, data: bytes, stamp_ns: int | None = None) -> None:
         if self._buffer:
@@ -196,6 +209,10 @@ class Connection(asyncio.Protocol):
             self._buffer = data
             return
         self._buffer = data[stop:]
+        if data.startswith(_ABORT):
+            self._backend.called_off += 1
+            self.write(CALLED_OFF)
+            return
         if data.startswith(b"POST"):
             self._busy = True
             self._backend.arrived(self, stamp_ns)

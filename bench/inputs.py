@@ -30,10 +30,10 @@ class _Line(msgspec.Struct):
     body: msgspec.Raw
 
 
-def write_input(path: Path, lines: int, endpoint: str = CHAT) -> int:
+def write_input(path: Path, lines: int, endpoint: str = CHAT, model: str = MODEL) -> int:
     """Write a batch input of `lines` lines; its size in bytes."""
     before, after = _BODIES[endpoint]
-    head = _LINE.replace("ENDPOINT", endpoint).replace("MODEL", MODEL) + before
+    head = _LINE.replace("ENDPOINT", endpoint).replace("MODEL", model) + before
     room = LINE_BYTES - len(head % 0) - len(after)
     template = head + (_WORDS * (room // len(_WORDS) + 1))[:room] + after
     with path.open("wb") as file:

@@ -20,7 +20,7 @@ import openai
 from openai.types import Batch
 
 from bench.baseline_client import Ran
-from bench.fast_backend import KERNEL_STAMPS, Stats
+from bench.fast_backend import KERNEL_STAMPS, MODEL, Stats
 from bench.inputs import CHAT, write_input
 from bench.processes import Cores, by_role, pin
 from tests.support.server import TERMINAL, ServerProcess, server
@@ -176,12 +176,10 @@ class Rig:
 
     @contextmanager
     def with_kernel_stamps(self) -> Iterator[Rig]:
-        """A backend that knows to the microsecond when a request came, and a server of its own."""
-        with (
-            backend_process(self.cores, KERNEL_STAMPS) as backend,
-            replace(self, backend=backend).with_fresh_server("stamped") as stamped,
-        ):
-            yield stamped
+        """A backend that knows to the microsecond when a request came. Take a fresh server to it:
+        the one there is has another."""
+        with backend_process(self.cores, KERNEL_STAMPS) as backend:
+            yield replace(self, backend=backend)
 
     @property
     def port(self) -> int:
@@ -190,17 +188,17 @@ class Rig:
     def api(self) -> Api:
         return Api(self.port)
 
-    def input(self, lines: int, endpoint: str = CHAT) -> Path:
+    def input(self, lines: int, endpoint: str = CHAT, *, model: str = MODEL) -> Path:
         """An input file of so many lines, made once."""
-        path = self.work / f"input-{endpoint.rpartition('/')[2]}-{lines}.jsonl"
+        path = self.work / f"input-{endpoint.rpartition('/')[2]}-{model}-{lines}.jsonl"
         if not path.exists():
-            write_input(path, lines, endpoint)
+            write_input(path, lines, endpoint, model)
         return path
 
-    def uploaded(self, lines: int, endpoint: str = CHAT) -> str:
+    def uploaded(self, lines: int, endpoint: str = CHAT, *, model: str = MODEL) -> str:
         """The id of an uploaded input of so many lines."""
         with self.api() as api:
-            return api.upload(self.input(lines, endpoint))
+            return api.upload(self.input(lines, endpoint, model=model))
 
     def create(
         self,
@@ -249,23 +247,23 @@ class Rig:
             raise RuntimeError(f"{lines} lines, {answered} answers, {batch['request_counts']}")
         return batch
 
-    def bare_loop(self, lines: int) -> Ran:
-        """Send an input's bodies with the bare aiohttp loop, on the measured core."""
+    def client_alone(self, module: str, lines: int, in_flight: int) -> Ran:
+        """Send an input's bodies with a client that does nothing else, on the measured core."""
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "bench.baseline_client"),
+                *(sys.executable, "-m", module),
                 f"{self.backend.base_url}/v1/chat/completions",
-                *(str(self.input(lines)), str(IN_FLIGHT)),
+                *(str(self.input(lines)), str(in_flight)),
             ],
             stdout=subprocess.PIPE,
         )
         pin(process.pid, self.cores.measured)
         output, _ = process.communicate()
         if process.returncode != 0:
-            raise RuntimeError(f"the bare loop ended with {process.returncode}")
+            raise RuntimeError(f"{module} ended with {process.returncode}")
         ran = msgspec.json.decode(output, type=Ran)
         if ran.bad or ran.lines != lines:
-            raise RuntimeError(f"the bare loop went wrong: {ran}")
+            raise RuntimeError(f"{module} went wrong: {ran}")
         return ran
 
 

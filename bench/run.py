@@ -25,6 +25,7 @@ from bench import (
     listing,
     memory,
     run_command,
+    startup,
     upload,
     validation,
 )
@@ -37,12 +38,14 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "upload": upload.measure,
         "validation": validation.measure,
         "dispatch": dispatch.measure,
+        "wide": dispatch.measure_wide,
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,
         "crowd": crowd.measure,
         "listing": listing.measure,
         "run": run_command.measure,
+        "startup": startup.measure,
         "memory": memory.measure,
     }
 )

@@ -20,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from batchline.api.connections import ConnectionSettings
+from batchline.config_abort import abort_call, cancel_by
 from batchline.config_values import (
     MIB,
     MISSING,
@@ -32,7 +33,7 @@ from batchline.config_values import (
 )
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
-from batchline.executor.contract import BackendSettings
+from batchline.executor.contract import BackendSettings, TransportName
 from batchline.executor.transport.heads import check_header
 from batchline.service.disk import DiskSettings
 from batchline.service.maintenance import RetentionSettings
@@ -133,7 +134,8 @@ class ApiSettings:
 
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
-    *("total_timeout_s", "max_answer_bytes", "headers"),
+    *("total_timeout_s", "max_answer_bytes", "headers", "transport"),
+    *("cancel", "abort_call", "stops_on_close"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
 
@@ -305,6 +307,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
     except ValueError as exc:
         raise ConfigError(f"{place}: base_url: {exc}") from exc
     headers = _headers(table.get("headers", {}), f"{place}: headers")
+    cancel = cancel_by(get("cancel", str), f"{place}: cancel")
     key_env = get("api_key_env", str)
     if key_env is not None:
         headers["Authorization"] = f"Bearer {_key(key_env, f'{place}: api_key_env', env)}"
@@ -317,6 +320,10 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         total_timeout_s=get("total_timeout_s", float),
         max_answer_bytes=get("max_answer_bytes", int),
         headers=headers or None,
+        cancel=cancel,
+        abort_call=abort_call(table.get("abort_call"), f"{place}: abort_call", cancel=cancel),
+        stops_on_close=get("stops_on_close", bool),
+        transport=_transport(get("transport", str), base_url, f"{place}: transport"),
     )
 
 
@@ -343,6 +350,14 @@ def _headers(value: object, place: str) -> dict[str, str]:
         except ValueError as exc:
             raise ConfigError(f"{place}: {exc}") from exc
     return dict(value)
+
+
+def _transport(name: str, base_url: str, place: str) -> TransportName:
+    if name not in list(TransportName):
+        raise ConfigError(f"{place}: expected one of {', '.join(TransportName)}, got {name!r}")
+    if name == TransportName.HTTP1 and not base_url.startswith("http://"):
+        raise ConfigError(f"{place}: {name} speaks http:// only; {TransportName.AUTO} knows that")
+    return TransportName(name)
 
 
 def _key(name: str, place: str, env: Mapping[str, str]) -> str:

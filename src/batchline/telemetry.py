@@ -14,6 +14,8 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
     commit.before=kill_family      the children, then this process
     segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
     blob.synced=stop               SIGSTOP this process
+    gate.closed=busy               half a second of nothing but computing
+    gate.asking=drop               the message that would follow is lost
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import errno
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from batchline.domain.errors import ConfigError
 
@@ -67,10 +70,25 @@ def _log() -> structlog.typing.FilteringBoundLogger:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[_level]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
     )
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger("batchline")
     return logger
+
+
+class _Stderr:
+    """Standard error, for as long as there is one: a line that cannot be written is dropped.
+
+    Its terminal may be closed and its disk full, and neither may keep a server from committing.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def event(name: str, **fields: str | int | float | bool | None) -> None:
@@ -88,9 +106,12 @@ def trouble(name: str, **fields: str | int | float | bool | None) -> None:
 ACTIONS: Final = frozenset(
     {
         *("kill", "kill_parent", "kill_both", "kill_children", "kill_family"),
-        *("stop", "enospc", "eio", "exit"),
+        *("stop", "enospc", "eio", "exit", "drop", "busy"),
     }
 )
+
+
+_BUSY_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -120,19 +141,22 @@ def arm(spec: str) -> None:
         _armed[name] = _Armed(action, int(hit or 1))
 
 
-def probe(name: str) -> None:
-    """A named point of the program. Does nothing unless a test armed it."""
-    if _armed:
-        _reached(name)
+def probe(name: str) -> bool:
+    """A named point of the program. Does nothing unless a test armed it.
+
+    Returns:
+        True where what follows is to be left out, at the points that look at it.
+    """
+    return bool(_armed) and _reached(name)
 
 
-def _reached(name: str) -> None:
+def _reached(name: str) -> bool:
     armed = _armed.get(name)
     if armed is None:
-        return
+        return False
     armed.countdown -= 1
     if armed.countdown != 0:
-        return
+        return False
     match armed.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -148,12 +172,19 @@ def _reached(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "drop":
+            return True
+        case "busy":
+            until = time.monotonic() + _BUSY_S
+            while time.monotonic() < until:
+                pass
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"probe {name}")
         case "eio":
             raise OSError(errno.EIO, os.strerror(errno.EIO), f"probe {name}")
         case _:
             os._exit(3)
+    return False
 
 
 def _kill_children() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from batchline.domain.lines import CheckedLine, LineChecker
 from bench import run
+from bench.cancel import AT_ONCE, WITH_GRACE
 from bench.inputs import LINE_BYTES, bodies, write_input
 from bench.processes import Cores, anonymous_bytes, cpu_s, pin
 from bench.report import Floor, Measurement, Table, percentile
@@ -25,12 +26,21 @@ ROOT = Path(__file__).parents[2]
 
 # Some together, because the start of a server is most of the time.
 PARTS_AND_FLOORS = {
-    ("upload", "validation", "dispatch", "finalize", "cancel", "api"): [
+    ("upload", "validation", "dispatch", "wide", "finalize", "cancel", "api"): [
         "validation of chat completions, lines/s (median)",
         "validation of embeddings, lines/s (median)",
-        "worker CPU a line / bare loop CPU a line (median)",
+        "worker CPU beyond our client alone, us a line, 256 in flight, backend of 2 ms (median)",
+        "lines/s, times the bare aiohttp loop's, 256 in flight, backend of 2 ms (median)",
+        "worker CPU beyond our client alone, us a line, 1,000 in flight, backend of 10 ms (median)",
+        "worker CPU, us a line, 2,000 in flight, backend of 500 ms (median)",
+        "share of the ideal rate, 500 in flight, backend of 50 ms (median)",
         "finalize, seconds (slowest)",
         "requests that reached the backend after the 200",
+        *(
+            f"{way}: ms to {what} (p99)"
+            for way in (*WITH_GRACE, *AT_ONCE)
+            for what in ("the 200", "quiet past that")
+        ),
     ],
     ("crowd", "listing"): [
         "200 clients, p99 of get, ms (worse of both)",
@@ -41,8 +51,11 @@ PARTS_AND_FLOORS = {
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
     ],
-    ("run", "memory"): [
+    ("run", "startup", "memory"): [
         "run / serve, wall time (median)",
+        "many batches, seconds to the first request",
+        "one batch, seconds to the first request",
+        "control process at start, bytes a line",
         "slope of all processes, bytes a line",
     ],
 }
@@ -59,7 +72,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run and memory"])
+@pytest.mark.parametrize(
+    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run, startup and memory"]
+)
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     ran = bench(*parts, "--size", "0.01", "--json", str(results), "--directory", str(tmp_path))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import TypeVar
+
+import google_crc32c
 
 from batchline.domain import bitmap, ids
 from batchline.domain.ids import DEFAULT_PROJECT, BatchId, BlobName, FileId, ProjectId
@@ -172,11 +173,11 @@ class Segment:
     def __init__(self) -> None:
         self.name = fresh_blob(BlobKind.SEGMENT).name
         self._end = 0
-        self._crcs = itertools.count(0xF0000000)  # above 2**31: CRCs use all of their 32 bits
 
-    def append(self, size: int) -> BlobRange:
-        start, self._end = self._end, self._end + size
-        return BlobRange(blob=self.name, start=start, stop=self._end, crc=next(self._crcs))
+    def append(self, data: bytes) -> BlobRange:
+        start, self._end = self._end, self._end + len(data)
+        crc = google_crc32c.value(data)
+        return BlobRange(blob=self.name, start=start, stop=self._end, crc=crc)
 
 
 async def claimed(store: Store, batch: Batch | BatchId, number: int = 0) -> Shard:
@@ -194,21 +195,28 @@ def settling(
     segment: Segment | None = None,
     tokens: int = 7,
 ) -> ShardCommit:
-    """A commit of these lines of `shard` beside those that were settled when it was claimed."""
+    """A commit of these lines of `shard` beside those that were settled when it was claimed.
+
+    50 bytes `o` for each line that finished, 20 bytes `e` for each that failed.
+    """
     segment = segment or Segment()
     settled = bytearray(shard.settled)
     good, bad = list(finished), list(failed)
+    failed_lines = bitmap.empty(shard.entries)
+    for index in bad:
+        bitmap.mark(failed_lines, index)
     for index in [*good, *bad]:
         bitmap.mark(settled, index)
     return ShardCommit(
         key=shard.key,
         epoch=shard.epoch,
-        output=segment.append(50 * len(good)) if good else None,
-        errors=segment.append(20 * len(bad)) if bad else None,
+        output=segment.append(b"o" * 50 * len(good)) if good else None,
+        errors=segment.append(b"e" * 20 * len(bad)) if bad else None,
         settled=bytes(settled),
         completed=shard.completed + len(good),
         failed=shard.failed + len(bad),
         usage=shard.usage + Usage(input_tokens=tokens * len(good), total_tokens=tokens * len(good)),
+        failed_lines=bytes(failed_lines),
     )
 
 

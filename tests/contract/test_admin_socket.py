@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 from batchline.api import admin
 from batchline.api.admin import CreateKey, KeyCreated, KeyRevoked, KeysListed, ListKeys, RevokeKey
 from batchline.domain.errors import ConfigError, StoreUnavailable
 from batchline.service.keys import Keys
+from batchline.service.maintenance import Deletion
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
 
@@ -133,3 +135,37 @@ async def test_a_client_that_says_nothing_does_not_keep_the_server_from_ending(
             await asked(path, ListKeys())
         assert await reader.read() == b""
         writer.close()
+
+
+async def test_deletion_is_held_for_as_long_as_the_connection_is_open(
+    keys: Keys, tmp_path: Path
+) -> None:
+    path = tmp_path / "admin.sock"
+    deletion = Deletion()
+    assert await held(path) is None
+    async with admin.serving(path, keys, deletion=deletion):
+        first, second = await held(path), await held(path)
+        assert first is not None
+        assert second is not None
+        assert not first.is_lost
+        first.close()
+        assert await asked(path, ListKeys()) == KeysListed([])  # meanwhile all else is answered
+        await until(lambda: deletion.is_held)
+        second.close()
+        await until(lambda: not deletion.is_held)
+        last = await held(path)
+        assert last is not None
+        await until(lambda: deletion.is_held)
+    assert last.is_lost
+    await until(lambda: not deletion.is_held)
+    last.close()
+
+
+async def held(path: Path) -> admin.Hold | None:
+    return await asyncio.to_thread(admin.Hold.at, path, timeout_s=10)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  # who holds tells nobody
+            await anyio.sleep(0.002)

@@ -6,8 +6,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from batchline import telemetry
@@ -15,6 +17,7 @@ from batchline.domain.errors import BlobUnreadable, StorageFull, StoreUnavailabl
 from batchline.domain.ids import BlobName
 from batchline.domain.model import Blob, BlobKind, BlobRange
 from batchline.store import blobs as blobs_module
+from batchline.store import reading
 from batchline.store.blobs import SEGMENT_PREFIX, LocalBlobs
 from batchline.store.contract import BlobWriter
 
@@ -247,7 +250,7 @@ async def test_a_blob_that_lost_a_write_to_a_cancel_cannot_be_finished(
 # -- reading ---------------------------------------------------------------------------------------
 
 
-async def test_ranges_come_one_after_another_in_chunks_of_the_size_asked_for(
+async def test_ranges_come_one_after_another_in_chunks_of_the_size_asked_for_at_most(
     blobs: LocalBlobs,
 ) -> None:
     one = await written(blobs, bytes(range(100)))
@@ -261,7 +264,14 @@ async def test_ranges_come_one_after_another_in_chunks_of_the_size_asked_for(
     chunks = await content(blobs, *ranges, chunk_bytes=40)
     expected = bytes(range(150, 200)) + bytes(range(10, 95)) + bytes([100])
     assert b"".join(chunks) == expected
-    assert [len(chunk) for chunk in chunks] == [40, 40, 40, 16]
+    assert [len(chunk) for chunk in chunks] == [40, 10, 40, 40, 5, 1]
+
+
+async def test_small_ranges_share_a_chunk_and_none_is_cut(blobs: LocalBlobs) -> None:
+    blob = await written(blobs, bytes(range(100)))
+    ranges = [BlobRange(blob=blob.name, start=at, stop=at + 15) for at in (0, 15, 30, 45)]
+    chunks = await content(blobs, *ranges, chunk_bytes=40)
+    assert chunks == [bytes(range(30)), bytes(range(30, 60))]
     assert await content(blobs) == []
 
 
@@ -289,7 +299,89 @@ async def test_a_reader_that_goes_away_leaves_no_file_open(blobs: LocalBlobs) ->
     assert open_files() == open_before
 
 
+# -- bytes that have changed -----------------------------------------------------------------------
+
+
+def changed(blobs: LocalBlobs, blob: Blob, at: int) -> None:
+    with blobs.path(blob.name).open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def with_crc(blob: Blob, data: bytes, start: int, stop: int) -> BlobRange:
+    crc = google_crc32c.value(data[start:stop])
+    return BlobRange(blob=blob.name, start=start, stop=stop, crc=crc)
+
+
+async def until_damaged(blobs: LocalBlobs, *ranges: BlobRange, chunk_bytes: int) -> bytes:
+    """What is given out before the reading breaks off, which it has to."""
+    given = b""
+    try:
+        async for chunk in blobs.read(ranges, chunk_bytes=chunk_bytes):
+            given += chunk
+    except BlobUnreadable:
+        return given
+    pytest.fail("the damage went unseen")
+
+
+async def test_a_blob_knows_the_crc_of_its_bytes(blobs: LocalBlobs) -> None:
+    chunks = [b"a" * 10, b"b" * (3 * MIB), b"c"]
+    assert (await written(blobs, *chunks)).crc == google_crc32c.value(b"".join(chunks))
+    assert (await written(blobs)).crc == 0
+
+
+@pytest.mark.parametrize("chunk_bytes", [7, 100, 1_000])
+@pytest.mark.parametrize("at", [100, 101, 199])
+async def test_no_byte_of_a_changed_range_is_given_out(
+    blobs: LocalBlobs, chunk_bytes: int, at: int
+) -> None:
+    data = os.urandom(300)
+    blob = await written(blobs, data)
+    ranges = [with_crc(blob, data, start, start + 100) for start in (0, 100, 200)]
+    assert b"".join(await content(blobs, *ranges, chunk_bytes=chunk_bytes)) == data
+    changed(blobs, blob, at)
+    given = await until_damaged(blobs, *ranges, chunk_bytes=chunk_bytes)
+    assert data[:100].startswith(given)
+    assert await content(blobs, ranges[2]) == [data[200:]]
+
+
+@pytest.mark.parametrize("chunk_bytes", [7, 100, 1_000])
+async def test_a_part_of_a_range_is_checked_with_all_of_it(
+    blobs: LocalBlobs, chunk_bytes: int
+) -> None:
+    data = os.urandom(100)
+    blob = await written(blobs, data)
+    part = replace(with_crc(blob, data, 0, 100), start=60, lead=60)
+    assert b"".join(await content(blobs, part, chunk_bytes=chunk_bytes)) == data[60:]
+    changed(blobs, blob, 3)
+    assert await until_damaged(blobs, part, chunk_bytes=chunk_bytes) == b""
+
+
+@pytest.mark.parametrize("lead", [0, 60])
+async def test_of_a_changed_very_large_range_the_last_piece_is_not_given_out(
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, lead: int
+) -> None:
+    monkeypatch.setattr(reading, "CHECKED_AHEAD_BYTES", 50)
+    data = os.urandom(100)
+    blob = await written(blobs, data)
+    part = replace(with_crc(blob, data, 0, 100), start=lead, lead=lead)
+    assert b"".join(await content(blobs, part, chunk_bytes=7)) == data[lead:]
+    changed(blobs, blob, 3)
+    given = await until_damaged(blobs, part, chunk_bytes=7)
+    assert len(given) < 100 - lead
+
+
 # -- names, deleting, adopting, sweeping -----------------------------------------------------------
+
+
+async def test_a_disk_that_refuses_to_delete_is_an_error_of_ours(blobs: LocalBlobs) -> None:
+    """If this fails, such a disk ends the server: the sweeps expect no other error."""
+    name = BlobName("input-there")
+    blobs.path(name).mkdir()  # what unlink refuses; no file system here can be made to fail
+    with pytest.raises(StoreUnavailable):
+        await blobs.delete([name])
 
 
 async def test_deleting_what_is_gone_is_not_an_error(blobs: LocalBlobs) -> None:
@@ -334,6 +426,17 @@ async def test_a_childs_file_becomes_a_blob(blobs: LocalBlobs, tmp_path: Path) -
     assert (blob.kind, blob.bytes) == (BlobKind.PLAN, 6)
     assert await content(blobs, whole(blob)) == [b"a plan"]
     assert files_below(tmp_path) == [blobs.path(blob.name)]
+
+
+async def test_a_childs_file_whose_name_does_not_last_becomes_no_blob(
+    blobs: LocalBlobs, tmp_path: Path, armed: None
+) -> None:
+    telemetry.arm("blob.renamed=eio")
+    unfinished = blobs.scratch()
+    unfinished.write_bytes(b"a plan")
+    with pytest.raises(StoreUnavailable):
+        await blobs.adopt(unfinished, BlobKind.PLAN)
+    assert files_below(tmp_path) == []
 
 
 async def test_a_start_sweeps_unfinished_bytes_and_keeps_blobs(tmp_path: Path) -> None:

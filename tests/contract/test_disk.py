@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from batchline.domain.errors import StorageFull
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.executor.contract import Executor
+from batchline.service import disk
 from batchline.service.disk import REASON, SLICE_BYTES, DiskGuard, DiskSettings
 from batchline.service.files import Files
 from batchline.store.blobs import LocalBlobs
@@ -64,6 +67,24 @@ async def test_between_the_marks_it_stays_as_it_was(tmp_path: Path) -> None:
             await executor.changed.wait()
             assert executor.reason == reason
             assert guard.has_room == (reason is None)
+
+
+async def test_a_disk_that_cannot_be_asked_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "LOOK_S", 0.01)
+    answers: list[int | None] = [None, 1 * MIB]
+
+    def free_bytes(_: Path) -> int:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if answer is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return answer
+
+    guard, executor = DiskGuard(tmp_path, SETTINGS, free_bytes=free_bytes), Paused()
+    async with asyncio.timeout(5), guarding(guard, executor):
+        await executor.changed.wait()
+    assert executor.reason == REASON
 
 
 async def test_uploads_are_refused_while_the_disk_is_low(store: Database, tmp_path: Path) -> None:

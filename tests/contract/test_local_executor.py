@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -23,7 +25,8 @@ from batchline.domain import bitmap, ids, plan
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
-from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor import messages as m
+from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
 from batchline.executor.local import FAILING_DEATHS, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from tests.support.inputs import MODEL, line_id, make_lines
@@ -167,7 +170,7 @@ class Rig:
         mark = ids.batch_id(0, secrets.token_bytes(ids.RANDOM_BYTES))
         for number, worker in enumerate(workers):
             self.open(self.work(mark, 1, number=900 + number), worker=worker)
-        report = await self.executor.close_gate(mark, grace_s=0)
+        report = await self.executor.close_gate(mark, grace_s=0, last_s=NEVER_S)
         assert report.killed == []
 
     def results(self, key: ShardKey) -> dict[str, object]:
@@ -195,6 +198,8 @@ async def rig(
     ack_s: float = SOON_S,
     silent_s: float = 60.0,
     command: Sequence[str] = (),
+    probes: str = "",
+    way: CancelBy = CancelBy.CLOSE,
 ) -> AsyncIterator[Rig]:
     children, segments = directory / "children", directory / "segments"
     children.mkdir()
@@ -212,7 +217,10 @@ async def rig(
                     segment_directory=str(segments),
                     backends=[
                         BackendSettings(
-                            name="scripted", base_url=backend.base_url, max_in_flight=max_in_flight
+                            name="scripted",
+                            base_url=backend.base_url,
+                            max_in_flight=max_in_flight,
+                            cancel=way,
                         )
                     ],
                     retry=RetryPolicy(base_s=0.01),
@@ -221,6 +229,7 @@ async def rig(
                 ),
                 ack_s=ack_s,
                 silent_s=silent_s,
+                probes=probes,
             )
         )
         events = Recorder()
@@ -378,8 +387,8 @@ async def test_after_close_gate_returned_nothing_more_of_the_batch_is_sent(
             it.open(it.work(ONE, 50), worker=first),
             it.open(it.work(ONE, 50, number=1), worker=second),
         ]
-        await it.backend.wait_until(min_held=8)
-        report = await it.executor.close_gate(ONE, grace_s=SOON_S)
+        await it.backend.wait_until(min_held=AT_ONCE)
+        report = await it.executor.close_gate(ONE, grace_s=SOON_S, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (8, [])
         assert not it.executor.open_shard(first, it.work(ONE, 5, number=2))
         await it.backend.stop_holding()
@@ -396,7 +405,7 @@ async def test_without_grace_running_requests_are_closed_at_once(tmp_path: Path)
     async with rig(tmp_path, Script(answer=Answer(fault=Fault.SILENT))) as it:
         key = it.open(it.work(ONE, 50))
         await it.backend.wait_until(min_in_flight=8)
-        report = await it.executor.close_gate(ONE, grace_s=0)
+        report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (8, [])
         released = await it.events.release(key)
         assert (released.settled, released.aborted, released.finished_late) == (False, 8, 0)
@@ -412,7 +421,7 @@ async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_pa
         (pid,) = it.pids()
         os.kill(pid, signal.SIGSTOP)
         key = it.open(it.work(TWO, 4))
-        closing = asyncio.create_task(it.executor.close_gate(TWO, grace_s=0))
+        closing = asyncio.create_task(it.executor.close_gate(TWO, grace_s=0, last_s=NEVER_S))
         await asyncio.sleep(0)  # now both are written
         os.kill(pid, signal.SIGCONT)
         report = await closing
@@ -421,19 +430,19 @@ async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_pa
         assert (released.settled, released.aborted) == (False, 0)
         # Their permits serve others.
         it.open(it.work(ONE, 6, number=1))
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
 
 
 async def test_a_second_call_shortens_the_grace(tmp_path: Path) -> None:
     async with rig(tmp_path, HELD) as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=8)
-        await it.executor.close_gate(ONE, grace_s=NEVER_S)
+        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.executor.close_gate(ONE, grace_s=NEVER_S, last_s=NEVER_S)
         assert key not in it.events.released
-        again = await it.executor.close_gate(ONE, grace_s=0)
+        again = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert again.killed == []
         assert (await it.events.release(key)).aborted == 8
-        assert (await it.executor.close_gate(ONE, grace_s=0)).in_flight == 0
+        assert (await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)).in_flight == 0
 
 
 async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_returns(
@@ -441,11 +450,11 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
 ) -> None:
     async with rig(tmp_path, HELD, ack_s=0.2) as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         (worker,), (pid,) = it.executor.holders(ONE).values(), it.pids()
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
-        report = await it.executor.close_gate(ONE, grace_s=NEVER_S)
+        report = await it.executor.close_gate(ONE, grace_s=NEVER_S, last_s=NEVER_S)
         assert is_gone(pid)
         assert report.killed == [worker]
         assert 0.2 <= report.acknowledged_s <= time.monotonic() - began < SOON_S / 3
@@ -453,14 +462,27 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
         await it.events.until(lambda: worker in it.events.lost)
         assert it.events.lost[worker] == [key]
         assert key not in it.events.released
-        assert (await it.backend.wait_until(in_flight=0)).arrivals == 8
+        assert (await it.backend.wait_until(in_flight=0)).arrivals == AT_ONCE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is held up")
+async def test_a_worker_that_is_merely_held_up_is_waited_for(tmp_path: Path) -> None:
+    """It computes past the time that a silent one has, and then answers."""
+    async with rig(tmp_path, HELD, ack_s=0.05, probes="gate.closed=busy") as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=AT_ONCE)
+        report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
+        assert (report.killed, report.in_flight) == ([], 8)
+        assert report.acknowledged_s > 0.4
+        assert (await it.events.release(key)).aborted == 8
+        assert it.events.lost == {}
 
 
 async def test_a_fence_kills_whoever_holds_the_batch_and_nobody_else(tmp_path: Path) -> None:
     async with rig(tmp_path, HELD, workers=2) as it:
         holder, other = it.workers()
         key = it.open(it.work(ONE, 50), worker=holder)
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         before = it.pids()
         assert await it.executor.fence(ONE) == [holder]
         assert sum(map(is_gone, before)) == 1
@@ -486,7 +508,7 @@ async def test_a_killed_worker_is_lost_once_it_is_reaped_and_another_goes_on(
         work = it.work(ONE, 20)
         key = it.open(work)
         await it.events.until(lambda: it.events.completed(key) == 4)
-        await it.backend.wait_until(min_held=8)
+        await it.backend.wait_until(min_held=AT_ONCE)
         os.kill(pid, signal.SIGKILL)
         await it.events.until(lambda: worker in it.events.lost)
         assert gone_at_loss == [True]
@@ -570,7 +592,8 @@ async def test_a_drain_lets_running_requests_end_and_commits_them(tmp_path: Path
         await asyncio.sleep(0)
         assert it.executor.rooms() == []
         assert not it.executor.open_shard(worker, it.work(TWO, 1))
-        report = await it.executor.close_gate(ONE, grace_s=SOON_S)  # heard after the drain
+        # Heard after the drain.
+        report = await it.executor.close_gate(ONE, grace_s=SOON_S, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (4, [])
         await it.backend.stop_holding()
         async with asyncio.timeout(SOON_S):
@@ -582,6 +605,14 @@ async def test_a_drain_lets_running_requests_end_and_commits_them(tmp_path: Path
         assert all(map(is_gone, pids))
         assert it.pids() == []
         assert list(it.events.lost.values()) == [[], []]
+
+
+async def test_a_drain_closes_past_its_grace_what_is_not_closed_otherwise(tmp_path: Path) -> None:
+    async with rig(tmp_path, HELD, way=CancelBy.DRAIN) as it:
+        key = it.open(it.work(ONE, 50))
+        await it.backend.wait_until(min_held=8)
+        await it.executor.drain(grace_s=0)
+        assert it.events.released[key].ends == {"scripted": Ends(unanswered=8)}
 
 
 async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Path) -> None:
@@ -596,3 +627,45 @@ async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Pat
         assert it.events.completed(key) == 6
         assert len(it.results(key)) == 6
         assert it.events.released[key].aborted == 4
+
+
+# -- when the server is gone -----------------------------------------------------------------------
+
+AT_ONCE: Final = 200
+# Its thread does not get to run, as on a busy machine: the event loop sees the end first.
+LATE_THREAD: Final = """
+from batchline.executor import processes
+processes.exit_with_peer = lambda fd: None
+from batchline.cli import worker_child
+worker_child.main()
+"""
+
+
+@pytest.mark.parametrize(("last_words", "status"), [(b"", 0), (b"\0\0\0\x01?", 1)])
+async def test_a_worker_that_ends_sends_nothing_more(
+    tmp_path: Path, last_words: bytes, status: int
+) -> None:
+    """Its server is gone, or speaks in tongues: what it aborts would otherwise be free to be sent
+    again, by itself."""
+    async with rig(tmp_path, HELD) as it:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", LATE_THREAD, "--children", str(it.children)),
+                    *("--fd", str(theirs.fileno())),
+                ],
+                pass_fds=[theirs.fileno()],
+            )
+        with ours:
+            settings = it.executor._settings.worker
+            for message in (
+                m.Configure(settings=settings, probes=""),
+                m.SetPermits(backend="scripted", permits=AT_ONCE, order=1),
+                m.OpenShard(work=it.work(ONE, 1_000)),
+            ):
+                ours.sendall(m.frame(message))
+            await it.backend.wait_until(min_held=AT_ONCE)
+            ours.sendall(last_words)
+        assert await asyncio.to_thread(process.wait, SOON_S) == status
+        assert (await it.backend.wait_until(in_flight=0)).arrivals == AT_ONCE

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import pytest
+
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import BatchEvent
 from batchline.domain.model import Blob, BlobKind
@@ -97,3 +102,40 @@ async def test_a_sweep_removes_the_bytes_of_an_expired_file(
     await Maintenance(store=store, blobs=blobs, clock=lambda: NOW + 10).sweep()
     assert not blobs.path(blob.name).exists()
     assert await store.get_file(DEFAULT_PROJECT, file.id, now=NOW) is None
+
+
+async def test_bytes_stay_while_somebody_holds_them_and_go_afterwards(
+    store: Database, blobs: LocalBlobs
+) -> None:
+    file, blob = await uploaded(store)
+    with_bytes(blobs, blob)
+    maintenance = Maintenance(store=store, blobs=blobs, clock=lambda: NOW)
+    with maintenance.deletion.held():
+        with maintenance.deletion.held():
+            assert await store.delete_file(DEFAULT_PROJECT, file.id, now=NOW)
+        await maintenance.sweep()  # the first hold is there still
+        assert blobs.path(blob.name).exists()
+        assert await store.known_blobs([blob.name]) == {blob.name}
+    await maintenance.sweep()
+    assert not blobs.path(blob.name).exists()
+    assert await store.known_blobs([blob.name]) == set()
+
+
+async def test_a_hold_that_begins_while_a_sweep_looks_is_kept(
+    store: Database, blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the sweep then finds may have been let go of after the hold began."""
+    file, blob = await uploaded(store)
+    with_bytes(blobs, blob)
+    maintenance = Maintenance(store=store, blobs=blobs, clock=lambda: NOW)
+    look = store.unreferenced_blobs
+    with ExitStack() as holding:
+
+        async def looking(*, limit: int) -> Sequence[Blob]:
+            holding.enter_context(maintenance.deletion.held())
+            assert await store.delete_file(DEFAULT_PROJECT, file.id, now=NOW)
+            return await look(limit=limit)
+
+        monkeypatch.setattr(store, "unreferenced_blobs", looking)
+        await maintenance.sweep()
+        assert blobs.path(blob.name).exists()

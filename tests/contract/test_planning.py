@@ -473,7 +473,7 @@ async def test_a_refused_batch_gives_its_input_back(
 
 
 @pytest.mark.rule("V21")
-@pytest.mark.parametrize("loss", ["gone", "short"])
+@pytest.mark.parametrize("loss", ["gone", "short", "changed", "changed line"])
 async def test_a_file_whose_bytes_were_lost_fails_its_batch_as_our_fault(
     store: Database, blobs: LocalBlobs, shared_jobs: Jobs, loss: str
 ) -> None:
@@ -482,9 +482,14 @@ async def test_a_file_whose_bytes_were_lost_fails_its_batch_as_our_fault(
     path = blobs.path(batch.input_blob)
     if loss == "gone":
         await blobs.delete([batch.input_blob])
-    else:
+    elif loss == "short":
         os.truncate(path, batch.input_bytes - 1)
-    assert await planner_on(store, blobs, shared_jobs).plan(batch)
+    else:  # a text of the prompt, or what makes the line one: that is no fault of the file's either
+        old, new = (b"[[id", b"[[ie") if loss == "changed" else (b"custom_id", b"custom_ie")
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+    planner = planner_on(store, blobs, shared_jobs)
+    assert await planner.plan(batch)
+    assert planner.alarms.damaged == 1
     await assert_refused(store, blobs, batch, [INTERNAL])
 
 
@@ -514,10 +519,24 @@ async def test_a_child_that_dies_is_replaced(
 async def test_a_fault_of_ours_fails_the_batch_instead_of_going_round(
     store: Database, blobs: LocalBlobs, jobs: Jobs
 ) -> None:
-    telemetry.arm("plan.synced=eio")
     batch = await batch_of(store, blobs, make_lines(2))
+    blobs.scratch().parent.rmdir()  # it has been there since the start
     assert await planner_on(store, blobs, jobs).plan(batch)
     await assert_refused(store, blobs, batch, [INTERNAL])
+
+
+async def test_a_disk_that_fails_delays_and_fails_nothing(
+    store: Database, blobs: LocalBlobs, jobs: Jobs
+) -> None:
+    telemetry.arm("plan.synced=eio")
+    batch = await batch_of(store, blobs, make_lines(2))
+    planner = planner_on(store, blobs, jobs)
+    with pytest.raises(StoreUnavailable, match="no scratch file can be written"):
+        await planner.plan(batch)
+    assert (await store.load_batch(batch.id)).status is BatchStatus.VALIDATING
+    assert left_on_disk(blobs) == []
+    assert await planner.plan(batch)
+    await assert_started(store, blobs, batch, lines=2)
 
 
 async def test_a_full_disk_delays_and_fails_nothing(

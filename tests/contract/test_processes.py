@@ -148,6 +148,16 @@ def test_half_a_record_kills_nobody_and_is_cleared_away(child: Child, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_record_that_a_power_cut_damaged_kills_nobody_and_is_cleared_away(
+    child: Child, tmp_path: Path
+) -> None:
+    process = child(RECORDED, tmp_path)
+    (tmp_path / str(process.pid)).write_bytes(b"\xff\x00\xfe")
+    assert processes.kill_survivors(tmp_path) == 0
+    assert process.poll() is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_directory_there_are_no_survivors(tmp_path: Path) -> None:
     assert processes.kill_survivors(tmp_path / "new" / "children") == 0
     assert (tmp_path / "new" / "children").is_dir()
@@ -233,3 +243,23 @@ def test_data_from_the_peer_is_no_reason_to_end(
         ours.sendall(b"%d" % number)
         assert ours.recv(100) == b"%d" % number
     assert process.poll() is None
+
+
+def test_a_child_whose_peer_is_gone_already_does_not_begin(
+    pair: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> None:
+    """Its server died while it imported: the next one did not find it, and what its own had asked
+    of it is still in the socket. The thread does not get to run on a busy machine."""
+    ours, theirs = pair
+    ours.sendall(b"do something")
+    ours.close()
+    code = "import threading\nthreading.Thread.start = lambda _: None\n" + textwrap.dedent(BOUND)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint('began')", f"{theirs.fileno()}", tmp_path / "last"],
+        pass_fds=[theirs.fileno()],
+        capture_output=True,
+        timeout=SOON_S,
+        check=True,
+    )
+    assert ran.stdout == b""
+    assert (tmp_path / "last").exists()

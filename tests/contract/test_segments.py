@@ -381,6 +381,19 @@ async def test_after_a_failed_sync_the_group_is_written_again_to_a_new_segment(
         assert watch.bytes_of(committed.output) == b"first\n"
 
 
+async def test_syncs_that_fail_again_and_again_leave_no_file_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a disk that fails for an hour is full of tries then."""
+    for _ in range(5):
+        fail_once(monkeypatch, "fdatasync")
+    async with writing(tmp_path) as watch:
+        watch.settle(shard_run(), b"first\n")
+        (commit,) = await watch.group(0)
+        assert commit.output is not None
+        assert watch.files() == {commit.output.blob: 6}
+
+
 async def test_a_segment_whose_name_could_not_be_synced_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +427,17 @@ async def test_the_segments_name_is_synced_before_anything_is_offered(
         watch.settle(shard_run())
         await watch.group(0)
         assert synced == [str(tmp_path), str(tmp_path / name(1))]
+
+
+async def test_nothing_is_appended_to_a_segment_that_somebody_removed(tmp_path: Path) -> None:
+    async with writing(tmp_path) as watch:
+        run = shard_run()
+        watch.settle(run, b"first\n")
+        await watch.group(0)
+        (tmp_path / name(1)).unlink()
+        watch.settle(run, b"second\n")
+        (commit,) = await watch.group(1)
+        assert watch.bytes_of(commit.output) == b"second\n"
 
 
 async def test_a_segment_that_cannot_be_created_is_trouble_too(tmp_path: Path) -> None:

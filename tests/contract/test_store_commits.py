@@ -193,6 +193,18 @@ async def test_counts_that_do_not_fit_the_bits_are_a_defect_and_write_nothing(
     assert (await store.load_batch(batch.id)).counts == Counts(total=20)
 
 
+async def test_failed_lines_that_do_not_fit_the_counts_are_a_defect_and_write_nothing(
+    store: Store,
+) -> None:
+    """They are what would be taken back if the range were damaged."""
+    batch = await started(store)
+    bad = settling(await claimed(store, batch), finished=[0], failed=[1])
+    for failed_lines in (b"\x00\x00", b"\x03\x00", b"\x04\x00"):
+        with pytest.raises(ValueError, match="not the lines that failed"):
+            await commits(store, dataclasses.replace(bad, failed_lines=failed_lines))
+    assert (await store.load_batch(batch.id)).counts == Counts(total=10)
+
+
 async def test_a_commit_to_an_unknown_shard_or_batch_is_refused(store: Store) -> None:
     batch = await started(store)
     shard = await claimed(store, batch)

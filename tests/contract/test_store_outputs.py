@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import BatchEvent
@@ -47,14 +48,14 @@ async def three_commits(store: Store) -> tuple[Batch, list[BlobRange]]:
 
 async def test_offsets_mean_the_same_before_and_after_the_end(store: Store) -> None:
     batch, (first, second, third) = await three_commits(store)
-    tail = BlobRange(blob=third.blob, start=third.start + 30, stop=third.stop)
-    middle = BlobRange(blob=second.blob, start=second.start + 1, stop=second.stop)
+    tail = replace(third, start=third.start + 30, lead=30)
+    middle = replace(second, start=second.start + 1, lead=1)
     expected = {
         (0, ALL): [first, second, third],
         (0, 1): [first],
         (0, 100): [first],
         (0, 101): [first, second],
-        (1, 1): [BlobRange(blob=first.blob, start=first.start + 1, stop=first.stop)],
+        (1, 1): [replace(first, start=first.start + 1, lead=1)],
         (100, ALL): [second, third],
         (100, 1): [second],
         (101, ALL): [middle, third],

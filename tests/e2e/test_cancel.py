@@ -235,7 +235,7 @@ async def test_a_backend_that_never_answers_cannot_hold_a_cancel_past_its_cap(
             began = time.monotonic()
             client.batches.cancel(batch.id)
             ended = wait_for(client, batch.id, timeout_s=10)
-            assert time.monotonic() - began >= 0.9
+            assert time.monotonic() - began >= 0.6  # two thirds are for what runs
             assert ended.status == "cancelled"
             assert conserved(client, ended, content).cancelled == 100
             await backend.wait_until(in_flight=0)

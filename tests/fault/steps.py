@@ -180,6 +180,7 @@ STEPS: Final[Sequence[Step]] = (
     _work(Scene.BATCH, "shard.releasing", W),
     _work(Scene.BATCH, "shard.released", B),
     # -- a batch ends ------------------------------------------------------------------------
+    _row(Scene.BATCH, "ranges.checked", S),
     *_transaction(Scene.BATCH, "all_lines_finished", None, None, S),
     _row(Scene.BATCH, "finalize.starting", S),
     *_transaction(Scene.BATCH, "finalize", None, S, S),
@@ -189,7 +190,9 @@ STEPS: Final[Sequence[Step]] = (
     # -- a cancel ----------------------------------------------------------------------------
     *_transaction(Scene.CANCEL, "cancel", S, S, S),
     _row(Scene.CANCEL, "gate.closing", W),
+    _row(Scene.CANCEL, "gate.asking", S),
     _work(Scene.CANCEL, "gate.closed", W),
+    _work(Scene.CANCEL, "gate.acknowledging", W),
     _work(Scene.CANCEL, "gate.acknowledged", B),
     _row(Scene.CANCEL, "gate.asked", B),
     _row(Scene.CANCEL, "gate.heard", S),
@@ -261,9 +264,20 @@ STEPS: Final[Sequence[Step]] = (
     *_transaction(Scene.AGAIN_EXPIRE, "finalize", None, None, None),
 )
 
-# Steps that another test ends the program at; it names each of them.
+# Steps that another test ends the program at, by the step's name or a transaction's.
 ELSEWHERE: Final[Mapping[str, str]] = {
     "run.written": "tests/e2e/test_run_command.py",
     "run.output.written": "tests/e2e/test_run_command.py",
     "run.removing": "tests/e2e/test_run_command.py",
+    "unsettle.before": "tests/fault/test_damage.py",
+    "unsettle.inside": "tests/fault/test_damage.py",
+    "unsettle.after": "tests/fault/test_damage.py",
+    "abort.starting": "tests/fault/test_cancel_faults.py",
+    # One test goes through all of these, `backup.{step}=kill`.
+    "backup.began": "tests/fault/test_backup.py",
+    "backup.rows": "tests/fault/test_backup.py",
+    "backup.blob": "tests/fault/test_backup.py",
+    "backup.bytes": "tests/fault/test_backup.py",
+    "backup.finished": "tests/fault/test_backup.py",
+    "backup.named": "tests/fault/test_backup.py",
 }

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -38,10 +39,20 @@ class ServerProcess:
         settings: Mapping[str, object] | None = None,
         options: Sequence[str] = (),
         fork: bool = True,
+        under: Sequence[str] = (),
+        clock: Path | None = None,
     ) -> None:
-        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does."""
+        """`fork` False: as a shell starts it, imports and all; else as `forked.py` does.
+
+        `under` goes before the command (strace, say), which is then not forked. `clock` sets its
+        wall clock; see `moved_clock.py`.
+        """
         self.directory = directory
-        self._fork = fork
+        self.under = under  # may be changed between two starts
+        self._fork = fork and clock is None
+        self._program = command.MODULE
+        if clock is not None:
+            self._program = [sys.executable, "-m", "tests.support.moved_clock", str(clock)]
         self.data = directory / "data"
         self.log = directory / "server.log"
         self._config = directory / "batchline.toml"
@@ -60,7 +71,7 @@ class ServerProcess:
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             words = ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments]
             env = {**os.environ, "BATCHLINE_PROBES": probes}
-            if self._fork:
+            if self._fork and not self.under:
                 self._process = forked.start(
                     "batchline",
                     words,
@@ -71,7 +82,7 @@ class ServerProcess:
                 )
             else:
                 self._process = subprocess.Popen(
-                    [*command.MODULE, *words],
+                    [*self.under, *self._program, *words],
                     stdin=nothing,
                     stdout=log,
                     stderr=log,
@@ -188,6 +199,13 @@ class ServerProcess:
             time.sleep(POLL_S)
         return body
 
+    def wait_log(self, words: str, *, timeout_s: float = 10.0) -> None:
+        """Poll until the server, in any of its starts, or a child has said these words."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, f"nobody said {words!r}:\n{self.tail()}"
+            time.sleep(POLL_S)
+
     def client(
         self, *, timeout_s: float = 30.0, retries: int = 0, key: str = "any"
     ) -> openai.OpenAI:
@@ -244,9 +262,19 @@ def server(
     start: bool = True,
     probes: str = "",
     fork: bool = True,
+    under: Sequence[str] = (),
+    clock: Path | None = None,
 ) -> Iterator[ServerProcess]:
     """A server process for the length of the block; nothing of it is left afterwards."""
-    process = ServerProcess(directory, upstreams, settings=settings, options=options, fork=fork)
+    process = ServerProcess(
+        directory,
+        upstreams,
+        settings=settings,
+        options=options,
+        fork=fork,
+        under=under,
+        clock=clock,
+    )
     try:
         if start:
             process.start(probes=probes)
@@ -331,16 +359,26 @@ def conserved(
 
 
 def to_toml(settings: Mapping[str, object]) -> str:
-    """Settings as a TOML file: tables one level deep, arrays of tables, scalars."""
+    """Settings as a TOML file: tables, arrays of tables and scalars; tables in those are inline."""
     scalars = [f"{k} = {json.dumps(v)}" for k, v in settings.items() if not _is_table(v)]
     tables = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            tables += [f"[{name}]", to_toml(value)]
+            tables += [f"[{name}]", *_members(value)]
         elif _is_table(value) and isinstance(value, list):
             for one in value:
-                tables += [f"[[{name}]]", to_toml(one)]
+                tables += [f"[[{name}]]", *_members(one)]
     return "\n".join([*scalars, *tables]) + "\n"
+
+
+def _members(table: Mapping[str, object]) -> list[str]:
+    return [f"{name} = {_inline(value)}" for name, value in table.items()]
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(_members(value)) + " }"
+    return json.dumps(value)
 
 
 def _is_table(value: object) -> bool:

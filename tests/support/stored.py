@@ -6,12 +6,13 @@ looked at afterwards. Only a server that is at rest can be expected to agree.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from batchline.domain import lifecycle
 AGREE_S: Final = 15.0
 POLL_S: Final = 0.02
 
-_TERMINAL: Final = sorted(lifecycle.TERMINAL)
+_TERMINAL: Final = json.dumps(sorted(lifecycle.TERMINAL))
 
 # Who may hold a blob: a file that is there, an upload that is pending, a batch that has not ended,
 # a worker (for the segment that it has open).
@@ -41,6 +42,13 @@ _NEEDS: Final = """
         WHERE b.plan_blob IS NOT NULL AND b.status NOT IN (SELECT value FROM json_each(?1))
     UNION ALL SELECT c.blob_name, b.id, c.stop FROM segment_commit c
         JOIN batch b ON b.sequence = c.batch_sequence
+"""
+
+# Files whose ranges are not as long as they are.
+_WRONG_LENGTHS: Final = """
+    SELECT f.id, f.bytes, coalesce(sum(r.stop - r.start), 0) AS found FROM file f
+        LEFT JOIN file_range r ON r.file_sequence = f.sequence
+        WHERE f.deleted_at IS NULL GROUP BY f.id, f.bytes HAVING found <> f.bytes
 """
 
 
@@ -67,32 +75,66 @@ def settled_lines(data: Path) -> int:
     return int(count)
 
 
-def disagreements(data: Path) -> Iterator[str]:
-    """Every way in which rows and bytes below `data` do not fit, one line each."""
+def needs(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """Each blob that is needed, by whom, and up to which byte (0: that is not known here)."""
+    return database.execute(_NEEDS, (_TERMINAL,)).fetchall()
+
+
+def wait_until_nothing_is_left(data: Path) -> None:
+    """Poll until no file, no blob and no byte is left: everything was deleted and swept."""
+    deadline = time.monotonic() + AGREE_S
+    while found := list(left_over(data)):
+        assert time.monotonic() < deadline, "\n".join(found)
+        time.sleep(POLL_S)
+
+
+def left_over(data: Path) -> Iterator[str]:
+    """What is still there of files, one line each."""
+    with reading(data) as database:
+        files = database.execute("SELECT id FROM file WHERE deleted_at IS NULL").fetchall()
+        references = database.execute("SELECT blob_name, holder FROM blob_reference").fetchall()
+        rows = database.execute("SELECT name FROM blob").fetchall()
+    yield from (f"{name}: a file that is not deleted" for (name,) in files)
+    yield from (f"{name}: held by {holder}" for name, holder in references)
+    yield from (f"{name}: a row of a blob" for (name,) in rows)
+    yield from (f"{name}: {size} bytes on disk" for name, size in _on_disk(data / "blobs").items())
+
+
+@contextmanager
+def reading(data: Path) -> Iterator[sqlite3.Connection]:
+    """One moment of the database of a server that runs or does not; nothing can be written."""
     with closing(
         sqlite3.connect(f"file:{data / 'batchline.sqlite3'}?mode=ro", uri=True)
     ) as database:
         database.execute("BEGIN")
+        yield database
+
+
+def disagreements(data: Path, *, exactly: bool = False) -> Iterator[str]:
+    """Every way in which rows and bytes below `data` do not fit, one line each.
+
+    A segment may have bytes behind its last commit (it was refused, or never came); not `exactly`.
+    """
+    with reading(data) as database:
         rows: dict[str, int] = dict(database.execute("SELECT name, bytes FROM blob"))
         references = set(database.execute("SELECT blob_name, holder FROM blob_reference"))
-        terminal = "[" + ",".join(f'"{status}"' for status in _TERMINAL) + "]"
-        holders = {holder for (holder,) in database.execute(_HOLDERS, (terminal,))}
-        needs = database.execute(_NEEDS, (terminal,)).fetchall()
+        holders = {holder for (holder,) in database.execute(_HOLDERS, (_TERMINAL,))}
+        needed = needs(database)
+        short = database.execute(_WRONG_LENGTHS).fetchall()
+    yield from (f"{name}: {size} bytes, and its ranges {found}" for name, size, found in short)
     sizes = _on_disk(data / "blobs")
     yield from (f"{name}: bytes without a row" for name in sorted(sizes.keys() - rows.keys()))
     yield from (f"{name}: a row without bytes" for name in sorted(rows.keys() - sizes.keys()))
     for name in sorted(rows.keys() & sizes.keys()):
-        # A segment may have bytes behind its last commit: their commit was refused or never came.
-        if sizes[name] != rows[name] and not (
-            name.startswith("segment-") and sizes[name] > rows[name]
-        ):
+        more = name.startswith("segment-") and sizes[name] > rows[name] and not exactly
+        if sizes[name] != rows[name] and not more:
             yield f"{name}: {sizes[name]} bytes, and its row says {rows[name]}"
     held = {name for name, _ in references}
     yield from (f"{name}: nobody holds it" for name in sorted(rows.keys() - held))
     for name, holder in sorted(references):
         if holder not in holders and not holder.startswith("worker:"):
             yield f"{name}: held by {holder}, which has ended"
-    for name, holder, stop in needs:
+    for name, holder, stop in needed:
         if (name, holder) not in references:
             yield f"{name}: needed by {holder}, which does not hold it"
         if sizes.get(name, -1) < stop:

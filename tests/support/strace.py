@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
@@ -48,7 +48,7 @@ class Trace:
     """What was traced so far."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def calls(self) -> list[Call]:
         """Every call that worked, in the order of their beginnings.
@@ -58,7 +58,7 @@ class Trace:
         """
         under_way: dict[int, Call] = {}
         calls: list[Call] = []
-        lines = self._path.read_text(errors="replace").splitlines()
+        lines = self.path.read_text(errors="replace").splitlines()
         for place, line in enumerate(lines):
             found = _LINE.match(line)
             if found is None:
@@ -100,18 +100,41 @@ def traced(pids: Sequence[int], directory: Path) -> Iterator[Trace]:
 
     Without strace the test is skipped, but in CI it fails: there it has to be installed.
     """
+    output = directory / "trace"
+    options = ["-y", "-s", "2000", "-e", "trace=" + ",".join([*SYNCS, *WRITES, *RENAMES])]
+    with _attached(pids, directory, [*options, "-o", str(output)]):
+        yield Trace(output)
+
+
+@contextmanager
+def tampered(
+    pids: Sequence[int], directory: Path, names: Sequence[str], *, how: str
+) -> Iterator[Trace]:
+    """For the length of the block, calls of these names do `how` in `pids` and their children.
+
+    `how` is strace's: `error=EIO` (the call is not made), `delay_enter=300000` (microseconds).
+    The trace has those calls only; ones that were made to fail are not among `calls()`.
+    """
+    output = directory / f"tampered-{how}"
+    calls = ",".join(names)
+    options = ["-e", f"trace={calls}", "-e", f"inject={calls}:{how}", "-o", str(output)]
+    with _attached(pids, directory, options):
+        yield Trace(output)
+
+
+@contextmanager
+def _attached(pids: Sequence[int], directory: Path, options: Sequence[str]) -> Iterator[None]:
     if shutil.which("strace") is None:
-        _cannot("strace is not installed")
-    output, said = directory / "trace", directory / "trace.log"
-    command = ["strace", "-f", "-y", "-s", "2000", "-o", str(output), "-e"]
-    command += ["trace=" + ",".join([*SYNCS, *WRITES, *RENAMES])]
+        cannot("strace is not installed")
+    said = directory / "strace.log"
+    command = ["strace", "-f", *options]
     for pid in pids:
         command += ["-p", str(pid)]
     with said.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         _until_attached(process, said, pids)
-        yield Trace(output)
+        yield
     finally:
         # It lets the processes go and ends; they run on.
         process.send_signal(signal.SIGINT)
@@ -122,12 +145,13 @@ def _until_attached(process: subprocess.Popen[bytes], said: Path, pids: Sequence
     deadline = time.monotonic() + ATTACH_S
     while any(f"Process {pid} attached" not in said.read_text() for pid in pids):
         if process.poll() is not None:
-            _cannot(f"strace cannot attach here: {said.read_text()}")
+            cannot(f"strace cannot attach here: {said.read_text()}")
         assert time.monotonic() < deadline, said.read_text()
         time.sleep(0.01)
 
 
-def _cannot(why: str) -> None:
+def cannot(why: str) -> NoReturn:
+    """Skip the test, but in CI fail it: there strace has to work."""
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)

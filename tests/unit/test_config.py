@@ -23,7 +23,7 @@ from batchline.config_values import window_s
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
 from batchline.executor.catalogue import BackendReport, Reach
-from batchline.executor.contract import BackendSettings
+from batchline.executor.contract import AbortCall, BackendSettings, CancelBy
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # nothing is bound here
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
@@ -63,6 +63,18 @@ def written(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "batchline.toml"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def with_call(call: str, cancel: str = "call") -> str:
+    """A backend with that `abort_call`."""
+    return f'[[backend]]\nbase_url = "x"\ncancel = "{cancel}"\nabort_call = {{ {call} }}'
+
+
+def test_a_backend_that_is_called_to_abort(tmp_path: Path) -> None:
+    call = """path = "/abort_request", body = '{"rid": "{id}"}', id_field = "rid" """
+    (backend,) = load(config=written(tmp_path, with_call(call)), environ={}).backends
+    assert backend.cancel is CancelBy.CALL
+    assert backend.abort_call == AbortCall(path="/abort_request", id_field="rid")
 
 
 def test_without_anything_the_defaults_hold() -> None:
@@ -166,11 +178,27 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "http://u:p@x"', r"base_url: x: .*no credentials"),
         ('[[backend]]\nbase_url = "x"\nmax_in_flight = 0', r"max_in_flight: .*from 1"),
         ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
+        ('[[backend]]\nbase_url = "x"\ntransport = "h2"', r"one of auto, http1, general, got 'h2'"),
+        ('[[backend]]\nbase_url = "https://x"\ntransport = "http1"', r"speaks http:// only"),
         ('[[backend]]\nbase_url = "x"\nmodels = []', r"models: expected a list"),
         ('[[backend]]\nbase_url = "x"\napi_key_env = "NO_KEY"', r"variable NO_KEY is not set"),
         ('[[backend]]\nbase_url = "x"\nheaders = { A = 1 }', r"headers: A: expected a text"),
         ('[[backend]]\nbase_url = "x"\nheaders = { A = "b\\nc" }', r"headers: .*control character"),
         ('[[backend]]\nbase_url = "x"\nheaders = { Host = "h" }', r"'Host' may not be set"),
+        (
+            '[[backend]]\nbase_url = "x"\ncancel = "kill"',
+            r"cancel: expected close, drain, call, got",
+        ),
+        ('[[backend]]\nbase_url = "x"\ncancel = "call"', r"abort_call: cancel = .call. needs it"),
+        (with_call('path = "/a/{id}"', "close"), r"abort_call: means nothing without"),
+        (with_call('body = "{}"'), r"abort_call: path: missing"),
+        (with_call('path = "/a/{id}", rid = "x"'), r"abort_call: rid: unknown; allowed: path"),
+        (with_call('path = "/a", body = "1"'), r"neither path nor body has \{id\}"),
+        (with_call('path = "a/{id}"'), r"path: expected one on the backend's host"),
+        (with_call('path = "/a/{id}", body = "{"'), r"body: is not JSON"),
+        (with_call('path = "/a", id_field = "model"'), r"id_field: every request has"),
+        (with_call('path = "/a", id_header = "a b"'), r"id_header: header 'a b'"),
+        (with_call('path = "/a", id_header = "Idempotency-Key"'), r"says something else"),
         ('[[backend]]\nbase_url = "x"\n[[backend]]\nbase_url = "x"', r"two backends are named 'x'"),
         ("aliases = 1", r"aliases: expected a table"),
         ("[aliases]\na = 1", r"aliases: a: expected the name"),
@@ -376,10 +404,15 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
     expected = {key: spelled(config.default_of(key)) for key, _ in config.scalars()}
     defaults = BackendSettings(name="", base_url="")
-    optional = ("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes")
-    expected |= {f"[[backend]].{key}": spelled(getattr(defaults, key)) for key in optional}
+    optional = (
+        *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
+        *("transport", "cancel", "stops_on_close"),
+    )
+    for key in optional:
+        expected[f"[[backend]].{key}"] = spelled(getattr(defaults, key))
     expected |= {
-        f"[[backend]].{key}": "" for key in ("name", "base_url", "api_key_env", "models", "headers")
+        f"[[backend]].{key}": ""
+        for key in ("name", "base_url", "api_key_env", "models", "headers", "abort_call")
     }
     expected["[aliases]"] = ""
     assert {key: value.strip() for key, value in rows.items()} == expected

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,7 +101,10 @@ def test_each_line_without_a_result_gets_one(tmp_path: Path, failure: Failure) -
     settled = [number in {0, 5, 6, 9} for number in range(10)]
     job = replace(job_for(tmp_path, unfinished(result, settled)), failure=failure)
     lines = expected(tmp_path, settled, failure)
-    assert write_leftovers(job) == LeftoversResult(lines=6, bytes=len(b"".join(lines)))
+    written = b"".join(lines)
+    assert write_leftovers(job) == LeftoversResult(
+        lines=6, bytes=len(written), crc=google_crc32c.value(written)
+    )
     assert (tmp_path / "lines").read_bytes() == b"".join(lines)
     first = json.loads(lines[0])
     assert first["custom_id"] == "line-0000001" + AWKWARD
@@ -110,7 +114,7 @@ def test_each_line_without_a_result_gets_one(tmp_path: Path, failure: Failure) -
 def test_what_is_settled_in_all_makes_an_empty_file(tmp_path: Path) -> None:
     result = validated(tmp_path, make_lines(5))
     job = job_for(tmp_path, unfinished(result, [True] * 5))
-    assert write_leftovers(job) == LeftoversResult(lines=0, bytes=0)
+    assert write_leftovers(job) == LeftoversResult(lines=0, bytes=0, crc=0)
     assert (tmp_path / "lines").read_bytes() == b""
 
 

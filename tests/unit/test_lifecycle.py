@@ -17,7 +17,7 @@ import openai.types
 import pytest
 
 from batchline.domain.lifecycle import (
-    FINALIZED_AS,
+    BY_STOPPING,
     STOPS,
     TERMINAL,
     TRANSITIONS,
@@ -102,7 +102,7 @@ def test_a_pair_leads_where_the_table_says_and_nowhere_else(
 
 
 @pytest.mark.parametrize(("status", "event"), sorted(TRANSITIONS))
-def test_only_the_end_of_finalizing_depends_on_what_stopped_the_batch(
+def test_only_where_finalizing_leads_depends_on_what_stopped_the_batch(
     status: BatchStatus, event: BatchEvent
 ) -> None:
     if (status, event) == (S.FINALIZING, E.FILES_WRITTEN):
@@ -112,6 +112,14 @@ def test_only_the_end_of_finalizing_depends_on_what_stopped_the_batch(
             Stopping.WINDOW: S.EXPIRED,
             Stopping.INPUT_LOST: S.FAILED,
             Stopping.CANCEL: None,  # a cancel moves it to CANCELLING itself
+        }
+    elif (status, event) == (S.FINALIZING, E.RESULTS_DAMAGED):
+        following = {stopping: advance(status, event, stopping) for stopping in REASONS}
+        assert following == {
+            None: S.IN_PROGRESS,
+            Stopping.WINDOW: S.FINALIZING,
+            Stopping.INPUT_LOST: S.FINALIZING,
+            Stopping.CANCEL: None,
         }
     else:
         assert len({advance(status, event, stopping) for stopping in REASONS}) == 1
@@ -217,8 +225,8 @@ def stopping_cell(word: str, stopping: Stopping | None) -> str:
 def rows_of_the_code() -> Iterator[tuple[str, ...]]:
     for (status, event), targets in TRANSITIONS.items():
         if len(targets) > 1:
-            assert targets == set(FINALIZED_AS.values())
-            for stopping, target in FINALIZED_AS.items():
+            assert targets == set(BY_STOPPING[event].values())
+            for stopping, target in BY_STOPPING[event].items():
                 yield status, event, target, stopping_cell("is", stopping)
         else:
             (target,) = targets

@@ -14,7 +14,7 @@ from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey, Usage
 from batchline.executor import messages as m
-from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor.contract import BackendSettings, Ends, Released, ShardWork
 
 KEY = ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=7)
 USAGE = Usage(
@@ -41,6 +41,7 @@ COMMIT = ShardCommit(
     completed=1_000,
     failed=0,
     usage=USAGE,
+    failed_lines=bytes(125),
 )
 SETTINGS = m.WorkerSettings(
     worker="a-0-1",
@@ -72,7 +73,7 @@ WORK = ShardWork(
 TO_WORKER: list[m.ToWorker] = [
     m.Configure(SETTINGS, "segment.synced=kill@3"),
     m.OpenShard(WORK),
-    m.CloseGate(KEY.batch_id, 4, 0.5),
+    m.CloseGate(KEY.batch_id, 4, 0.5, 590.0),
     m.SetPermits("plain", 16, 3),
     m.SetCircuit("plain", admitting=False, trials=1),
     m.Proceed(KEY, 3),
@@ -83,10 +84,12 @@ TO_WORKER: list[m.ToWorker] = [
 TO_CONTROL: list[m.ToControl] = [
     m.Hello(pid=1234),
     m.Heartbeat(),
-    m.GateClosed(request=4, in_flight=16),
+    m.GateClosed(request=4, in_flight={"b": 16}),
     m.Commit([COMMIT, COMMIT]),
     m.SegmentClosed(),
-    m.ShardReleased(Released(key=KEY, epoch=3, settled=True, aborted=1, finished_late=2)),
+    m.ShardReleased(
+        Released(key=KEY, epoch=3, settled=True, ends={"b": Ends(answered=2, closed=1)})
+    ),
     m.Handed(KEY),
     m.PermitsHeld("plain", 16, 3),
     m.BackendFault("plain", "shed", "status 429", 1.5, trial=True),

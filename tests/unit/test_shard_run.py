@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.model import Shard, ShardKey, Usage
-from batchline.executor.contract import ShardWork
+from batchline.executor.contract import Ends, ShardWork
 from batchline.executor.shard_run import Gate, Line, ShardRun
 
 BATCH = ids.batch_id(1_750_000_000, hashlib.sha256(b"batch").digest()[: ids.RANDOM_BYTES])
@@ -167,11 +167,12 @@ def test_behind_a_closed_gate_nothing_is_given_or_admitted(gate: Gate) -> None:
 
 def test_only_an_admitted_line_is_on_the_wire() -> None:
     run = shard_run(3)
-    line = taken(run)
-    taken(run)
-    assert run.on_the_wire == 0
+    line, other = taken(run), taken(run)
+    line.begin("one")
+    other.begin("two")
+    assert run.on_the_wire == {}
     assert line.admit()
-    assert run.on_the_wire == 1
+    assert run.on_the_wire == {"one": 1}
 
 
 async def test_closing_ends_the_wait_of_lines_that_were_to_be_retried() -> None:
@@ -190,10 +191,13 @@ async def test_closing_ends_the_wait_of_lines_that_were_to_be_retried() -> None:
 def test_results_behind_a_closed_gate_count_and_are_late() -> None:
     run = shard_run(3)
     lines = take_all(run)
+    for line in lines:
+        line.begin("b")
+        assert line.admit()
     settle(run, lines[0])
     run.close(Gate.CLOSED)
     settle(run, lines[1])
-    assert (run.completed, run.finished_late) == (2, 1)
+    assert (run.completed, run.ends) == (2, {"b": Ends(finished_late=1)})
     assert run.snapshot().outputs == [b"0\n", b"1\n"]
 
 

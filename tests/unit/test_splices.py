@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchline.domain.errors import BlobUnreadable
-from batchline.domain.splices import with_model
+from batchline.domain.splices import with_member, with_model
 
 TARGET: Final = 'llama "3.1" é'
 SPELLED: Final = json.dumps(TARGET, ensure_ascii=False).encode()
@@ -77,3 +77,24 @@ def test_every_other_byte_stays(
 def test_a_body_that_is_none_any_more_is_unreadable(damaged: bytes) -> None:
     with pytest.raises(BlobUnreadable):
         with_model(damaged, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"model":"gpt"}', b'{"rid":"a-1","model":"gpt"}'),
+        (b' {\n"model":"gpt","n":1e3}', b' {"rid":"a-1",\n"model":"gpt","n":1e3}'),
+        (b'{"model":"rid","x":{"rid":"b"}}', b'{"rid":"a-1","model":"rid","x":{"rid":"b"}}'),
+        (b'{"model":"gpt","rid":"mine"}', None),
+        (b'{"r\\u0069d":null,"model":"gpt"}', None),
+    ],
+)
+def test_a_member_is_put_before_all_others_unless_it_is_there(
+    body: bytes, expected: bytes | None
+) -> None:
+    assert with_member(body, "rid", "a-1") == expected
+
+
+def test_a_body_that_is_none_any_more_gets_no_member() -> None:
+    with pytest.raises(BlobUnreadable):
+        with_member(b"[]", "rid", "a-1")

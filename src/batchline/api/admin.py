@@ -2,7 +2,8 @@
 
 A Unix socket in the data directory which only the directory's owner may connect to (mode 0600), so
 no key is needed, and none can make another. One request and one answer a connection, each a line
-of JSON. Commands that find no server do the same by `answer_to` themselves.
+of JSON. Commands that find no server do the same by `answer_to` themselves. A connection that asked
+for `HoldDeletion` is the hold: it ends when the connection does, and so with its process.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
 from batchline.domain.errors import BatchlineError, ConfigError, RequestError
 from batchline.domain.keys import ApiKey
 from batchline.service.keys import Keys
+from batchline.service.maintenance import Deletion
 from batchline.telemetry import event, trouble
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
@@ -41,6 +44,10 @@ class ListKeys(msgspec.Struct, frozen=True, tag="list_keys"):
 
 class RevokeKey(msgspec.Struct, frozen=True, tag="revoke_key"):
     key_id: str
+
+
+class HoldDeletion(msgspec.Struct, frozen=True, tag="hold_deletion"):
+    """Delete no bytes of blobs for as long as this connection is open."""
 
 
 Request = CreateKey | ListKeys | RevokeKey
@@ -70,14 +77,18 @@ class KeyRevoked(msgspec.Struct, frozen=True, tag="key_revoked"):
     key: ShownKey
 
 
+class DeletionHeld(msgspec.Struct, frozen=True, tag="deletion_held"):
+    pass
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
 Answer = KeyCreated | KeysListed | KeyRevoked | Refused
 
-_requests: Final = msgspec.json.Decoder(Request)
-_answers: Final = msgspec.json.Decoder(Answer)
+_requests: Final = msgspec.json.Decoder(Request | HoldDeletion)
+_answers: Final = msgspec.json.Decoder(Answer | DeletionHeld)
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -113,18 +124,22 @@ def _shown(key: ApiKey) -> ShownKey:
 
 
 @asynccontextmanager
-async def serving(path: Path, keys: Keys) -> AsyncIterator[None]:
+async def serving(
+    path: Path, keys: Keys, *, deletion: Deletion | None = None
+) -> AsyncIterator[None]:
     """Answer at the socket `path` for the length of the block; whatever was there is replaced.
 
-    The caller holds the directory's lock: what it replaces is what a killed server left.
+    The caller holds the directory's lock: what it replaces is what a killed server left. Whoever
+    deletes bytes asks `deletion`; without it there is nothing to hold.
 
     Raises:
         ConfigError: there can be no socket at that path.
     """
     connections: set[asyncio.Task[None]] = set()
+    held = deletion or Deletion()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(_converse(reader, writer, keys))
+        task = asyncio.get_running_loop().create_task(_converse(reader, writer, keys, held))
         connections.add(task)
         task.add_done_callback(connections.discard)
 
@@ -156,21 +171,32 @@ def _gone(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keys: Keys) -> None:
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keys: Keys, deletion: Deletion
+) -> None:
     """One request, one answer; a client that says nothing of use is left without one."""
     try:
         async with asyncio.timeout(READ_S):
             line = await reader.readline()
         request = _requests.decode(line)
         event("admin_requested", request=request.__struct_config__.tag)
-        writer.write(_encode(await answer_to(request, keys)) + b"\n")
-        await writer.drain()
+        if isinstance(request, HoldDeletion):
+            with deletion.held():
+                await _answer(writer, DeletionHeld())
+                await reader.read(1)  # returns when the other side is gone
+        else:
+            await _answer(writer, await answer_to(request, keys))
     except (TimeoutError, ValueError, OSError) as exc:  # ValueError: no JSON of ours, or too long
         trouble("admin_request_unusable", error=type(exc).__name__)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def _answer(writer: asyncio.StreamWriter, answer: Answer | DeletionHeld) -> None:
+    writer.write(_encode(answer) + b"\n")
+    await writer.drain()
 
 
 # -- the command's side --------------------------------------------------------------------------
@@ -183,18 +209,73 @@ def ask(path: Path, request: Request, *, timeout_s: float) -> Answer | None:
         OSError: the socket may not be used, or the conversation broke. Whether the request was
             carried out is then not known.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout_s)
-        try:
-            with _address(path) as address:
-                client.connect(address)
-        except (FileNotFoundError, ConnectionRefusedError):
+    client = _connected(path, timeout_s=timeout_s)
+    if client is None:
+        return None
+    with client:
+        answer = _asked(client, request)
+    if isinstance(answer, DeletionHeld):
+        raise ConnectionError("the server answered something else")
+    return answer
+
+
+class Hold:
+    """Keeps the server from deleting bytes until it is closed, or the server ends."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+
+    @classmethod
+    def at(cls, path: Path, *, timeout_s: float) -> Self | None:
+        """A hold of the server at `path`; None when no server listens there.
+
+        Raises:
+            OSError: as `ask`; a server that does not know what is asked for says nothing.
+        """
+        client = _connected(path, timeout_s=timeout_s)
+        if client is None:
             return None
-        client.sendall(_encode(request) + b"\n")
-        with client.makefile("rb") as answer:
-            line = answer.readline()
+        try:
+            answer = _asked(client, HoldDeletion())
+        except BaseException:
+            client.close()
+            raise
+        if not isinstance(answer, DeletionHeld):
+            client.close()
+            raise ConnectionError("the server answered something else")
+        return cls(client)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server has ended meanwhile."""
+        readable, _, _ = select.select([self._client], [], [], 0)
+        return bool(readable)  # it says nothing more, so what can be read is the end
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _connected(path: Path, *, timeout_s: float) -> socket.socket | None:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        decoded: Answer = _answers.decode(line)
+        client.settimeout(timeout_s)
+        with _address(path) as address:
+            client.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError):
+        client.close()
+        return None
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _asked(client: socket.socket, request: Request | HoldDeletion) -> Answer | DeletionHeld:
+    client.sendall(_encode(request) + b"\n")
+    with client.makefile("rb") as answer:
+        line = answer.readline()
+    try:
+        decoded: Answer | DeletionHeld = _answers.decode(line)
     except msgspec.DecodeError as exc:
         raise ConnectionError("the server ended before it answered") from exc
     return decoded

@@ -66,6 +66,7 @@ def _readiness(now: Readiness) -> wire.Shape:
         ],
         "workers": {"wanted": now.workers_wanted, "running": now.workers_running},
         "disk": {"state": now.disk, "free_bytes": now.disk_free_bytes},
+        "damaged": now.damaged,
     }
     if not now.ready:
         why = " ".join(now.reasons) or "The server is starting."

@@ -14,6 +14,7 @@ from batchline.api.errors import INVALID_REQUEST, SERVER_ERROR
 from batchline.api.wire import JSON_TYPE
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Endpoint, Purpose, UploadStatus
+from batchline.executor.contract import CancelBy
 from batchline.service import idempotency
 from batchline.service.batches import (
     INVALID_LINES,
@@ -22,6 +23,7 @@ from batchline.service.batches import (
     MAX_METADATA_VALUE_CHARS,
 )
 from batchline.service.files import MAX_EXPIRY_S, MAX_ID_CHARS, MIN_EXPIRY_S, UPLOAD_PURPOSES
+from batchline.service.receipts import Proof
 from batchline.service.upload_orders import MAX_FILENAME_CHARS
 
 Schema = Mapping[str, object]
@@ -234,6 +236,16 @@ def _batch() -> Schema:
 
 def _receipt() -> Schema:
     asker = record({"project_id": TEXT, "key_id": nullable(TEXT)})
+    counts = ("in_flight", "finished_late", "answered", "closed", "called", "calls_failed")
+    backend = record(
+        {
+            "name": TEXT,
+            "cancel": _enum(list(CancelBy)),
+            **{name: nullable(COUNT) for name in (*counts, "unanswered")},
+            "quiet": {"type": "boolean"},
+            "proof": _enum(list(Proof)),
+        }
+    )
     return {
         **record(
             {
@@ -250,6 +262,7 @@ def _receipt() -> Schema:
                 "lines_finished": nullable(COUNT),
                 "lines_aborted": nullable(COUNT),
                 "lines_never_sent": nullable(COUNT),
+                "backends": nullable({"type": "array", "items": backend}),
             }
         ),
         **EXTENSION,
@@ -270,6 +283,7 @@ def _readiness() -> Mapping[str, Schema]:
         "backends": {"type": "array", "items": backend},
         "workers": record({"wanted": COUNT, "running": COUNT}),
         "disk": record({"state": TEXT, "free_bytes": nullable(COUNT)}),
+        "damaged": COUNT,
     }
 
 

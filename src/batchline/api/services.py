@@ -38,7 +38,8 @@ class BackendHealth:
 class Readiness:
     """Whether the server can do its work; `reasons` says why not, one sentence each.
 
-    `disk` is `ok` or why dispatch is paused; `disk_free_bytes` None when it is not known.
+    `disk` is `ok` or why dispatch is paused; `disk_free_bytes` None when it is not known. `damaged`
+    is how often stored bytes were found damaged since the start; the log has each.
     """
 
     ready: bool
@@ -48,6 +49,7 @@ class Readiness:
     workers_running: int = 0
     disk: str = "ok"
     disk_free_bytes: int | None = None
+    damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

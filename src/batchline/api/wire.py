@@ -128,7 +128,7 @@ def validation(value: ValidationResult) -> Shape:
 
 _RECEIPT: Final = (
     *("requested_by", "acknowledged_ms", "in_flight_at_acknowledgement", "workers_killed"),
-    *("quiet", "quiet_ms", "lines_finished", "lines_aborted", "lines_never_sent"),
+    *("quiet", "quiet_ms", "lines_finished", "lines_aborted", "lines_never_sent", "backends"),
 )
 
 

@@ -6,10 +6,26 @@ import errno
 import fcntl
 import json
 import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeVar
 
+from batchline.cli.outcome import CommandFailed
+from batchline.cli.whole_file import make_folder, whole_file
 from batchline.domain.errors import ConfigError
+from batchline.store.schema import refuse_newer
+
+# What everything in the directory that is no row looks like: folders and names, plans, segments.
+# Whoever changes one of them so that an older server would misread it raises this (decision 0017).
+FORMAT: Final = 1
+
+FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
+_LOOK_S: Final = 0.05
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +55,11 @@ class DataDirectory:
         inherit it (the descriptor is close-on-exec).
 
         Raises:
-            ConfigError: the directory cannot be used.
+            ConfigError: the directory cannot be used, or a newer Batchline wrote it: then nothing
+                in it is changed.
         """
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folder(root.absolute())
             fd = os.open(root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise ConfigError(f"data directory {root}: {os.strerror(exc.errno or 0)}") from exc
@@ -54,9 +71,28 @@ class DataDirectory:
                 return None
             raise ConfigError(f"data directory {root}: it cannot be locked") from exc
         directory = cls(root, fd)
-        directory.children.mkdir(exist_ok=True)
-        directory.note_stopped()
+        try:
+            directory._check_versions()
+            directory.children.mkdir(exist_ok=True)
+            directory.note_stopped()
+        except BaseException:
+            os.close(fd)
+            raise
         return directory
+
+    def _check_versions(self) -> None:
+        """Refuse what a newer Batchline wrote; note the format where none is noted yet."""
+        noted = format_of(self.root)
+        refuse_newer(self.database)
+        if noted != FORMAT:
+            # A full disk is no reason not to start: without a note it is 1, as it was before.
+            with suppress(CommandFailed), whole_file(self.format) as file:
+                file.write(b"%d\n" % FORMAT)
+
+    @property
+    def format(self) -> Path:
+        """The number of the directory's format; the first directories have no note of it."""
+        return self.root / "format"
 
     @property
     def database(self) -> Path:
@@ -95,6 +131,54 @@ class DataDirectory:
     def release(self) -> None:
         self.note_stopped()
         os.close(self.lock_fd)
+
+
+def existing(root: Path) -> Path:
+    """`root`, unless nothing is there: a misspelt directory is not made.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"data directory {root}: there is none")
+    return root
+
+
+def reached_or_taken(root: Path, reach: Callable[[], T | None]) -> T | DataDirectory | None:
+    """What `reach` gives of the server on `root`; the directory, locked, where there is none.
+
+    None when a server is starting or stopping there for longer than that should take.
+    """
+    until = time.monotonic() + FREE_S
+    while True:
+        found = reach()
+        if found is not None:
+            return found
+        directory = DataDirectory.take_if_free(root)
+        if directory is not None or time.monotonic() > until:
+            return directory
+        time.sleep(_LOOK_S)  # neither the lock nor the socket tells when it will be there
+
+
+def format_of(root: Path) -> int | None:
+    """The format of the directory `root`; None where none is noted.
+
+    Raises:
+        ConfigError: it is a newer one than ours, or the note is damaged.
+    """
+    path = root / "format"
+    try:
+        noted = int(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"data directory {root}: {path} cannot be read, or is damaged") from exc
+    if noted > FORMAT:
+        raise ConfigError(
+            f"data directory {root} was written by a newer Batchline (format {noted}, this one"
+            f" knows up to {FORMAT}): upgrade, or restore a backup of before; nothing was changed"
+        )
+    return noted
 
 
 def admin_socket(root: Path) -> Path:

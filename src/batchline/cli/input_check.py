@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from batchline.cli.outcome import FAILED, USAGE, CommandFailed
-from batchline.domain.errors import BlobUnreadable, StorageFull
+from batchline.domain.errors import BlobUnreadable, StorageFull, StoreUnavailable
 from batchline.domain.model import Endpoint, LineProblem
 from batchline.service.inputs import InputFile
 from batchline.service.skipped import SkipSettings
@@ -65,7 +65,7 @@ def check(path: Path, endpoint: str, *, skip_invalid: bool = False) -> CheckedIn
         )
         try:
             result = validate(job)
-        except (BlobUnreadable, StorageFull) as exc:
+        except (BlobUnreadable, StorageFull, StoreUnavailable) as exc:
             raise CommandFailed(f"{path}: {exc.message}") from exc
     if result.problems:
         raise CommandFailed(refusal(str(path), result.problems))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -20,6 +19,7 @@ import msgspec
 
 from batchline import telemetry
 from batchline.executor import processes
+from batchline.executor.protocol import PROTOCOL, named_in
 from batchline.service import leftovers, validation  # noqa: F401  # ready before the first job
 from batchline.service.jobs import CARRIED, LENGTH_BYTES, Reply, Request
 
@@ -29,8 +29,7 @@ _NICENESS: Final = 5  # the server's event loop and the workers go first
 def main() -> None:
     fd, children_dir, probes = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     processes.record_self(children_dir)
-    # Ctrl-C reaches the whole group of a terminal; when to end is the server's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.leave_the_end_to_the_server()
     os.nice(_NICENESS)
     telemetry.arm(probes)
     processes.exit_with_peer(fd)
@@ -54,7 +53,9 @@ def _receive(server: socket.socket, length: int) -> bytes:
 
 def _answer(raw: bytes) -> Reply:
     """Run the job. An error that is not carried is named by its place; its message may quote what
-    users sent, and stays here."""
+    users sent, and stays here. A server of another version is told which this is, and no more."""
+    if named_in(raw) != PROTOCOL:
+        return Reply()
     request = msgspec.msgpack.decode(raw, type=Request)
     try:
         module, _, name = request.function.partition(":")

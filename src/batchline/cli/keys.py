@@ -7,7 +7,6 @@ and open the database themselves.
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 _FAILED: Final = 1
 _ANSWER_S: Final = 30.0  # a busy database is given ten by the server
-_FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
-_LOOK_S: Final = 0.05
 
 keys = typer.Typer(
     name="keys",
@@ -74,7 +71,7 @@ def list_keys(
     """Show every key, oldest first: what it is called, whose it is, how it begins."""
     from batchline.api.admin import KeysListed, ListKeys
 
-    match _asked(ListKeys(), _existing(_place(data_dir))):
+    match _asked(ListKeys(), _existing_place(data_dir)):
         case KeysListed(keys=found):
             for line in _as_json(found) if json else _as_table(found):
                 typer.echo(line)
@@ -90,7 +87,7 @@ def revoke(
     """Revoke a key for good: no later request is answered for it. Batches go on."""
     from batchline.api.admin import KeyRevoked, RevokeKey
 
-    match _asked(RevokeKey(key_id), _existing(_place(data_dir))):
+    match _asked(RevokeKey(key_id), _existing_place(data_dir)):
         case KeyRevoked(key=key):
             typer.echo(
                 f"{key.id} of project {key.project} is revoked since {_when(key.revoked_at)}"
@@ -102,6 +99,12 @@ def revoke(
 # -- where and how -------------------------------------------------------------------------------
 
 
+def _existing_place(data_dir: Path | None) -> Path:
+    from batchline.cli.data_directory import existing
+
+    return existing(_place(data_dir))
+
+
 def _place(data_dir: Path | None) -> Path:
     from batchline.cli.network_disk import on_this_machine
     from batchline.config import data_directory
@@ -109,40 +112,28 @@ def _place(data_dir: Path | None) -> Path:
     return on_this_machine(data_directory(data_dir))
 
 
-def _existing(root: Path) -> Path:
-    """`root`, unless nothing is there: a misspelt directory is not made."""
-    from batchline.domain.errors import ConfigError
-
-    if not root.is_dir():
-        raise ConfigError(f"data directory {root}: there is none")
-    return root
-
-
 def _asked(request: Request, root: Path) -> Answer:
     """The answer of the server on `root`, or of ourselves when there is no server."""
     from batchline.api import admin
-    from batchline.cli.data_directory import DataDirectory, admin_socket
+    from batchline.cli.data_directory import DataDirectory, admin_socket, reached_or_taken
 
-    until = time.monotonic() + _FREE_S
-    while True:
+    try:
+        found: Answer | DataDirectory | None = reached_or_taken(
+            root, lambda: admin.ask(admin_socket(root), request, timeout_s=_ANSWER_S)
+        )
+    except OSError as exc:
+        return admin.Refused(
+            f"The server on {root} gave no answer ({exc.strerror or exc});"
+            " see with `batchline keys list` what was done."
+        )
+    if found is None:
+        return admin.Refused(f"A server on {root} is starting or stopping. Try again.")
+    if isinstance(found, DataDirectory):
         try:
-            answer = admin.ask(admin_socket(root), request, timeout_s=_ANSWER_S)
-        except OSError as exc:
-            return admin.Refused(
-                f"The server on {root} gave no answer ({exc.strerror or exc});"
-                " see with `batchline keys list` what was done."
-            )
-        if answer is not None:
-            return answer
-        directory = DataDirectory.take_if_free(root)
-        if directory is not None:
-            try:
-                return _done_here(request, directory)
-            finally:
-                directory.release()
-        if time.monotonic() > until:
-            return admin.Refused(f"A server on {root} is starting or stopping. Try again.")
-        time.sleep(_LOOK_S)  # neither the lock nor the socket tells when it will be there
+            return _done_here(request, found)
+        finally:
+            found.release()
+    return found
 
 
 def _done_here(request: Request, directory: DataDirectory) -> Answer:

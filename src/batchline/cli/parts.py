@@ -14,8 +14,10 @@ from batchline.config import Settings
 from batchline.executor.catalogue import Catalogue
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
-from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.choice import transport_for
+from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
+from batchline.service.clocks import UnhurriedClock
 from batchline.service.disk import DiskGuard
 from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
@@ -23,6 +25,8 @@ from batchline.service.finalizer import Finalizer
 from batchline.service.jobs import Jobs
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.range_check import RangeCheck
+from batchline.service.repair import Repair
 from batchline.service.results import Results
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
@@ -43,6 +47,7 @@ class Parts:
 
     store: Database
     jobs: Jobs
+    alarms: Alarms
     executor: LocalExecutor
     catalogue: Catalogue
     scheduler: Scheduler
@@ -67,7 +72,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         blobs = LocalBlobs(directory.blobs)
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
-        transports = {b.name: GeneralTransport(b) for b in settings.backends}
+        transports = {b.name: transport_for(b) for b in settings.backends}
         for transport in transports.values():
             stack.push_async_callback(transport.close)
         executor = LocalExecutor(_local_settings(settings, directory, blobs))
@@ -78,6 +83,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             on_change=lambda _: scheduler.on_room(),
         )
         scheduler = Scheduler(store, blobs, executor, catalogue)
+        alarms = Alarms()
         planner = Planner(
             store=store,
             blobs=blobs,
@@ -86,25 +92,49 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             limits=input_limits(settings),
             has_room=lambda: disk.has_room,
             tries=Tries(directory.validating),
+            alarms=alarms,
         )
         finalizer = Finalizer(
             store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
         )
-        runner = Runner(
-            store, executor, scheduler, planner, finalizer, settings=_stop_settings(settings)
+        repair = Repair(
+            store=store,
+            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
+            alarms=alarms,
         )
-        files = Files(store, blobs, limits=_file_limits(settings), has_room=lambda: disk.has_room)
+        runner = Runner(
+            store,
+            executor,
+            scheduler,
+            planner,
+            repair,
+            finalizer,
+            settings=_stop_settings(settings),
+        )
+        files = Files(
+            store,
+            blobs,
+            limits=_file_limits(settings),
+            has_room=lambda: disk.has_room,
+            alarms=alarms,
+        )
         batch_settings = BatchSettings(windows=settings.windows)
         batches = Batches(store, runner, settings=batch_settings)
         yield Parts(
             store=store,
             jobs=jobs,
+            alarms=alarms,
             executor=executor,
             catalogue=catalogue,
             scheduler=scheduler,
             runner=runner,
             disk=disk,
-            maintenance=Maintenance(store=store, blobs=blobs, sweep_s=settings.retention.sweep_s),
+            maintenance=Maintenance(
+                store=store,
+                blobs=blobs,
+                clock=UnhurriedClock(),
+                sweep_s=settings.retention.sweep_s,
+            ),
             files=files,
             uploads=Uploads(
                 store,

@@ -13,8 +13,9 @@ from batchline.executor.catalogue import Reach
 def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
     """What `/healthz/ready` answers: whether the server takes work, and how its parts are."""
     reasons = [] if started else ["The server is starting."]
-    if parts.executor.failing is not None:
-        reasons.append(f"{parts.executor.failing}.")
+    failing = parts.executor.failing or parts.jobs.failing  # of both: one upgrade, one reason
+    if failing is not None:
+        reasons.append(f"{failing[0].upper()}{failing[1:]}.")
     disk = parts.executor.paused or parts.executor.storage_trouble() or "ok"
     return Readiness(
         ready=not reasons,
@@ -24,6 +25,7 @@ def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
         workers_running=parts.executor.ready_workers,
         disk=disk,
         disk_free_bytes=parts.disk.free_bytes,
+        damaged=parts.alarms.damaged,
     )
 
 

@@ -15,7 +15,7 @@ import msgspec
 from batchline import telemetry
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.outcome import USAGE, CommandFailed
-from batchline.cli.whole_file import whole_file
+from batchline.cli.whole_file import sync_folder, whole_file
 
 
 class InputNote(msgspec.Struct, frozen=True):
@@ -79,6 +79,7 @@ class RunDirectory:
     def remove(self) -> None:
         """Make it go; a crash meanwhile leaves all of it, or what the next start removes."""
         self.root.rename(self._leaving)
+        sync_folder(self.root.parent)  # else its files may be gone and its name not
         telemetry.probe("run.removing")
         shutil.rmtree(self._leaving, ignore_errors=True)
 

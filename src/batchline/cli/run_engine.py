@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from batchline.cli.parts import Parts, build
 from batchline.cli.progress import ProgressView, Sight
 from batchline.cli.readiness import backend_health
 from batchline.cli.run_directory import InputNote, RunDirectory
+from batchline.cli.signals import on_signals
 from batchline.cli.worker_child import raise_file_limit
 from batchline.config import Settings
 from batchline.domain.errors import IllegalTransition, InvalidRequest, StorageFull
@@ -117,15 +117,12 @@ class _Run:
             return await self._write(parts, batch)
 
     def _on_signals(self) -> None:
-        """The first SIGINT or SIGTERM cancels, the second ends the process at once."""
+        """The first signal cancels, a second SIGINT or SIGTERM ends the process at once."""
 
-        def stop() -> None:
-            if self._interrupted.is_set():
-                os._exit(INTERRUPTED)  # children see the hang-up; what is committed is safe
-            self._interrupted.set()
+        def at_once() -> None:
+            os._exit(INTERRUPTED)  # children see the hang-up; what is committed is safe
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+        on_signals(self._interrupted, at_once)
 
     # -- batches ---------------------------------------------------------------------------
 

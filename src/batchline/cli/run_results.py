@@ -11,7 +11,7 @@ from typing import Final
 
 from batchline import telemetry
 from batchline.cli.outcome import CommandFailed
-from batchline.cli.whole_file import whole_file
+from batchline.cli.whole_file import sync_folder, whole_file
 from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, NotFound
 from batchline.domain.ids import FileId, ProjectId
@@ -48,6 +48,7 @@ async def write_results(
                     file.write(line)
     if not any_errors:
         errors.unlink()  # noqa: ASYNC240  # nothing else runs that could wait
+        sync_folder(errors.parent)
 
 
 async def take_up_again(files: Files, project: ProjectId, cancelled: Batch) -> File:

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -28,12 +27,14 @@ from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.parts import Parts, build
 from batchline.cli.readiness import readiness
+from batchline.cli.signals import on_signals
 from batchline.cli.worker_child import raise_file_limit
 from batchline.config import Settings, check_reach, is_loopback
 from batchline.domain.errors import ConfigError
 from batchline.executor import processes
 from batchline.service.keys import Keys
 
+STOPPED_AT_ONCE: Final = 1  # the exit code after a second signal
 FIRST_LOOK_S: Final = 1.5  # how long the start waits to be able to say what the backends serve
 
 
@@ -125,7 +126,8 @@ async def _keys(settings: Settings, directory: DataDirectory, parts: Parts) -> A
     """
     keys = await Keys.open(parts.store)
     check_reach(settings.server, has_keys=not keys.ring.is_empty)
-    async with admin.serving(directory.admin_socket, keys):
+    deletion = parts.maintenance.deletion
+    async with admin.serving(directory.admin_socket, keys, deletion=deletion):
         yield keys
 
 
@@ -164,17 +166,13 @@ class _Server(uvicorn.Server):
 
 
 def _on_signals() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    """An event that the first signal sets; a second SIGTERM or SIGINT ends the process at once."""
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(1)  # children see the hang-up; what is committed is safe
-        stopping.set()
+    def at_once() -> None:
+        os._exit(STOPPED_AT_ONCE)  # children see the hang-up; what is committed is safe
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    on_signals(stopping, at_once)
     return stopping
 
 

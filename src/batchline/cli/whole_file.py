@@ -1,10 +1,10 @@
-"""Files that appear with everything in them or not at all."""
+"""Files that appear with everything in them or not at all, and names that last."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,3 +51,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and the parents that are missing; what is in it can last from here on.
+
+    Raises:
+        OSError: it cannot be made, or its name not be made to last.
+    """
+    if folder.is_dir():
+        # Whoever made it may have ended before its name was on disk. Where that is not ours to
+        # sync (its parent may be another file system, or closed to us), it was not ours to make.
+        with suppress(OSError):
+            sync_folder(folder.parent)
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)

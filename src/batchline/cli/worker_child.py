@@ -11,8 +11,8 @@ import asyncio
 import gc
 import os
 import resource
-import signal
 import socket
+import traceback
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,8 @@ import uvloop
 from batchline import telemetry
 from batchline.executor import messages as m
 from batchline.executor import processes
-from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.protocol import PROTOCOL, named_in
+from batchline.executor.transport.choice import transport_for
 from batchline.executor.worker import Worker
 
 
@@ -31,9 +32,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args()
     processes.record_self(options.children)
-    # Ctrl-C and a group's SIGTERM reach children too; when to end is the server's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.leave_the_end_to_the_server()
     processes.exit_with_peer(options.fd)
     raise_file_limit()
     # Lines are plain tasks and bytes without cycles; the young generation alone would be walked
@@ -45,14 +44,19 @@ def main() -> None:
 
 
 async def serve(control: socket.socket) -> None:
-    """Work for the control process at the other end of `control` until it is gone.
-
-    Raises:
-        Exception: something of ours failed; the process must end.
-    """
+    """Work for the control process at the other end of `control` until it is gone, or something of
+    ours fails; ends this process."""
     link = _Link()
     await asyncio.get_running_loop().create_connection(lambda: link, sock=control)
-    await link.ended
+    status = 0
+    try:
+        await link.ended
+    except Exception:  # noqa: BLE001  # whatever it was, this process ends of it
+        traceback.print_exc()
+        status = 1
+    # At once, as the thread would: while the loop closes, requests that it aborts are free to be
+    # sent again, and would be.
+    os._exit(status)
 
 
 class _Link(asyncio.Protocol):
@@ -76,6 +80,9 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for payload in self._frames.feed(data):
+                if self._worker is None and named_in(payload) != PROTOCOL:
+                    self._refuse()
+                    return
                 self._obey(m.decode_to_worker(payload))
         except Exception as exc:  # noqa: BLE001  # out of step with the control process: end
             self._end(exc)
@@ -90,13 +97,20 @@ class _Link(asyncio.Protocol):
 
     def _begin(self, configure: m.Configure) -> None:
         telemetry.arm(configure.probes)
-        self._worker = Worker(configure.settings, send=self._send, transport=GeneralTransport)
+        self._worker = Worker(configure.settings, send=self._send, transport=transport_for)
         self._working = asyncio.ensure_future(self._worker.run())
         self._working.add_done_callback(self._worked)
         self._send(m.Hello(pid=os.getpid()))
 
-    def _send(self, message: m.ToControl) -> None:
+    def _refuse(self) -> None:
+        """Say who we are, and end: a server of another version would be misread."""
+        self._send(m.Hello(pid=os.getpid()))
         if self._transport is not None:
+            self._transport.close()
+
+    def _send(self, message: m.ToControl) -> None:
+        # Between a hang-up and `connection_lost` there is a loop step in which writing would raise.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(m.frame(message))
 
     def _worked(self, working: asyncio.Task[None]) -> None:

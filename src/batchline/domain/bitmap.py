@@ -39,6 +39,30 @@ def marked_indexes(bitmap: bytes | bytearray) -> Iterator[int]:
                     yield at * 8 + bit
 
 
+def without(bitmap: bytes | bytearray, cleared: bytes | bytearray) -> bytes:
+    """`bitmap` with every bit clear that is set in `cleared` (both of one length)."""
+    bits = int.from_bytes(bitmap, "little") & ~int.from_bytes(cleared, "little")
+    return bits.to_bytes(len(bitmap), "little")
+
+
+def common(one: bytes | bytearray, other: bytes | bytearray) -> bytes:
+    """The bits that are set in both (of one length)."""
+    bits = int.from_bytes(one, "little") & int.from_bytes(other, "little")
+    return bits.to_bytes(len(one), "little")
+
+
+def packed(bitmap: bytes | bytearray) -> bytes:
+    """A bitmap of neighbours in a few bytes: how many empty ones come first, then the others."""
+    inner = bytes(bitmap).lstrip(b"\0")
+    return (len(bitmap) - len(inner)).to_bytes(2, "big") + inner.rstrip(b"\0")
+
+
+def unpacked(packed_bits: bytes, size: int) -> bytes:
+    """The bitmap of `size` bytes that `packed` was given."""
+    first = int.from_bytes(packed_bits[:2], "big")
+    return (bytes(first) + packed_bits[2:]).ljust(size, b"\0")
+
+
 def contains(outer: bytes | bytearray, inner: bytes | bytearray) -> bool:
     """Whether every bit of `inner` is set in `outer` as well (both of one length)."""
     return int.from_bytes(inner, "little") & ~int.from_bytes(outer, "little") == 0

@@ -34,6 +34,7 @@ class BatchEvent(StrEnum):
     CANCEL_REQUESTED = "cancel_requested"
     WINDOW_CLOSED = "window_closed"
     INPUT_LOST = "input_lost"
+    RESULTS_DAMAGED = "results_damaged"
     FILES_WRITTEN = "files_written"
 
 
@@ -56,6 +57,16 @@ FINALIZED_AS: Final[Mapping[Stopping | None, BatchStatus]] = MappingProxyType(
     }
 )
 
+# RESULTS_DAMAGED: committed results were damaged on disk. A batch that nothing stopped runs their
+# lines again; of one that was stopped they become lines without a result.
+RUN_AGAIN_AS: Final[Mapping[Stopping | None, BatchStatus]] = MappingProxyType(
+    {
+        None: S.IN_PROGRESS,
+        Stopping.WINDOW: S.FINALIZING,
+        Stopping.INPUT_LOST: S.FINALIZING,
+    }
+)
+
 TRANSITIONS: Final[Mapping[tuple[BatchStatus, BatchEvent], frozenset[BatchStatus]]] = (
     MappingProxyType(
         {
@@ -69,15 +80,22 @@ TRANSITIONS: Final[Mapping[tuple[BatchStatus, BatchEvent], frozenset[BatchStatus
             (S.IN_PROGRESS, E.INPUT_LOST): frozenset({S.FINALIZING}),
             # The finalizer's compare-and-set then fails; it re-reads and ends CANCELLED.
             (S.FINALIZING, E.CANCEL_REQUESTED): frozenset({S.CANCELLING}),
+            (S.FINALIZING, E.RESULTS_DAMAGED): frozenset(RUN_AGAIN_AS.values()),
             (S.FINALIZING, E.FILES_WRITTEN): frozenset(FINALIZED_AS.values()),
             (S.CANCELLING, E.CANCEL_REQUESTED): frozenset({S.CANCELLING}),  # repeated: a no-op
             # The never-run lines cannot be written any more: the batch ends with what was settled.
             (S.FINALIZING, E.INPUT_LOST): frozenset({S.FINALIZING}),
             (S.CANCELLING, E.INPUT_LOST): frozenset({S.CANCELLING}),
+            (S.CANCELLING, E.RESULTS_DAMAGED): frozenset({S.CANCELLING}),
             (S.CANCELLING, E.FILES_WRITTEN): frozenset({S.CANCELLED}),
             (S.CANCELLED, E.CANCEL_REQUESTED): frozenset({S.CANCELLED}),  # repeated: a no-op, 200
         }
     )
+)
+
+# Where the target depends on what stopped the batch.
+BY_STOPPING: Final[Mapping[BatchEvent, Mapping[Stopping | None, BatchStatus]]] = MappingProxyType(
+    {E.FILES_WRITTEN: FINALIZED_AS, E.RESULTS_DAMAGED: RUN_AGAIN_AS}
 )
 
 # Statuses that no event changes; computed, never listed again.
@@ -105,7 +123,7 @@ def advance(
 ) -> BatchStatus | None:
     """The status after `event`, or None when `status` does not allow it.
 
-    `stopping` is the batch's own column and decides only how FINALIZING ends. The window closing
+    `stopping` is the batch's own column and decides only where FINALIZING leads. The window closing
     on a batch whose gate is already closed is not allowed (None), so it can never undo a cancel.
     """
     targets = TRANSITIONS.get((status, event))
@@ -113,7 +131,7 @@ def advance(
         return None
     if len(targets) == 1:
         return next(iter(targets))
-    return FINALIZED_AS.get(stopping)
+    return BY_STOPPING[event].get(stopping)
 
 
 def sources(event: BatchEvent) -> frozenset[BatchStatus]:

@@ -68,21 +68,29 @@ class BlobKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """Bytes in storage, complete and durable: `bytes` long, under a name that is never reused."""
+    """Bytes in storage, complete and durable: `bytes` long, under a name that is never reused.
+
+    `crc` is the CRC-32C of them all, None when not known.
+    """
 
     name: BlobName
     kind: BlobKind
     bytes: int
+    crc: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRange:
-    """`stop - start` bytes of a blob from `start`; `crc` is their CRC-32C, None when not known."""
+    """`stop - start` bytes of a blob from `start`; `crc` is their CRC-32C, None when not known.
+
+    The CRC is also that of the `lead` bytes before `start`: a part of a range is checked with it.
+    """
 
     blob: BlobName
     start: int
     stop: int
     crc: int | None = None
+    lead: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +203,8 @@ class Batch:
     `plan_blob` are None when the input was never found / not planned yet; `model` is None until
     validation named it. `skip_invalid`: bad lines are left out and do not refuse the file; they
     are counted as failed from the start. `receipt` is the cancel receipt, None before a cancel.
+    `input_crc` is the CRC-32C of the input, None when not known; `repairs` says how often committed
+    results were found damaged and taken out again.
     """
 
     sequence: int
@@ -227,6 +237,8 @@ class Batch:
     input_bytes: int = 0
     plan_blob: BlobName | None = None
     receipt: Mapping[str, object] | None = None
+    input_crc: int | None = None
+    repairs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +275,8 @@ class ShardCommit:
     """What a worker asks the store to accept: a range of its segment and the shard's new totals.
 
     The range bytes are durable (fdatasync) before this value is sent. `output` and `errors` are
-    None when the group held no line of that kind. Everything else is absolute.
+    None when the group held no line of that kind. `failed_lines` has the bits of the lines in
+    `errors`; everything else is absolute.
     """
 
     key: ShardKey
@@ -274,6 +287,19 @@ class ShardCommit:
     completed: int
     failed: int
     usage: Usage
+    failed_lines: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedRange:
+    """One committed range of a batch that has not ended; `sequence` orders them.
+
+    `lines` is how many results it holds, None where that was not recorded.
+    """
+
+    sequence: int
+    part: BlobRange
+    lines: int | None
 
 
 class PendingShard(NamedTuple):

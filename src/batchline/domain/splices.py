@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from batchline.domain.errors import BlobUnreadable
 
@@ -49,6 +50,33 @@ def with_model(body: bytes, model: str) -> bytes:
         start = _start_of_model(body)
     rest = memoryview(body)
     return b"".join((rest[:start], _encode(model), rest[start + len(value) :]))
+
+
+def with_member(body: bytes, name: str, text: str) -> bytes | None:
+    """`body` with the top-level member `name`, of value `text`, before all others.
+
+    None when it has a member of that name already.
+
+    Raises:
+        BlobUnreadable: as `with_model`.
+    """
+    try:
+        found = _decoder_of(name).decode(body).value
+    except _UNREADABLE:
+        raise BlobUnreadable("the input no longer holds a request body here") from None
+    if found is not UNSET:
+        return None
+    inside = body.index(b"{") + 1
+    # It has a `model` at least, so there is something behind the comma.
+    member = (_encode(name), b":", _encode(text), b",")
+    return b"".join((body[:inside], *member, memoryview(body)[inside:]))
+
+
+@cache
+def _decoder_of(name: str) -> msgspec.json.Decoder[Any]:
+    """Decodes objects whose member `name`, if they have it, is `value`."""
+    member = ("value", Raw | UnsetType, UNSET)
+    return msgspec.json.Decoder(msgspec.defstruct("Member", [member], rename={"value": name}))
 
 
 def _start_of_model(body: bytes) -> int:

@@ -13,11 +13,42 @@ request in flight at one backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
+
+
+class CancelBy(StrEnum):
+    """How a request that runs at a backend is ended when its time is up."""
+
+    CLOSE = "close"  # its connection is closed
+    DRAIN = "drain"  # not at all: it may run to its end, as long as a cancel may take
+    CALL = "call"  # the backend is called to abort it, then its connection is closed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbortCall:
+    """How a backend is called to abort one request: a POST to `path` of its host.
+
+    `{id}` in `path` and `body` is what the request was sent with: an id of its own in the header
+    `id_header` or in the top-level member `id_field` of its body, else its `Idempotency-Key`.
+    """
+
+    path: str
+    body: str = '{"rid": "{id}"}'
+    id_header: str | None = None
+    id_field: str | None = None
+
+
+class TransportName(StrEnum):
+    """How requests cross the network: `AUTO` is `HTTP1` for `http://` and `GENERAL` for TLS."""
+
+    AUTO = "auto"
+    HTTP1 = "http1"
+    GENERAL = "general"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +57,9 @@ class BackendSettings:
 
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
-    `Authorization`. `max_in_flight` holds for all workers together.
+    `Authorization`. `max_in_flight` holds for all workers together. `transport.choice` makes its
+    `transport`. `abort_call` is there where `cancel` is `call`. `stops_on_close`: somebody saw it
+    stop generating when a connection closed.
     """
 
     name: str
@@ -37,6 +70,10 @@ class BackendSettings:
     total_timeout_s: float = 600.0
     max_answer_bytes: int = 64 * 1024 * 1024
     headers: Mapping[str, str] | None = None
+    cancel: CancelBy = CancelBy.CLOSE
+    abort_call: AbortCall | None = None
+    stops_on_close: bool = False
+    transport: TransportName = TransportName.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +103,73 @@ class ShardWork:
     send_as: str | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class Ends:
+    """How requests that ran at one backend when their gate closed came to their end; counts.
+
+    Each of them is in exactly one of `answered` (the backend ended it, by an answer or by breaking
+    the connection), `closed`, `called` (it took our call to abort it), `calls_failed` (it did not,
+    and the connection was closed) and `unanswered` (cut off although its backend is to be
+    drained). `finished_late`, of the answered: results that count.
+    """
+
+    answered: int = 0
+    finished_late: int = 0
+    closed: int = 0
+    called: int = 0
+    calls_failed: int = 0
+    unanswered: int = 0
+
+    @property
+    def aborted(self) -> int:
+        """Those that we ended."""
+        return self.closed + self.called + self.calls_failed + self.unanswered
+
+    def add(self, other: Ends) -> None:
+        """Count those of `other` too."""
+        self.answered += other.answered
+        self.finished_late += other.finished_late
+        self.closed += other.closed
+        self.called += other.called
+        self.calls_failed += other.calls_failed
+        self.unanswered += other.unanswered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
     """A worker gave a shard back. All its commits were answered before this.
 
-    `aborted`: requests that were in flight and were closed by us. `finished_late`: results that
-    arrived after the gate closed. Both are 0 for a shard that ran to its end.
+    `ends` tells by backend what became of the requests that ran when the gate closed; it is empty
+    for a shard that ran to its end.
     """
 
     key: ShardKey
     epoch: int
     settled: bool
-    aborted: int = 0
-    finished_late: int = 0
+    ends: Mapping[str, Ends] = field(default_factory=dict)
+
+    @property
+    def aborted(self) -> int:
+        """Requests that were in flight and were ended by us."""
+        return sum(ends.aborted for ends in self.ends.values())
+
+    @property
+    def finished_late(self) -> int:
+        """Results that arrived after the gate closed."""
+        return sum(ends.finished_late for ends in self.ends.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtGate:
+    """A backend at which requests of the batch may have run when its gate closed.
+
+    `in_flight` counts them; None: a worker that may have had some was killed before it told.
+    """
+
+    backend: str
+    cancel: CancelBy
+    stops_on_close: bool
+    in_flight: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +177,19 @@ class GateReport:
     """What is known right after a gate was closed in all workers.
 
     `acknowledged_s` is the time until the last acknowledgement (or until the silent were killed).
-    `in_flight` counts requests on the wire at the acknowledgements. `killed` names workers that did
-    not acknowledge in time and were killed and reaped.
+    `killed` names workers that did not acknowledge in time and were killed and reaped. A worker
+    that still holds a shard of the batch `lets_go_s` after the closing is not in order.
     """
 
     acknowledged_s: float
-    in_flight: int
+    backends: Sequence[AtGate]
     killed: Sequence[WorkerId]
+    lets_go_s: float
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on the wire at the acknowledgements, as far as they are known."""
+        return sum(one.in_flight or 0 for one in self.backends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +257,14 @@ class Executor(Protocol):
     def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:
         """Which shards of a batch are held, and by whom."""
 
-    async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:
+    async def close_gate(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> GateReport:
         """Close the batch's gate in every worker and wait for the acknowledgements.
 
         When this returns no first byte of a request of this batch will be handed to a socket:
         every worker acknowledged, or is dead and reaped. Running requests may finish for `grace_s`
-        and are then aborted; each held shard comes back through `on_released` or `on_lost`.
-        Idempotent; a second call with a shorter grace shortens it.
+        and are then ended as their backend has it (`CancelBy`), all of them after `last_s`; each
+        held shard comes back through `on_released` or `on_lost`. Idempotent; a second call with
+        shorter times shortens them.
         """
 
     async def fence(self, batch_id: BatchId) -> Sequence[WorkerId]:
@@ -179,7 +277,10 @@ class Executor(Protocol):
         """Undo `pause`."""
 
     async def drain(self, *, grace_s: float) -> None:
-        """Close every gate, give running requests `grace_s`, commit, and end all workers."""
+        """Close every gate, give running requests `grace_s`, commit, and end all workers.
+
+        Nothing is waited for longer, whatever the backends' `CancelBy`.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,9 +311,10 @@ class Transport(Protocol):
     ) -> Answer:
         """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
 
-        `before_write` is called exactly once if a connection is had, in the same event-loop step in
-        which the first byte of the request is handed to the socket; when it returns False nothing
-        is written and the connection is kept for others.
+        `before_write` is called once if a connection is had, in the same event-loop step in which
+        the first byte of the request is handed to the socket; when it returns False nothing is
+        written and the connection is kept for others. A transport that sends a request again (an
+        idle connection that the server was closing) asks again, in the step of that first byte.
 
         Raises:
             NotAdmitted: `before_write` returned False.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
+from batchline.executor.gates import Gates
+from batchline.executor.protocol import PROTOCOL, other_version
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
@@ -56,11 +57,12 @@ class LocalExecutor:
         self._settings = settings
         self._links: dict[WorkerId, WorkerLink] = {}
         self._admission = Admission(settings.worker.backends, tell=self._tell)
-        self._closed: set[BatchId] = set()
+        self._gates = Gates(settings.worker.backends, ack_s=settings.ack_s)
         self._paused: str | None = None
         self._stopping = asyncio.Event()
         self._started = 0
         self._deaths_at_start = 0
+        self._other_version: str | None = None  # what is installed instead of what runs
         self._all_ready = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._quarantine: asyncio.Task[None] | None = None
@@ -79,7 +81,9 @@ class LocalExecutor:
 
     @property
     def failing(self) -> str | None:
-        """Why workers do not come up, or None."""
+        """Why workers do not come up, or None; without a stop at its end."""
+        if self._other_version is not None:
+            return other_version(self._other_version)
         if self._deaths_at_start >= FAILING_DEATHS:
             return f"workers died at start {self._deaths_at_start} times in a row"
         return None
@@ -159,8 +163,19 @@ class LocalExecutor:
                 # What was received before the end is durable in the worker's segment: it counts.
                 await serving
             finally:
+                self._note_version(link)
                 await self._after_reaped(link, status)
         return link.ready
+
+    def _note_version(self, link: WorkerLink) -> None:
+        if link.other_version is not None:
+            self._other_version = link.other_version
+            telemetry.trouble(
+                "worker_of_another_version_refused",
+                worker=link.worker,
+                installed=link.other_version,
+                running=PROTOCOL,
+            )
 
     async def _after_reaped(self, link: WorkerLink, status: int) -> None:
         self._links.pop(link.worker, None)
@@ -212,6 +227,7 @@ class LocalExecutor:
             case m.Hello():
                 link.ready = True
                 self._deaths_at_start = 0
+                self._other_version = None
                 if self.ready_workers >= self._settings.workers:
                     self._all_ready.set()
                 self._must_events().on_room()
@@ -313,7 +329,7 @@ class LocalExecutor:
             link is None
             or link.gone.is_set()
             or self._stopping.is_set()
-            or key.batch_id in self._closed
+            or self._gates.is_closed(key.batch_id)
         ):
             return False
         link.held[key] = work
@@ -336,47 +352,26 @@ class LocalExecutor:
 
     # -- gates -----------------------------------------------------------------------------
 
-    async def close_gate(self, batch_id: BatchId, *, grace_s: float) -> GateReport:
-        began = time.monotonic()
-        self._closed.add(batch_id)
-        telemetry.probe("gate.closing")
-        asked = {
-            link: link.ask_gate(batch_id, grace_s)
-            for link in list(self._links.values())
-            if link.holds(batch_id)
-        }
-        telemetry.probe("gate.asked")
-        if asked:
-            await asyncio.wait(asked.values(), timeout=self._settings.ack_s)
-        silent = [link for link, ack in asked.items() if not ack.done()]
-        for link in silent:
-            telemetry.trouble("gate_not_acknowledged", worker=link.worker, batch_id=batch_id)
-            link.kill()
-        for link in silent:
-            await link.gone.wait()
-        telemetry.probe("gate.heard")
-        return GateReport(
-            acknowledged_s=time.monotonic() - began,
-            in_flight=sum(
-                ack.result().in_flight
-                for ack in asked.values()
-                if ack.done() and not ack.cancelled()
-            ),
-            killed=[link.worker for link in silent],
+    async def close_gate(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> GateReport:
+        return await self._gates.close(
+            batch_id, self._holding(batch_id), grace_s=grace_s, last_s=last_s
         )
 
     def forget_gate(self, batch_id: BatchId) -> None:
         """The batch is terminal: nothing will ask for its gate again."""
-        self._closed.discard(batch_id)
+        self._gates.forget(batch_id)
 
     async def fence(self, batch_id: BatchId) -> Sequence[WorkerId]:
-        links = [link for link in self._links.values() if link.holds(batch_id)]
+        links = self._holding(batch_id)
         for link in links:
             link.kill()
         for link in links:
             await link.gone.wait()
         telemetry.probe("workers.fenced")
         return [link.worker for link in links]
+
+    def _holding(self, batch_id: BatchId) -> list[WorkerLink]:
+        return [link for link in self._links.values() if link.holds(batch_id)]
 
     # -- pause and end ---------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 One stream socket per worker: each message is a 4-byte big-endian length and msgpack of one tagged
 struct. The control process sends `ToWorker`, the worker answers with `ToControl`. Order is kept in
 both directions, and both sides rely on it: a worker's `Released` follows the commits it depends on.
+The first message of either side names its program (`protocol.py`); no other is read before that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -17,6 +18,7 @@ from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId
 from batchline.domain.model import ShardCommit, ShardKey
 from batchline.executor.contract import BackendSettings, Released, ShardWork
+from batchline.executor.protocol import PROTOCOL
 
 _LENGTH_BYTES: Final = 4
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # a shard of work is a few hundred bytes
@@ -42,6 +44,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Configure(msgspec.Struct, frozen=True, tag=True):
     settings: WorkerSettings
     probes: str
+    protocol: str = PROTOCOL
 
 
 class OpenShard(msgspec.Struct, frozen=True, tag=True):
@@ -49,11 +52,15 @@ class OpenShard(msgspec.Struct, frozen=True, tag=True):
 
 
 class CloseGate(msgspec.Struct, frozen=True, tag=True):
-    """Close the gate of a batch, acknowledge with `GateClosed`, abort what runs after `grace_s`."""
+    """Close the gate of a batch and acknowledge with `GateClosed`.
+
+    What runs after `grace_s` is ended as its backend has it, what runs after `last_s` at once.
+    """
 
     batch_id: BatchId
     request: int
     grace_s: float
+    last_s: float
 
 
 class SetPermits(msgspec.Struct, frozen=True, tag=True):
@@ -117,9 +124,11 @@ ToWorker = (
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The worker has recorded itself and is configured."""
+    """The worker has recorded itself and is configured; or, where the control process is of
+    another version than it, ends."""
 
     pid: int
+    protocol: str = PROTOCOL
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
@@ -127,10 +136,13 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class GateClosed(msgspec.Struct, frozen=True, tag=True):
-    """No first byte of a request of the batch will be written from now on."""
+    """No first byte of a request of the batch will be written from now on.
+
+    `in_flight` counts those that were, by backend.
+    """
 
     request: int
-    in_flight: int
+    in_flight: Mapping[str, int]
 
 
 class Commit(msgspec.Struct, frozen=True, tag=True):

@@ -28,13 +28,8 @@ def start_time(pid: int) -> str | None:
     A zombie counts as gone: it holds no connection and can write nothing.
     """
     if sys.platform == "linux":
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return None
-        # The command name may hold spaces and brackets; the fields after it are fixed (proc(5)).
-        fields = stat.rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
+        fields = _fields(pid)
+        return None if not fields or fields[0] in "ZX" else fields[19]
     else:  # noqa: RET505  # mypy follows the platform through if/else only
         answer = subprocess.run(
             ["/bin/ps", "-o", "lstart=,stat=", "-p", str(pid)],
@@ -47,12 +42,38 @@ def start_time(pid: int) -> str | None:
         return None if not started or state.startswith("Z") else started.strip()
 
 
+def is_held_up(pid: int) -> bool:
+    """Whether the main thread of a process would go on, had it the processor or the disk.
+
+    That of a process that is stopped, or that waits for something else, would not. Where the system
+    does not tell (it is Linux that does) nobody is held up.
+    """
+    fields = _fields(pid)
+    return bool(fields) and fields[0] in "RD"
+
+
+def _fields(pid: int) -> list[str]:
+    """What Linux tells of a process from its state on (proc(5)); nothing when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    # The command name may hold spaces and brackets; the fields after it are fixed.
+    return stat.rpartition(")")[2].split()
+
+
 def record_self(directory: Path) -> None:
     """Write this process into `directory`; called by a child before it opens anything."""
     pid = os.getpid()
     partial = directory / f".{pid}"
     partial.write_text(start_time(pid) or "", encoding="ascii")
     partial.replace(directory / str(pid))
+
+
+def leave_the_end_to_the_server() -> None:
+    """Ignore what a terminal, or whoever stops a service, sends to all processes of a group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def forget(directory: Path, pid: int) -> None:
@@ -71,7 +92,8 @@ def kill_survivors(directory: Path, *, timeout_s: float = 5.0) -> int:
     killed: list[tuple[int, str]] = []
     for record in directory.iterdir():
         if record.name.isdigit():
-            recorded = record.read_text(encoding="ascii")
+            # Records are not synced: after a power cut there may be anything in one.
+            recorded = record.read_text(encoding="ascii", errors="replace")
             if start_time(int(record.name)) == recorded:
                 _kill(int(record.name))
                 killed.append((int(record.name), recorded))
@@ -96,19 +118,26 @@ def exit_with_peer(fd: int, *, before_exit: Callable[[], None] | None = None) ->
 
     A thread, so that a busy event loop cannot delay it; `os._exit`, so that the kernel closes every
     connection at once. Only hang-ups wake it: data on the socket is for the event loop.
+
+    When it is gone already, this does not return: a child that recorded itself too late for the
+    next server to kill it must not begin with what its own server had still asked of it.
     """
+    poller = select.poll()
+    # POLLHUP is always reported. POLLRDHUP exists on Linux only and comes with a half-close.
+    poller.register(fd, getattr(select, "POLLRDHUP", 0))
+
+    def look(timeout_ms: int | None) -> None:
+        for _, events in poller.poll(timeout_ms):
+            if events & (select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)):
+                if before_exit is not None:
+                    before_exit()
+                os._exit(0)
 
     def watch() -> None:
-        poller = select.poll()
-        # POLLHUP is always reported. POLLRDHUP exists on Linux only and comes with a half-close.
-        poller.register(fd, getattr(select, "POLLRDHUP", 0))
         while True:
-            for _, events in poller.poll():
-                if events & (select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)):
-                    if before_exit is not None:
-                        before_exit()
-                    os._exit(0)
+            look(None)
 
+    look(0)
     thread = threading.Thread(target=watch, name="exit-with-peer", daemon=True)
     thread.start()
     return thread

@@ -16,6 +16,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -208,6 +209,8 @@ class SegmentWriter:
 
     def _append(self, data: bytes) -> int:
         """Write and sync `data`; the offset where it begins. Nothing counts when this raises."""
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+            self._abandon()  # somebody removed it: what is appended could never be read
         if self._fd < 0 or self._durable_to >= self._segment_bytes:
             self._begin_segment()
         start = self._durable_to
@@ -236,20 +239,22 @@ class SegmentWriter:
             self._directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
         )
         self._name, self._durable_to = BlobName(name), 0
-        directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(directory)  # else the name, and all behind it, may be gone after a power cut
+            # Else the name, and all behind it, may be gone after a power cut.
+            _sync_folder(self._directory)
         except OSError:
             self._abandon()
             raise
-        finally:
-            os.close(directory)
         probe("segment.created")
 
     def _abandon(self) -> None:
+        """Close the segment; one on which nothing can count goes, or each try would leave one."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+            if self._durable_to == 0:
+                with suppress(OSError):
+                    (self._directory / self._name).unlink()
 
 
 def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
@@ -264,6 +269,7 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         completed=part.snapshot.completed,
         failed=part.snapshot.failed,
         usage=part.snapshot.usage,
+        failed_lines=part.snapshot.failed_lines,
     )
 
 
@@ -278,6 +284,14 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_data(fd: int) -> None:

@@ -7,14 +7,14 @@ No I/O and no clock. The worker's event loop is the only reader and writer, exce
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId, line_id_prefix
 from batchline.domain.model import Usage
-from batchline.executor.contract import ShardWork
+from batchline.executor.contract import Ends, ShardWork
 
 
 class Gate(StrEnum):
@@ -23,6 +23,15 @@ class Gate(StrEnum):
     OPEN = "open"
     CLOSED = "closed"  # cancel, window, drain: results that still arrive count
     FENCED = "fenced"  # someone else holds the shard: nothing counts any more
+
+
+class EndedBy(StrEnum):
+    """How we ended a request that was in flight; the field of `Ends` that counts it."""
+
+    CLOSED = "closed"
+    CALLED = "called"
+    CALL_FAILED = "calls_failed"
+    UNANSWERED = "unanswered"
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +48,11 @@ class Line:
     written: bool = False  # the first byte of the current attempt was handed to the socket
     trial: bool = False  # this dispatch tries a closed circuit
     held_bytes: int = 0  # what it counts in the worker's byte budget
+    backend: str = ""  # where the current attempt goes
+    sends: int = 0  # attempts under this epoch, also those that do not count
+    abort_id: str | None = None  # by which its backend can be called to abort the attempt
+    doomed: bool = False  # that call is under way: an answer may be cut short, and counts no more
+    ended_by: EndedBy | None = None  # set when the attempt is cancelled
     task: asyncio.Task[None] | None = None
 
     def admit(self) -> bool:
@@ -47,6 +61,19 @@ class Line:
             self.written = True
             return True
         return False
+
+    def begin(self, backend: str) -> None:
+        """A new attempt, at `backend`: what was noted of an earlier one is over."""
+        self.backend = backend
+        self.sends += 1
+        self.written = self.doomed = False
+        self.abort_id = self.ended_by = None
+
+    def end(self, how: EndedBy) -> None:
+        """Cancel the attempt under way; it is over when its task is. Only the first call counts."""
+        if self.task is not None and self.ended_by is None:
+            self.ended_by = how
+            self.task.cancel()
 
     @property
     def line_id(self) -> str:
@@ -71,6 +98,7 @@ class Snapshot:
     completed: int
     failed: int
     usage: Usage
+    failed_lines: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -80,12 +108,14 @@ class ShardRun:
     work: ShardWork
     input_fd: int
     entries: bytes  # this shard's part of the plan
+    line_id_prefix: str
     gate: Gate = Gate.OPEN
     cursor: int = 0
     returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
+    failed_lines: bytearray = field(default_factory=bytearray)  # those in `errors`
     completed: int = 0
     failed: int = 0
     usage: list[int] = field(default_factory=list)  # the five sums, in the order of Usage
@@ -94,8 +124,7 @@ class ShardRun:
     uncommitted_groups: int = 0  # sent to the segment writer, not yet answered by the store
     announced: dict[int, asyncio.Future[None]] = field(default_factory=dict)  # until `Proceed`
     handed: bool = False  # the scheduler knows that every line was dispatched once
-    aborted: int = 0
-    finished_late: int = 0
+    ends: dict[str, Ends] = field(default_factory=dict)  # behind the closed gate, by backend
 
     @classmethod
     def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> ShardRun:
@@ -104,7 +133,9 @@ class ShardRun:
             work=work,
             input_fd=input_fd,
             entries=entries,
+            line_id_prefix=line_id_prefix(shard.key.batch_id),
             settled=bytearray(shard.settled),
+            failed_lines=bitmap.empty(shard.entries),
             completed=shard.completed,
             failed=shard.failed,
             usage=[
@@ -119,10 +150,6 @@ class ShardRun:
     @property
     def batch_id(self) -> BatchId:
         return self.work.shard.key.batch_id
-
-    @property
-    def line_id_prefix(self) -> str:
-        return line_id_prefix(self.batch_id)
 
     # -- what is next ----------------------------------------------------------------------
 
@@ -176,6 +203,7 @@ class ShardRun:
             self.outputs.append(result)
         else:
             self.failed += 1
+            bitmap.mark(self.failed_lines, line.index)
             self.errors.append(result)
         if usage is not None:
             sums = self.usage
@@ -184,8 +212,8 @@ class ShardRun:
             sums[2] += usage.output_tokens
             sums[3] += usage.reasoning_tokens
             sums[4] += usage.total_tokens
-        if self.gate is Gate.CLOSED:
-            self.finished_late += 1
+        if self.gate is Gate.CLOSED and line.written:
+            self.ends.setdefault(line.backend, Ends()).finished_late += 1
 
     def put_back(self, line: Line) -> None:
         """The line ended without a result: it is next again if the gate is open."""
@@ -205,9 +233,18 @@ class ShardRun:
             self.outputs.clear()
             self.errors.clear()
 
+    def note_end(self, line: Line, *, aborted: bool) -> None:
+        """The attempt at `line` is over behind the closed gate: it counts for the receipt."""
+        if not line.written:
+            return
+        ends = self.ends.setdefault(line.backend, Ends())
+        how = (line.ended_by or EndedBy.CLOSED).value if aborted else "answered"
+        setattr(ends, how, getattr(ends, how) + 1)
+
     @property
-    def on_the_wire(self) -> int:
-        return sum(line.written for line in self.in_flight)
+    def on_the_wire(self) -> Counter[str]:
+        """How many requests are at each backend."""
+        return Counter(line.backend for line in self.in_flight if line.written)
 
     @property
     def is_over(self) -> bool:
@@ -238,6 +275,8 @@ class ShardRun:
                 reasoning_tokens=self.usage[3],
                 total_tokens=self.usage[4],
             ),
+            bytes(self.failed_lines),
         )
         self.outputs, self.errors = [], []
+        self.failed_lines = bitmap.empty(self.work.shard.entries)
         return group

@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
@@ -29,13 +30,13 @@ from batchline.domain.attempts import (
     decide,
 )
 from batchline.domain.errors import BlobUnreadable, NotAdmitted, NotSent, SentUnanswered
-from batchline.domain.ids import BatchId
 from batchline.domain.lines import RequestLine, read_line
 from batchline.domain.model import ShardKey
 from batchline.domain.results import Failure
 from batchline.domain.splices import with_model
 from batchline.executor import messages as m
 from batchline.executor import verdict
+from batchline.executor.aborts import Aborts
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
 from batchline.executor.lane import Lane
 from batchline.executor.segments import SegmentWriter
@@ -70,6 +71,9 @@ class Worker:
         self._send = send
         self._lanes = {b.name: Lane(b.name, transport(b)) for b in settings.backends}
         self._runs: dict[ShardKey, ShardRun] = {}
+        self._aborts = Aborts(
+            settings.backends, transport=transport, runs=lambda: list(self._runs.values())
+        )
         self._paused = False
         self._storage_trouble = False
         self._held_bytes = 0
@@ -107,6 +111,7 @@ class Worker:
                 task.cancel()
         if self._failure is not None:
             raise self._failure
+        await self._aborts.close()
         for lane in self._lanes.values():
             await lane.transport.close()
         self._send(m.Drained())
@@ -189,11 +194,11 @@ class Worker:
         for run in runs:
             run.close(Gate.CLOSED)
         telemetry.probe("gate.closed")
-        self._send(
-            m.GateClosed(request=order.request, in_flight=sum(run.on_the_wire for run in runs))
-        )
+        on_the_wire = sum((run.on_the_wire for run in runs), Counter[str]())
+        if not telemetry.probe("gate.acknowledging"):
+            self._send(m.GateClosed(request=order.request, in_flight=on_the_wire))
         telemetry.probe("gate.acknowledged")
-        self._abort_later(order.grace_s, order.batch_id)
+        self._aborts.schedule(order.batch_id, grace_s=order.grace_s, last_s=order.last_s)
         for run in runs:
             self._release_if_over(run)
         self._pump_all()  # the permits of lines that were not on the wire are free
@@ -203,25 +208,8 @@ class Worker:
         for run in list(self._runs.values()):
             run.close(Gate.CLOSED)
             self._release_if_over(run)
-        self._abort_later(grace_s, None)
+        self._aborts.shut_down(grace_s=grace_s)
         self._end_if_drained()
-
-    def _abort_later(self, grace_s: float, batch_id: BatchId | None) -> None:
-        if grace_s <= 0:
-            self._abort(batch_id)
-        else:
-            asyncio.get_running_loop().call_later(grace_s, self._abort, batch_id)
-
-    def _abort(self, batch_id: BatchId | None) -> None:
-        """Close the connections of what still runs behind a closed gate."""
-        for run in list(self._runs.values()):
-            if run.gate is not Gate.OPEN and batch_id in (None, run.batch_id):
-                self._abort_run(run)
-
-    def _abort_run(self, run: ShardRun) -> None:
-        for line in run.in_flight:
-            if line.task is not None:
-                line.task.cancel()
 
     def _set_permits(self, order: m.SetPermits) -> None:
         lane = self._lanes[order.backend]
@@ -272,7 +260,7 @@ class Worker:
         line = lane.take()
         if line is None:
             return None
-        line.written = False  # what an earlier attempt wrote is over
+        line.begin(lane.backend)
         line.held_bytes = line.length
         self._held_bytes += line.length
         run = line.run
@@ -355,19 +343,27 @@ class Worker:
         """Send the line; the verdict on what came of it, None when the gate was closed."""
         line.attempt += 1
         line_id = line.line_id
+        headers = {"idempotency-key": line.idempotency_key}
+        body = request.body
+        if lane.backend in self._aborts.callers:
+            body = self._aborts.callers[lane.backend].tag(line, body, headers)
         try:
             telemetry.probe("worker.dispatching")
             answer = await lane.transport.send(
                 line.run.work.endpoint.removeprefix(_API_PREFIX),
-                request.body,
-                headers={"idempotency-key": line.idempotency_key},
+                body,
+                headers=headers,
                 before_write=line.admit,
             )
             telemetry.probe("worker.answered")
+            if line.doomed:
+                await _until_called_off()
         except NotAdmitted:
             line.attempt -= 1
             return None
         except (NotSent, SentUnanswered) as exc:
+            if line.doomed:
+                await _until_called_off()
             return verdict.of_error(exc, line_id=line_id, custom_id_raw=request.custom_id_raw)
         return verdict.of_answer(
             answer,
@@ -445,10 +441,11 @@ class Worker:
         if line.trial and ended is not _Ended.FAULT:
             self._send(m.TrialOver(lane.backend, worked=ended is _Ended.ANSWERED))
         lane.ended(line, answered=ended is _Ended.ANSWERED)
+        if run.gate is not Gate.OPEN:
+            run.note_end(line, aborted=ended is _Ended.ABORTED)
         if ended is _Ended.UNREADABLE:
             self._unreadable(run)
         if line in run.in_flight:  # neither settled nor waiting for a retry
-            run.aborted += ended is _Ended.ABORTED and line.written
             run.put_back(line)
         if run.returned:
             self._offer(run)
@@ -461,7 +458,7 @@ class Worker:
     def _commit_answered(self, run: ShardRun, accepted: bool) -> None:
         if not accepted and run.gate is not Gate.FENCED:
             run.close(Gate.FENCED)
-            self._abort_run(run)
+            self._aborts.end_run(run)
         self._release_if_over(run)
 
     def _release_if_over(self, run: ShardRun) -> None:
@@ -483,8 +480,7 @@ class Worker:
                     key=key,
                     epoch=run.work.shard.epoch,
                     settled=run.all_settled,
-                    aborted=run.aborted,
-                    finished_late=run.finished_late,
+                    ends=run.ends,
                 )
             )
         )
@@ -505,6 +501,14 @@ class Worker:
         self._held_bytes -= count
         if was_over:
             self._pump_all()
+
+
+async def _until_called_off() -> None:
+    """Wait for the end of the call that has the backend abort a request: it cancels who waits.
+
+    What came of the request meanwhile may be half a text.
+    """
+    await asyncio.Event().wait()
 
 
 def _as_sent(request: RequestLine, model: str | None) -> RequestLine:

@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from batchline import telemetry
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor import processes
 from batchline.executor.contract import ShardWork
+from batchline.executor.protocol import PROTOCOL, named_in
 
 # Messages to a worker are small; a worker that lets this much pile up does not read any more.
 _MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
@@ -46,6 +48,7 @@ class WorkerLink:
         self.handed: set[ShardKey] = set()
         self.trying: dict[ShardKey, set[int]] = {}
         self.ready = False
+        self.other_version: str | None = None  # what the worker's program calls itself instead
         self.storage_trouble: str | None = None
         self.silent_beats = 0
         self.gone = asyncio.Event()  # dead and reaped
@@ -100,8 +103,12 @@ class WorkerLink:
             self.kill()
 
     async def messages(self, on_message: Callable[[m.ToControl], None]) -> None:
-        """Hand each message to `on_message` as it comes; returns when the worker is gone."""
+        """Hand each message to `on_message` as it comes; returns when the worker is gone, or turns
+        out to be of another version: then nothing that it says has been looked at."""
         while (payload := await m.read_frame(self._reader)) is not None:
+            if not self.ready and (theirs := named_in(payload)) != PROTOCOL:
+                self.other_version = theirs
+                return
             self.silent_beats = 0
             message = m.decode_to_control(payload)
             if isinstance(message, m.GateClosed):
@@ -111,7 +118,9 @@ class WorkerLink:
             else:
                 on_message(message)
 
-    def ask_gate(self, batch_id: BatchId, grace_s: float) -> asyncio.Future[m.GateClosed]:
+    def ask_gate(
+        self, batch_id: BatchId, *, grace_s: float, last_s: float
+    ) -> asyncio.Future[m.GateClosed]:
         """Tell the worker to close a gate; the future is its acknowledgement.
 
         The future is cancelled when the worker dies, which closes the gate just as well.
@@ -119,11 +128,21 @@ class WorkerLink:
         self._requests += 1
         future: asyncio.Future[m.GateClosed] = asyncio.get_running_loop().create_future()
         self._acks[self._requests] = future
-        self.tell(m.CloseGate(batch_id, self._requests, grace_s))
+        if not telemetry.probe("gate.asking"):
+            self.tell(m.CloseGate(batch_id, self._requests, grace_s, last_s))
         return future
 
     def holds(self, batch_id: BatchId) -> bool:
         return any(key.batch_id == batch_id for key in self.held)
+
+    def backends_of(self, batch_id: BatchId) -> set[str]:
+        """Where it may have sent requests of the batch."""
+        return {
+            name
+            for key, work in self.held.items()
+            if key.batch_id == batch_id
+            for name in work.backends
+        }
 
     # -- life and death --------------------------------------------------------------------
 

@@ -44,12 +44,12 @@ class BatchRunner(Protocol):
     def created(self, batch: Batch) -> None:
         """`batch` is committed in `validating`: wake validation. Never blocks."""
 
-    async def stop(self, batch: Batch, *, was: BatchStatus) -> None:
+    async def stop(self, batch: Batch, *, was: BatchStatus) -> Mapping[str, object]:
         """`batch` was moved from `was` to `cancelling`, and that is committed.
 
         Closes its gate in every worker and waits for the acknowledgements, a bounded time; a slow
         worker is not an error. Called again (`was` is then the batch's own status) it waits for
-        the same acknowledgements.
+        the same acknowledgements. What it returns is for the receipt.
         """
 
 
@@ -205,14 +205,24 @@ class Batches:
                 break
         event("batch_cancel_requested", batch_id=batch.id, was=batch.status.value)
         # The gates first: a receipt is a commit of some milliseconds in which requests would start.
-        await self._runner.stop(moved, was=batch.status)
-        await self._record(moved, requested_at=now, key_id=key_id)
+        at_gate = await self._runner.stop(moved, was=batch.status)
+        await self._record(moved, at_gate, requested_at=now, key_id=key_id)
         return moved
 
-    async def _record(self, batch: Batch, *, requested_at: int, key_id: KeyId | None) -> None:
-        """Note who asked and when. The cancel is accepted already, so trouble does not undo it."""
+    async def _record(
+        self,
+        batch: Batch,
+        at_gate: Mapping[str, object],
+        *,
+        requested_at: int,
+        key_id: KeyId | None,
+    ) -> None:
+        """Note who asked and when, and what ran then, which a crash would have nobody know.
+
+        The cancel is accepted already, so trouble does not undo it.
+        """
         who = {"project_id": batch.project_id, "key_id": key_id}
-        receipt = {"requested_at": requested_at, "requested_by": who}
+        receipt = {**at_gate, "requested_at": requested_at, "requested_by": who}
         try:
             await self._store.put_receipt(batch.id, receipt)
         except StoreError as exc:

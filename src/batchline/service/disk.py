@@ -9,8 +9,10 @@ the files of a batch that ends, rows. A reserve file is given up, slice by slice
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,7 +70,8 @@ class DiskGuard:
             # Written, not fallocated: macOS cannot do that, and some file systems only pretend to.
             self._reserve.write_bytes(bytes(want))
         except OSError:
-            self._reserve.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
 
     def give_up_reserve(self) -> bool:
         """Free a slice of the reserve for a control write; False when nothing is left of it.
@@ -83,20 +86,27 @@ class DiskGuard:
         return True
 
     async def run(self, executor: Executor) -> None:
-        """Pause and resume `executor` by the marks, for ever."""
+        """Pause and resume `executor` by the marks, for ever; a sick disk changes neither."""
         while True:
-            free = await asyncio.to_thread(self._free_bytes, self._directory)
-            if not self._low and free < self._settings.low_water_bytes:
-                self._low = True
-                telemetry.trouble("disk_low", free_bytes=free)
-                executor.pause(REASON)
-            elif self._low and free > self._settings.high_water_bytes:
-                self._low = False
-                telemetry.event("disk_has_room", free_bytes=free)
-                executor.resume()
-            if not self._low:
-                await asyncio.to_thread(self.take_reserve)
+            try:
+                await self._look(executor)
+            except OSError as exc:
+                name = errno.errorcode.get(exc.errno or 0, "unknown")
+                telemetry.trouble("disk_unreadable", error=name)
             await asyncio.sleep(LOOK_S)
+
+    async def _look(self, executor: Executor) -> None:
+        free = await asyncio.to_thread(self._free_bytes, self._directory)
+        if not self._low and free < self._settings.low_water_bytes:
+            self._low = True
+            telemetry.trouble("disk_low", free_bytes=free)
+            executor.pause(REASON)
+        elif self._low and free > self._settings.high_water_bytes:
+            self._low = False
+            telemetry.event("disk_has_room", free_bytes=free)
+            executor.resume()
+        if not self._low:
+            await asyncio.to_thread(self.take_reserve)
 
 
 def free_bytes_of(directory: Path) -> int:

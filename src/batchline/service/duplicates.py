@@ -55,8 +55,12 @@ class CustomIds:
         self.added = 0
         self.repeats = 0  # ids that repeat one of the same spill; a lower bound of all repeats
 
-    def add(self, custom_ids: Sequence[str]) -> None:
-        """Take the ids of the next entries.
+    def skip(self, entries: int = 1) -> None:
+        """The next entries have no id that is compared with others."""
+        self.added += entries
+
+    def add(self, custom_ids: Sequence[str | None]) -> None:
+        """Take the ids of the next entries; that there is none is an id like any other.
 
         Raises:
             OSError: the scratch file could not be written.
@@ -92,8 +96,16 @@ class CustomIds:
 
     def all_suspects(self) -> Iterator[Suspect]:
         """Every such entry, in no order; one partition of them is in memory."""
+        for pairs in self.partitions():
+            yield from _repeated(pairs)
+
+    def partitions(self) -> Iterator[array[int]]:
+        """All pairs (hash, entry, hash, entry ...) in parts, each in entry order.
+
+        Equal ids are in one part. Each is in memory by itself.
+        """
         for number in range(self._mask + 1):
-            yield from _repeated(self._load(number))
+            yield self._load(number)
 
     def _load(self, number: int) -> array[int]:
         """All pairs of one partition, in entry order."""

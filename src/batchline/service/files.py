@@ -21,6 +21,7 @@ from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StorageFull
 from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
+from batchline.service.alarms import Alarms
 from batchline.store.contract import BlobStore, BlobWriter, Store
 from batchline.telemetry import event
 
@@ -70,6 +71,7 @@ class Files:
         random: Callable[[int], bytes] = os.urandom,
         limits: FileLimits | None = None,
         has_room: Callable[[], bool] = lambda: True,
+        alarms: Alarms | None = None,
     ) -> None:
         """`has_room` False: the disk is low, and uploads are refused before it is full."""
         self._store = store
@@ -78,6 +80,7 @@ class Files:
         self._random = random
         self.limits = limits or FileLimits()
         self._has_room = has_room
+        self._alarms = alarms or Alarms()
 
     def begin(self, project_id: ProjectId) -> IncomingFile:
         """Start an upload; use it as `async with`, which discards what was not finished.
@@ -165,10 +168,16 @@ class Files:
             raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
 
         async def chunks() -> AsyncGenerator[bytes, None]:
-            async for chunk in self._blobs.read(
-                ranges, chunk_bytes=self.limits.download_chunk_bytes
-            ):
-                yield chunk
+            try:
+                async for chunk in self._blobs.read(
+                    ranges, chunk_bytes=self.limits.download_chunk_bytes
+                ):
+                    yield chunk
+            except BlobUnreadable:
+                # Else it was deleted or has expired beside us, and its bytes went with it.
+                if await self._store.get_file(project_id, file.id, now=self._now()) is not None:
+                    self._alarms.file_corrupt(file_id=file.id)
+                raise
 
         return file, chunks()
 

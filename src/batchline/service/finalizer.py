@@ -123,9 +123,9 @@ class Finalizer:
             ],
         )
         try:
-            await self.jobs.run(write_leftovers, job)
+            written = await self.jobs.run(write_leftovers, job)
             telemetry.probe("never_run.written")
-            return await self.blobs.adopt(scratch, BlobKind.NEVER_RUN)
+            return await self.blobs.adopt(scratch, BlobKind.NEVER_RUN, crc=written.crc)
         except BlobUnreadable:
             await self._input_lost(batch)
             return None

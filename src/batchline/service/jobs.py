@@ -5,7 +5,8 @@ and result travel over a socket that the child inherits; the child (`cli/job_chi
 that socket does, whatever it is doing. Children are started by exec, never by a bare fork, and
 record themselves for the next server (`executor/processes.py`).
 
-Messages are msgpack behind four bytes of length, big-endian.
+Messages are msgpack behind four bytes of length, big-endian. Each names the program of its sender,
+and is read no further when that is another one (`executor/protocol.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 import typing
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -23,18 +25,20 @@ from typing import Final, TypeVar
 import msgspec
 
 from batchline import telemetry
-from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull
+from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull, StoreUnavailable
 from batchline.executor import processes
+from batchline.executor.protocol import PROTOCOL, named_in, other_version
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 LENGTH_BYTES: Final = 4
+LOOK_AGAIN_S: Final = 5.0  # after a child of another version; each look is a second of imports
 _CHILD_MODULE: Final = "batchline.cli.job_child"
 
 # Errors that a job may raise on purpose and that arrive at the caller of `run` as they are.
 CARRIED: Final[dict[str, type[BatchlineError]]] = {
-    error.code: error for error in (BlobUnreadable, StorageFull)
+    error.code: error for error in (BlobUnreadable, StorageFull, StoreUnavailable)
 }
 
 
@@ -49,11 +53,18 @@ class JobFailed(BatchlineError):
         self.retryable = retryable
 
 
+class OtherVersion(BatchlineError):
+    """The program that is installed is no longer the one that runs: it can start no job."""
+
+    code = "other_version_installed"
+
+
 class Request(msgspec.Struct):
     """Run `function` (`module:name`) of the job's value."""
 
     function: str
     job: msgspec.Raw
+    protocol: str = PROTOCOL
 
 
 class Reply(msgspec.Struct):
@@ -62,6 +73,7 @@ class Reply(msgspec.Struct):
     result: bytes | None = None  # msgpack; msgspec takes no Raw in a union
     error_code: str | None = None
     message: str = ""
+    protocol: str = PROTOCOL
 
 
 class Jobs:
@@ -78,6 +90,8 @@ class Jobs:
         self._starting: set[asyncio.Task[_Child]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.failing: str | None = None  # why no job can be run, for people
+        self._look_again_at = 0.0  # monotonic
 
     async def run(self, function: Callable[[Job], Result], job: Job) -> Result:
         """The result of `function(job)`, computed in a child.
@@ -87,17 +101,19 @@ class Jobs:
         on: nothing of the job runs afterwards.
 
         Raises:
-            JobFailed: see there.
-            BlobUnreadable, StorageFull: the function raised it.
+            JobFailed, OtherVersion: see there.
+            BlobUnreadable, StorageFull, StoreUnavailable: the function raised it.
         """
         request = Request(
             function=f"{function.__module__}:{function.__qualname__}",
             job=msgspec.Raw(msgspec.msgpack.encode(job)),
         )
         async with self._slots:
+            self._refuse_when_just_refused()
             child = await self._child()
             try:
                 raw = await child.ask(msgspec.msgpack.encode(request))
+                self._check_version(raw)
             except BaseException:
                 await _to_the_end(self._end(child))
                 raise
@@ -111,6 +127,21 @@ class Jobs:
         if reply.error_code is not None:
             raise CARRIED[reply.error_code](reply.message)
         raise JobFailed(reply.message, retryable=False)
+
+    def _check_version(self, reply: bytes) -> None:
+        theirs = named_in(reply)
+        if theirs == PROTOCOL:
+            self.failing = None
+            return
+        if self.failing is None:
+            telemetry.trouble("job_of_another_version_refused", installed=theirs, running=PROTOCOL)
+        self.failing = other_version(theirs)
+        self._look_again_at = time.monotonic() + LOOK_AGAIN_S
+        raise OtherVersion(self.failing)
+
+    def _refuse_when_just_refused(self) -> None:
+        if self.failing is not None and time.monotonic() < self._look_again_at:
+            raise OtherVersion(self.failing)
 
     async def warm(self) -> None:
         """Start the child that the first job will find ready; its imports take half a second."""

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+import google_crc32c
+
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.errors import BlobUnreadable
 from batchline.domain.ids import BatchId
 from batchline.domain.lines import custom_id_raw_at
 from batchline.domain.results import Failure, failure_tail
 from batchline.service.inputs import BLOCK_BYTES, InputFile
-from batchline.service.scratch import disk_full_named, write_all
+from batchline.service.scratch import disk_trouble_named, write_all
 from batchline.telemetry import probe
 
 _Entry = tuple[int, int, int, int]  # as in plan.ENTRY: offset, length, line number, prefix hash
@@ -53,10 +55,14 @@ class LeftoversJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftoversResult:
-    """How many lines were written, and their bytes in all; the file is durable, even when empty."""
+    """How many lines were written, their bytes in all and the CRC-32C of those.
+
+    The file is durable, even when empty.
+    """
 
     lines: int
     bytes: int
+    crc: int
 
 
 def write_leftovers(job: LeftoversJob) -> LeftoversResult:
@@ -67,10 +73,11 @@ def write_leftovers(job: LeftoversJob) -> LeftoversResult:
     Raises:
         BlobUnreadable: the input or the plan is gone, short or damaged.
         StorageFull: no room for the lines.
+        StoreUnavailable: the disk does not take them.
     """
     path = Path(job.output_path)
     with (
-        disk_full_named(),
+        disk_trouble_named(),
         InputFile(job.input_path, job.input_bytes) as source,
         _PlanFile(job.plan_path) as planned,
     ):
@@ -92,7 +99,7 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
     tail = failure_tail(job.failure).replace(b"%", b"%%")
     line = b'{"id":"%b%%08x","custom_id":%%b%b' % (prefix, tail)
     reader = _CustomIdReader(source)
-    count = size = 0
+    count = size = crc = 0
     for shard in job.shards:
         entries = planned.unsettled(shard)
         custom_ids = reader.read(entries)
@@ -102,7 +109,8 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
         write_all(fd, written)
         count += len(entries)
         size += len(written)
-    return LeftoversResult(lines=count, bytes=size)
+        crc = google_crc32c.extend(crc, written)
+    return LeftoversResult(lines=count, bytes=size, crc=crc)
 
 
 class _PlanFile:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 from batchline import telemetry
@@ -31,6 +32,28 @@ class RetentionSettings:
     sweep_s: float = SWEEP_S
 
 
+class Deletion:
+    """Whether bytes that nothing references any more may go: not while somebody copies them."""
+
+    def __init__(self) -> None:
+        self._holds = 0
+
+    @property
+    def is_held(self) -> bool:
+        return self._holds > 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is referenced at the beginning of the block, or later, is there until its end."""
+        self._holds += 1
+        telemetry.event("deletion_held", holds=self._holds)
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            telemetry.event("deletion_resumed", holds=self._holds)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maintenance:
     """Sweeps; each pass is idempotent, and a crash between its steps leaves work for the next."""
@@ -39,6 +62,7 @@ class Maintenance:
     blobs: BlobStore
     clock: Callable[[], float] = time.time
     sweep_s: float = SWEEP_S
+    deletion: Deletion = field(default_factory=Deletion)
 
     async def recover(self) -> int:
         """Clean up behind an earlier server: before anyone uploads or dispatches.
@@ -78,6 +102,10 @@ class Maintenance:
                 pass
         await self.store.drop_idempotency_keys(now=now)
         while blobs := await self.store.unreferenced_blobs(limit=_AT_ONCE):
+            # Asked after the look and not before: what was let go of since somebody began to hold
+            # is in the look, and a hold that comes later copies nothing of it.
+            if self.deletion.is_held:
+                break
             names = [blob.name for blob in blobs]
             # Bytes first: a row without bytes is found again by the next sweep, the reverse never.
             telemetry.probe("blobs.deleting")

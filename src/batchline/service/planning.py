@@ -16,7 +16,8 @@ from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
-from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.alarms import Alarms
+from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
 from batchline.service.skipped import SkipSettings
 from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
@@ -65,6 +66,7 @@ class BatchInput:
     endpoint: str
     blob: BlobName | None
     bytes: int
+    crc: int | None
     skipped_into: BatchId | None = None
 
     @classmethod
@@ -75,6 +77,7 @@ class BatchInput:
             endpoint=batch.endpoint,
             blob=batch.input_blob,
             bytes=batch.input_bytes,
+            crc=batch.input_crc,
             skipped_into=batch.id if batch.skip_invalid else None,
         )
 
@@ -91,11 +94,15 @@ class Planner:
     clock: Callable[[], float] = time.time
     has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
     tries: Tries = field(default_factory=lambda: Tries(None))
+    alarms: Alarms = field(default_factory=Alarms)
 
     async def plan(self, batch: Batch) -> bool:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
 
         Cancelling the task kills the child. A full disk delays and does not fail the batch.
+
+        Raises:
+            StoreUnavailable: the database or the disk does not work; the same call may later.
         """
         problems = await self._before_reading(BatchInput.of(batch))
         if problems:
@@ -114,10 +121,11 @@ class Planner:
             try:
                 return await self._in_child(batch)
             except BlobUnreadable:
+                self.alarms.input_corrupt(batch_id=batch.id)
                 return await self._refuse(batch, [INTERNAL])
-            except StorageFull as exc:
+            except (StorageFull, OtherVersion) as exc:
                 telemetry.trouble("validation_delayed", batch_id=batch.id, code=exc.code)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(LOOK_AGAIN_S if isinstance(exc, OtherVersion) else RETRY_S)
                 return False
             except JobFailed as exc:
                 if not exc.retryable:
@@ -180,6 +188,7 @@ class Planner:
             endpoint=endpoint,
             blob=None if whole is None else whole.blob,
             bytes=0 if whole is None else whole.stop,
+            crc=None if whole is None else whole.crc,
         )
 
     async def _before_reading(self, source: BatchInput) -> Sequence[LineProblem]:
@@ -232,6 +241,7 @@ class Planner:
         return ValidationJob(
             input_path=str(self.blobs.path(BlobName(source.blob or ""))),
             input_bytes=source.bytes,
+            input_crc=source.crc,
             plan_path=str(self.blobs.scratch()),
             endpoint=source.endpoint,
             max_file_bytes=limits.max_file_bytes or unlimited,
@@ -254,7 +264,9 @@ class Planner:
         try:
             skipped = None
             if job.skip is not None and result.skipped:
-                blob = await self.blobs.adopt(Path(job.skip.path), BlobKind.NEVER_RUN)
+                blob = await self.blobs.adopt(
+                    Path(job.skip.path), BlobKind.NEVER_RUN, crc=result.skipped_crc
+                )
                 adopted.append(blob.name)
                 skipped = Skipped(lines=result.skipped, blob=blob)
             started = await self.store.start_batch(

@@ -1,7 +1,9 @@
 """A batch's results while it runs: what is committed, in commit order, readable from any line on.
 
 Places are byte offsets in the output file that the batch will have. It consists of the committed
-ranges in their order, so a reader may start before the end of the batch and go on after it.
+ranges in their order, so a reader may start before the end of the batch and go on after it. When
+damaged results were taken out, later ones moved up: places carry the number of such repairs, and
+one from before a repair is refused rather than taken for another line.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from batchline.service.batches import Batches
 from batchline.store.contract import BlobStore, Store
 
 CHUNK_BYTES: Final = 256 * 1024
+_REPAIR: Final = 2**48  # places of one file: 256 TiB of results; a few repairs stay below 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +58,21 @@ class Results:
             BlobUnreadable: stored bytes are not there; also while iterating.
         """
         batch = await self.batches.get(project_id, batch_id)
+        repairs, offset = divmod(after, _REPAIR)
+        if repairs != batch.repairs and after:
+            raise _no_place(
+                after,
+                "Damaged results of the batch were taken out: begin again at 0."
+                if repairs < batch.repairs
+                else _EXPECTED,
+            )
         ranges = await self.store.committed_output(
-            batch.id, after=after, limit=limit, now=self._now()
+            batch.id, after=offset, limit=limit, now=self._now()
         )
         if not ranges:
             await self._refuse_gone(project_id, await self.batches.get(project_id, batch_id))
         if ranges is None or not await self._begins_a_line(ranges):
-            raise InvalidRequest(
-                f"Invalid 'after': no result begins at {after}. "
-                "Expected 0 or the value of an 'x-batchline-next-after' header.",
-                param="after",
-                wire_code="invalid_value",
-            )
+            raise _no_place(after, _EXPECTED)
         size = sum(part.stop - part.start for part in ranges)
 
         async def chunks() -> AsyncGenerator[bytes, None]:
@@ -74,7 +80,10 @@ class Results:
                 yield chunk
 
         return CommittedResults(
-            status=batch.status, size=size, next_after=after + size, chunks=chunks()
+            status=batch.status,
+            size=size,
+            next_after=batch.repairs * _REPAIR + offset + size,
+            chunks=chunks(),
         )
 
     async def _refuse_gone(self, project_id: ProjectId, batch: Batch) -> None:
@@ -93,3 +102,14 @@ class Results:
 
     def _now(self) -> int:
         return int(self.clock())
+
+
+_EXPECTED: Final = "Expected 0 or the value of an 'x-batchline-next-after' header."
+
+
+def _no_place(after: int, hint: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid 'after': no result begins at {after}. {hint}",
+        param="after",
+        wire_code="invalid_value",
+    )

@@ -20,14 +20,18 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus
 from batchline.domain.model import Batch
 from batchline.executor.contract import Executor, GateReport
+from batchline.service import clocks, receipts
 from batchline.service.finalizer import Finalizer
 from batchline.service.planning import Planner
+from batchline.service.repair import Repair
 from batchline.service.scheduler import Running, Scheduler
 from batchline.store.contract import Store
 
 RETRY_S: Final = 0.5  # after trouble that may pass
 LOOK_S: Final = 30.0  # the wall clock may be set: deadlines are looked at again at least this often
-FENCE_AFTER_S: Final = 2.0  # past its grace, a worker that still holds a stopped shard is killed
+FENCE_AFTER_S: Final = 2.0  # a worker that holds a stopped shard so long after it should is killed
+CAP_RESERVE_S: Final = 10.0  # of the cap, for the end: half for workers to let go, half for files
+TAKEN_UP_AT_ONCE: Final = 4  # batches; the store answers one question at a time anyway
 
 
 class GateKeeper(Executor, Protocol):
@@ -45,6 +49,20 @@ class StopSettings:
     expire_grace_s: float = 10.0
     cap_s: float = 600.0
 
+    @property
+    def last_s(self) -> float:
+        """When the last connection of a stopped batch is closed: there is time left for the end."""
+        return self.cap_s - self._reserve_s
+
+    @property
+    def fence_s(self) -> float:
+        """When whoever still holds a shard of it is killed."""
+        return self.cap_s - self._reserve_s / 2
+
+    @property
+    def _reserve_s(self) -> float:
+        return min(CAP_RESERVE_S, self.cap_s / 3)
+
 
 @dataclass(slots=True, eq=False)
 class _Driven:
@@ -54,8 +72,10 @@ class _Driven:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     planning: asyncio.Task[bool] | None = None
     stop: asyncio.Task[GateReport] | None = None
+    window_ends: float | None = None  # steady time
     stopped_at: float | None = None  # monotonic
     quiet_s: float | None = None  # from the stop until no worker held a shard
+    taken_up: bool = False  # its cancel began in another process, and what that knew is gone
     task: asyncio.Task[None] | None = None
 
 
@@ -68,35 +88,46 @@ class Runner:
         executor: GateKeeper,
         scheduler: Scheduler,
         planner: Planner,
+        repair: Repair,
         finalizer: Finalizer,
         *,
         settings: StopSettings,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = clocks.steady,
     ) -> None:
         self._store = store
         self._executor = executor
         self._scheduler = scheduler
         self._planner = planner
+        self._repair = repair
         self._finalizer = finalizer
         self._settings = settings
         self._clock = clock
+        self._steady = steady
         self._driven: dict[BatchId, _Driven] = {}
         self._closing = False
+        # A thousand batches that are taken up at a start would have the store busy for a second;
+        # with few at once, a shard of the first is claimed and sent meanwhile.
+        self._loading = asyncio.Semaphore(TAKEN_UP_AT_ONCE)
+        self._activating = asyncio.Semaphore(TAKEN_UP_AT_ONCE)
 
     # -- what the API asks -----------------------------------------------------------------
 
     def created(self, batch: Batch) -> None:
         self._drive(batch.id)
 
-    async def stop(self, batch: Batch, *, was: BatchStatus) -> None:  # noqa: ARG002  # of the contract
+    async def stop(self, batch: Batch, *, was: BatchStatus) -> Mapping[str, object]:  # noqa: ARG002  # of the contract
         if batch.status in TERMINAL:
-            return
+            return {}
         driven = self._drive(batch.id)
         if driven.planning is not None:
             driven.planning.cancel()
+        closing = self._close_gate(driven, self._settings.cancel_grace_s)
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(self._close_gate(driven, self._settings.cancel_grace_s))
+            await asyncio.shield(closing)
         driven.wake.set()
+        told = closing.done() and not closing.cancelled() and not driven.taken_up
+        return receipts.at_gate(closing.result()) if told else {}
 
     async def resume(self) -> int:
         """Take up every unfinished batch; how many there are. Windows that closed meanwhile first:
@@ -112,7 +143,8 @@ class Runner:
                     now=now,
                 )
         for batch in batches:
-            self._drive(batch.id)
+            driven = self._drive(batch.id)
+            driven.taken_up = batch.status is BatchStatus.CANCELLING
         return len(batches)
 
     async def close(self) -> None:
@@ -136,7 +168,8 @@ class Runner:
         """Repeat the next step until the batch is terminal."""
         while True:
             try:
-                batch = await self._store.load_batch(driven.batch_id)
+                async with self._loading:
+                    batch = await self._store.load_batch(driven.batch_id)
                 if batch.status in TERMINAL:
                     break
                 await self._step(driven, batch)
@@ -175,8 +208,8 @@ class Runner:
         planning = asyncio.get_running_loop().create_task(self._planner.plan(batch))
         driven.planning = planning
         try:
-            left_s = max(0.0, batch.expires_at - self._clock())
-            await asyncio.wait([planning], timeout=left_s)
+            while not planning.done() and (left_s := self._left_s(driven, batch)) > 0:
+                await asyncio.wait([planning], timeout=min(left_s, LOOK_S))
             if not planning.done():
                 await self._advance(batch, BatchEvent.WINDOW_CLOSED)
             elif not planning.cancelled():  # a cancel ends it: the row says what is next
@@ -188,7 +221,10 @@ class Runner:
 
     async def _run(self, driven: _Driven, batch: Batch) -> None:
         """Run until every line is settled, the window closes, or somebody stopped the batch."""
-        running = self._scheduler.find(batch.id) or await self._scheduler.activate(batch)
+        running = self._scheduler.find(batch.id)
+        if running is None:
+            async with self._activating:
+                running = await self._scheduler.activate(batch)
         while not driven.wake.is_set():
             if running.input_lost:
                 await self._advance(batch, BatchEvent.INPUT_LOST)
@@ -196,13 +232,21 @@ class Runner:
             if running.all_settled:
                 await self._advance(batch, BatchEvent.ALL_LINES_FINISHED)
                 return
-            left_s = batch.expires_at - self._clock()
+            left_s = self._left_s(driven, batch)
             if left_s <= 0:
                 await self._advance(batch, BatchEvent.WINDOW_CLOSED)
                 return
             await _first_of(running.changed, driven.wake, timeout_s=min(left_s, LOOK_S))
             running.changed.clear()
         driven.wake.clear()
+
+    def _left_s(self, driven: _Driven, batch: Batch) -> float:
+        """Until the window closes: not before `expires_at`, and not before what was left of it when
+        the batch was taken up here has really passed. Setting the wall clock closes none early."""
+        by_wall = batch.expires_at - self._clock()
+        if driven.window_ends is None:
+            driven.window_ends = self._steady() + by_wall
+        return max(by_wall, driven.window_ends - self._steady())
 
     async def _advance(self, batch: Batch, event: BatchEvent) -> None:
         """Try the move; when somebody else moved first, the next look at the row shows it."""
@@ -213,10 +257,15 @@ class Runner:
     # -- the end ---------------------------------------------------------------------------
 
     async def _end(self, driven: _Driven, batch: Batch) -> None:
-        """FINALIZING or CANCELLING: gates closed, shards back, files written."""
+        """FINALIZING or CANCELLING: gates closed, shards back, results checked, files written."""
         if batch.stopping is not None:
             await self._quiesce(driven, batch)
             batch = await self._store.load_batch(batch.id)  # with what the last shards brought
+        batch = await self._repair.take_back_damaged(batch)
+        if batch.status is BatchStatus.IN_PROGRESS:
+            # Some lines run again: which shards that concerns is asked anew.
+            self._scheduler.deactivate(batch.id)
+            return
         known = batch.status is BatchStatus.CANCELLING
         if known:
             # Before the end, so that whoever sees `cancelled` finds the whole receipt.
@@ -232,21 +281,22 @@ class Runner:
             if batch.status is BatchStatus.CANCELLING
             else self._settings.expire_grace_s
         )
-        await self._close_gate(driven, grace_s)
+        report = await self._close_gate(driven, grace_s)
         running = self._scheduler.find(batch.id)
         if running is not None:
-            await self._until_idle(batch, driven, running, grace_s)
+            await self._until_idle(batch, driven, running, report.lets_go_s)
         if driven.quiet_s is None:
             driven.quiet_s = self._since_stop(driven)
 
     async def _until_idle(
-        self, batch: Batch, driven: _Driven, running: Running, grace_s: float
+        self, batch: Batch, driven: _Driven, running: Running, lets_go_s: float
     ) -> None:
-        patience_s = min(grace_s + FENCE_AFTER_S, self._settings.cap_s)
+        settings = self._settings
+        patience_s = min(lets_go_s + FENCE_AFTER_S, settings.fence_s)
         if not await _set_within(running.idle, patience_s - self._since_stop(driven)):
             killed = await self._executor.fence(batch.id)
             telemetry.trouble("batch_fenced", batch_id=batch.id, workers=len(killed))
-            left_s = self._settings.cap_s - self._since_stop(driven)
+            left_s = settings.cap_s - self._since_stop(driven)
             # Only a store that refuses writes can keep us here: then conservation wins.
             if not await _set_within(running.idle, left_s):
                 await self._store.put_receipt(batch.id, {"quiet": False})
@@ -260,30 +310,29 @@ class Runner:
             driven.stopped_at = time.monotonic()
             self._scheduler.stop(driven.batch_id)
             driven.stop = asyncio.get_running_loop().create_task(
-                self._executor.close_gate(driven.batch_id, grace_s=grace_s)
+                self._executor.close_gate(
+                    driven.batch_id,
+                    grace_s=min(grace_s, self._settings.last_s),
+                    last_s=self._settings.last_s,
+                )
             )
         return driven.stop
 
     async def _complete_receipt(self, driven: _Driven, batch: Batch) -> None:
         """The cancel receipt: what was finished, aborted, never sent, and how fast."""
-        finished = batch.counts.completed + batch.counts.failed
-        running = self._scheduler.find(batch.id)
-        aborted = 0 if running is None else running.aborted
         report = driven.stop.result() if driven.stop is not None and driven.stop.done() else None
-        receipt: dict[str, object] = {
-            "quiet": True,
-            "lines_finished": finished,
-            "lines_aborted": aborted,
-            "lines_never_sent": batch.counts.total - finished - aborted,
-            "quiet_ms": _ms(driven.quiet_s or 0.0),
-        }
-        if report is not None:
-            receipt["acknowledged_ms"] = _ms(report.acknowledged_s)
-            receipt["in_flight_at_acknowledgement"] = report.in_flight
-            receipt["workers_killed"] = list(report.killed)
-        already = batch.receipt or {}
+        running = self._scheduler.find(batch.id)
+        quiet_s = driven.quiet_s or 0.0
+        if driven.taken_up and batch.cancelling_at is not None:
+            quiet_s = max(quiet_s, self._clock() - batch.cancelling_at)
         await self._store.put_receipt(
-            batch.id, {key: value for key, value in receipt.items() if already.get(key) is None}
+            batch.id,
+            receipts.whole(
+                batch,
+                report=None if driven.taken_up else report,
+                ends={} if running is None else running.ends,
+                quiet_s=quiet_s,
+            ),
         )
 
     # -- for people ------------------------------------------------------------------------
@@ -293,10 +342,6 @@ class Runner:
 
     def running(self, batch_id: BatchId) -> Running | None:
         return self._scheduler.find(batch_id)
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
 
 
 async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:

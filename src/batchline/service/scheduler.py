@@ -20,7 +20,7 @@ from batchline.domain.ids import BatchId, BlobName, WorkerId
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.domain.results import Failure
-from batchline.executor.contract import Executor, Released, Room, ShardWork
+from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
 from batchline.service.suspects import Suspects
 from batchline.store.contract import BlobStore, Store
 
@@ -60,8 +60,7 @@ class Running:
     held_quarantined: set[int] = field(default_factory=set)
     stopped: bool = False
     input_lost: bool = False
-    aborted: int = 0
-    finished_late: int = 0
+    ends: dict[str, Ends] = field(default_factory=dict)  # by backend, of shards that came back
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -136,7 +135,6 @@ class Scheduler:
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
         self._running[batch.id] = running
-        self._set_quarantine()
         self._room.set()
         return running
 
@@ -276,8 +274,8 @@ class Scheduler:
         running = self._running.get(released.key.batch_id)
         if running is None:
             return
-        running.aborted += released.aborted
-        running.finished_late += released.finished_late
+        for backend, ends in released.ends.items():
+            running.ends.setdefault(backend, Ends()).add(ends)
         if released.settled:
             running.unsettled -= 1
         elif model is not None and not running.stopped:

@@ -1,4 +1,4 @@
-"""Scratch space of child processes: unnamed files, whole writes, a full disk called by its name."""
+"""Scratch space of child processes: unnamed files, whole writes, the disk's troubles named."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from batchline.domain.errors import StorageFull
+from batchline.domain.errors import StorageFull, StoreUnavailable
+
+# What a disk says that fails, or that was made read-only because it failed; it may get well again.
+_SICK: Final = frozenset({errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV})
 
 
 @contextmanager
-def disk_full_named() -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into StorageFull."""
+def disk_trouble_named() -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into StorageFull, a sick disk into
+    StoreUnavailable."""
     try:
         yield
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"no space for scratch files: {exc.strerror}") from exc
+        if exc.errno in _SICK:
+            raise StoreUnavailable(f"no scratch file can be written: {exc.strerror}") from exc
         raise
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import google_crc32c
 import msgspec
 
 from batchline.domain import ids
@@ -45,6 +46,7 @@ class SkippedLines:
         self._buffer = bytearray()
         self._kept = False
         self.lines = 0
+        self.crc = 0  # CRC-32C of what was written; of all of it after `sync`
 
     def add(self, problem: LineProblem, custom_id: str | None) -> None:
         """Add the error line of a line's `problem`; `custom_id` None: the line has none."""
@@ -79,5 +81,7 @@ class SkippedLines:
             self._path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        write_all(self._fd, bytes(self._buffer))
+        data = bytes(self._buffer)
+        write_all(self._fd, data)
+        self.crc = google_crc32c.extend(self.crc, data)
         self._buffer.clear()

@@ -25,7 +25,7 @@ from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
-from batchline.service.scratch import disk_full_named
+from batchline.service.scratch import disk_trouble_named
 from batchline.service.skipped import SkippedLines, SkipSettings
 
 _CR: Final = 13
@@ -40,8 +40,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 class ValidationJob:
     """What to validate, against which limits, and where the plan goes.
 
-    `input_bytes` is what the blob's row promises. `known_models` is None while some backend's
-    catalogue is not known: rule V15 is then not applied. `max_embedding_inputs` None: no limit.
+    `input_bytes` and `input_crc` (None: not known) are what the blob's row promises. `known_models`
+    is None while some backend's catalogue is not known: rule V15 is then not applied.
+    `max_embedding_inputs` None: no limit.
     What is at `plan_path` is replaced; what has to be spilled goes to unnamed files beside it.
     `skip` None: one bad line is enough to refuse the file.
     """
@@ -59,6 +60,7 @@ class ValidationJob:
     max_problems: int = 100
     shard_entries: int = plan.SHARD_ENTRIES
     skip: SkipSettings | None = None
+    input_crc: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class ValidationResult:
     skipped: int = 0
     skipped_problems: Sequence[LineProblem] = ()
     model: str | None = None
+    skipped_crc: int = 0  # CRC-32C of their error lines
     shards: Sequence[PlannedShard] = ()
     plan_bytes: int = 0
 
@@ -86,11 +89,12 @@ def validate(job: ValidationJob) -> ValidationResult:
     When problems are returned or an error is raised, nothing is left behind.
 
     Raises:
-        BlobUnreadable: the input is gone or not as long as promised; nothing may be concluded.
+        BlobUnreadable: the input is gone or not what was stored; nothing may be concluded.
         StorageFull: no room for the plan or for what is spilled.
+        StoreUnavailable: the disk does not take them.
     """
     plan_path = Path(job.plan_path)
-    with disk_full_named(), InputFile(job.input_path, job.input_bytes) as source:
+    with disk_trouble_named(), InputFile(job.input_path, job.input_bytes) as source:
         if job.input_bytes > job.max_file_bytes:
             return ValidationResult(problems=[_too_large(job, source)])
         with (
@@ -103,6 +107,8 @@ def validate(job: ValidationJob) -> ValidationResult:
                 bad = LeftOut(job.max_problems, skipped)
             scan = _Scan(job, source, planned, ids, bad)
             scan.run()
+            if job.input_crc is not None:
+                source.check(job.input_crc)  # first: damage may look like a problem of a line
             if problems := scan.all_problems():
                 return ValidationResult(problems=problems)
             if skipped is not None:
@@ -115,6 +121,7 @@ def validate(job: ValidationJob) -> ValidationResult:
                 lines=planned.entries,
                 skipped=bad.left_out,
                 skipped_problems=tuple(bad.problems),
+                skipped_crc=0 if skipped is None else skipped.crc,
                 model=models.pop() if len(models) == 1 else None,
                 shards=shards,
                 plan_bytes=plan.span(planned.entries, 0)[0],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, case, func, insert, select, update
 
 from batchline.domain import bitmap, lifecycle
 from batchline.domain.errors import NotFound
@@ -46,7 +46,12 @@ def create(connection: Connection, new: NewBatch) -> Batch:
         connection.execute(insert(batch).values(**values, input_bytes=0))
     else:
         connection.execute(
-            insert(batch).values(**values, input_blob=source.blob_name, input_bytes=source.bytes)
+            insert(batch).values(
+                **values,
+                input_blob=source.blob_name,
+                input_bytes=source.bytes,
+                input_crc=source.crc,
+            )
         )
         references.take(connection, [(source.blob_name, new.id)])
     return load(connection, new.id)
@@ -54,8 +59,8 @@ def create(connection: Connection, new: NewBatch) -> Batch:
 
 def _input_of(
     connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int
-) -> Row[Any, Any] | None:
-    """(blob_name, bytes) of a visible file that is one whole blob, as every upload is.
+) -> Row[Any, Any, Any] | None:
+    """(blob_name, bytes, crc) of a visible file that is one whole blob, as every upload is.
 
     A batch's own output is not: it has a manifest of many ranges and a purpose that validation
     refuses, so it needs no reference. The file's row is locked against a deletion beside us, which
@@ -67,9 +72,9 @@ def _input_of(
     found = connection.execute(lock.with_for_update(read=True)).first()
     if found is None:
         return None
-    query = select(file_range.c.blob_name, file_range.c.stop.label("bytes")).where(
-        file_range.c.file_sequence == found.sequence, file_range.c.start == 0
-    )
+    query = select(
+        file_range.c.blob_name, file_range.c.stop.label("bytes"), file_range.c.crc
+    ).where(file_range.c.file_sequence == found.sequence, file_range.c.start == 0)
     whole = connection.execute(query.limit(2)).all()
     return whole[0] if len(whole) == 1 and whole[0].bytes == found.bytes else None
 
@@ -153,9 +158,17 @@ def _move(
 
 
 def arrival(target: BatchStatus, *, now: int) -> dict[str, Any]:
-    """The columns that say that a batch is in `target`, since `now` unless it was there before."""
+    """The columns that say that a batch is in `target`, since `now` unless it was there before.
+
+    Not since before the status that it comes from, whatever became of the clock meanwhile.
+    """
     reached = batch.c[f"{target.value}_at"]
-    return {"status": target.value, reached.name: func.coalesce(reached, now)}
+    # In the reverse order of a batch's life: the first that is set is the latest.
+    before = func.coalesce(
+        batch.c.cancelling_at, batch.c.finalizing_at, batch.c.in_progress_at, batch.c.created_at
+    )
+    since = case((before > now, before), else_=now)
+    return {"status": target.value, reached.name: func.coalesce(reached, since)}
 
 
 def refuse(
@@ -201,7 +214,9 @@ def start(
         )
     if skipped is not None:
         references.register(connection, skipped.blob, holder=batch_id, now=now)
-        whole = BlobRange(blob=skipped.blob.name, start=0, stop=skipped.blob.bytes)
+        whole = BlobRange(
+            blob=skipped.blob.name, start=0, stop=skipped.blob.bytes, crc=skipped.blob.crc
+        )
         connection.execute(
             insert(segment_commit),
             {"batch_sequence": sequence, "kind": ERROR, **rows.range_values(whole)},

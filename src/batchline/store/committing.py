@@ -6,7 +6,7 @@ and so decides on values that nobody changes before it has written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,9 +191,8 @@ def _may_commit(in_batch: RowMapping, state: _Shard, one: ShardCommit) -> bool:
         ValueError: bits and counts of the commit do not agree: a defect of the worker, which would
             make lines disappear. Not a refusal, after which the worker would do the same again.
     """
-    if len(one.settled) != len(state.settled) or bitmap.count(one.settled) != (
-        one.completed + one.failed
-    ):
+    sizes = {len(one.settled), len(one.failed_lines), len(state.settled)}
+    if len(sizes) != 1 or bitmap.count(one.settled) != one.completed + one.failed:
         raise ValueError(f"commit to {one.key} under epoch {one.epoch}: counts and bits differ")
     return (
         one.epoch == state.epoch
@@ -208,24 +207,39 @@ def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -
         "failed": one.failed,
         **rows.usage_values(one.usage),
     }
+    more = {name: after[name] - state.counters[name] for name in _COUNTERS}
     growth = accepted.growth.setdefault(state.batch_sequence, dict.fromkeys(_COUNTERS, 0))
     for name in _COUNTERS:
-        growth[name] += after[name] - state.counters[name]
+        growth[name] += more[name]
+    fresh = bitmap.without(one.settled, state.settled)
+    failed = bitmap.common(fresh, one.failed_lines)
+    if bitmap.count(failed) != more["failed"]:
+        raise ValueError(f"commit to {one.key} under epoch {one.epoch}: not the lines that failed")
     state.settled = bytes(one.settled)
     state.counters = after
     accepted.shards[one.key] = state
-    for kind, part in ((OUTPUT, one.output), (ERROR, one.errors)):
+    # Only successful lines have usage, so that of the group is the output's.
+    usage = {name: more[name] for name in USAGE_COLUMNS}
+    none = dict.fromkeys(USAGE_COLUMNS, 0)
+    for kind, part, lines, used in (
+        (OUTPUT, one.output, bitmap.without(fresh, failed), usage),
+        (ERROR, one.errors, failed, none),
+    ):
         if part is not None:
-            _accept_range(accepted, state.batch_sequence, kind, part)
+            values = {"shard_number": state.number, "lines": bitmap.packed(lines), **used}
+            _accept_range(accepted, state.batch_sequence, kind, part, values)
             accepted.holders |= {
                 (part.blob, one.key.batch_id),
                 (part.blob, references.worker_holder(worker)),
             }
 
 
-def _accept_range(accepted: _Accepted, batch_sequence: int, kind: str, part: BlobRange) -> None:
+def _accept_range(
+    accepted: _Accepted, batch_sequence: int, kind: str, part: BlobRange, holds: Mapping[str, Any]
+) -> None:
+    """`holds`: what is to be taken back should the range be damaged; see `repairing.py`."""
     accepted.ranges.append(
-        {"batch_sequence": batch_sequence, "kind": kind, **rows.range_values(part)}
+        {"batch_sequence": batch_sequence, "kind": kind, **rows.range_values(part), **holds}
     )
     end = accepted.segment_ends.get(part.blob, 0)
     accepted.segment_ends[part.blob] = max(end, part.stop)

@@ -28,6 +28,7 @@ from batchline.domain.model import (
     Blob,
     BlobKind,
     BlobRange,
+    CommittedRange,
     File,
     LineProblem,
     Page,
@@ -320,8 +321,34 @@ class Store(Protocol):
         the one that reaches `after + limit`.
 
         Offsets count in what is, or will be, the output file, so they mean the same before and
-        after `finalize`. Empty when nothing more is there, or when the file is gone; None when
-        there never were `after` bytes (which a file that is gone cannot tell: then it is None too).
+        after `finalize`, but not before and after `unsettle_ranges`. Empty when nothing more is
+        there, or when the file is gone; None when there never were `after` bytes (which a file that
+        is gone cannot tell: then it is None too).
+        """
+
+    async def committed_ranges(
+        self, batch_id: BatchId, *, after: int, limit: int
+    ) -> Sequence[CommittedRange]:
+        """Up to `limit` committed ranges of both files whose `sequence` is above `after`, in order.
+
+        None of a batch that has ended: they have become the manifests of its files.
+        """
+
+    async def unsettle_ranges(
+        self,
+        batch_id: BatchId,
+        damaged: Sequence[int],
+        *,
+        from_status: BatchStatus,
+        stopping: Stopping | None,
+        now: int,
+    ) -> Batch | None:
+        """Take back the committed ranges with these sequences and move by RESULTS_DAMAGED.
+
+        One transaction: exactly the lines in them are unsettled, counts and usage of shards and
+        batch fall by exactly theirs, and `repairs` grows by one. A batch that nothing stopped is
+        IN_PROGRESS again. Guarded like `finalize`: None when `from_status` or `stopping` has
+        changed, and nothing was written. A range whose lines were not recorded stays as it is.
         """
 
     async def finalize(
@@ -383,8 +410,11 @@ class BlobStore(Protocol):
     def read(self, ranges: Sequence[BlobRange], *, chunk_bytes: int) -> AsyncIterator[bytes]:
         """The bytes of `ranges` in order, in chunks of at most `chunk_bytes`.
 
+        A range with a CRC is held against it before its first byte is given; where it is very
+        large, before its last.
+
         Raises:
-            BlobUnreadable: a blob is missing or shorter than its range.
+            BlobUnreadable: a blob is missing or shorter than its range, or its bytes have changed.
         """
 
     async def delete(self, names: Sequence[BlobName]) -> None:
@@ -393,8 +423,10 @@ class BlobStore(Protocol):
     def stored(self) -> AsyncIterator[Sequence[BlobName]]:
         """The names of everything in storage, in groups, unfinished uploads not included."""
 
-    async def adopt(self, unfinished: Path, kind: BlobKind) -> Blob:
+    async def adopt(self, unfinished: Path, kind: BlobKind, *, crc: int | None = None) -> Blob:
         """Make a finished, synced file that a child wrote (see `scratch`) a blob.
+
+        `crc` is the CRC-32C of what the child wrote, if it knows.
 
         Renames it and syncs the directory; the blob is durable when this returns.
         """

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from batchline.domain.errors import StorageFull
+from batchline.domain.errors import StorageFull, StoreUnavailable
 from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId, UploadId
 from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
@@ -24,6 +24,7 @@ from batchline.domain.model import (
     Batch,
     Blob,
     BlobRange,
+    CommittedRange,
     File,
     LineProblem,
     Page,
@@ -44,10 +45,19 @@ from batchline.store import (
     keys,
     outputs,
     references,
+    repairing,
     uploads,
 )
 from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch, Skipped
-from batchline.store.engine import READING, is_worth_repeating, open_engine, threads_for, translated
+from batchline.store.engine import (
+    READING,
+    is_worth_repeating,
+    may_come_back,
+    open_engine,
+    overwrite_failed,
+    threads_for,
+    translated,
+)
 from batchline.store.schema import migrate
 from batchline.telemetry import probe
 
@@ -117,6 +127,11 @@ class Database:
             except StorageFull:
                 if self._make_room is None or not self._make_room():
                     raise
+            except StoreUnavailable as exc:
+                # What is answered with an error must not have happened, also after a kill.
+                if may_come_back(exc.__cause__):
+                    overwrite_failed(self._engine)
+                raise
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -326,6 +341,29 @@ class Database:
     ) -> Sequence[BlobRange] | None:
         return await self._read(
             lambda c: outputs.committed(c, batch_id, after=after, limit=limit, now=now)
+        )
+
+    async def committed_ranges(
+        self, batch_id: BatchId, *, after: int, limit: int
+    ) -> Sequence[CommittedRange]:
+        return await self._read(
+            lambda c: repairing.committed(c, batch_id, after=after, limit=limit)
+        )
+
+    async def unsettle_ranges(
+        self,
+        batch_id: BatchId,
+        damaged: Sequence[int],
+        *,
+        from_status: BatchStatus,
+        stopping: Stopping | None,
+        now: int,
+    ) -> Batch | None:
+        return await self._write(
+            lambda c: repairing.unsettle(
+                c, batch_id, damaged, from_status=from_status, stopping=stopping, now=now
+            ),
+            step="unsettle",
         )
 
     async def finalize(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -96,6 +97,26 @@ def _open_postgres(url: URL) -> Engine:
 def is_worth_repeating(exc: DBAPIError) -> bool:
     """Whether PostgreSQL undid the transaction only because of another one beside it."""
     return getattr(exc.orig, "sqlstate", None) in _POSTGRES_TRY_AGAIN
+
+
+def may_come_back(exc: BaseException | None) -> bool:
+    """Whether a transaction that failed so may be taken for a committed one after a crash.
+
+    SQLite writes a transaction to its log and then syncs it. When only the sync fails, the log has
+    all of it, and who reads the log after a kill cannot tell.
+    """
+    code: int | None = getattr(getattr(exc, "orig", None), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_IOERR
+
+
+def overwrite_failed(engine: Engine) -> None:
+    """Put a transaction without a meaning in the place of one that `may_come_back`.
+
+    It is enough that it reaches the log: nothing need be synced. Where not even that works, the
+    next transaction that does takes the place.
+    """
+    with suppress(SQLAlchemyError), engine.begin() as connection:
+        connection.exec_driver_sql("PRAGMA user_version = 0")  # as it is; the page is written
 
 
 def translated(exc: Exception) -> StoreError | None:

@@ -31,7 +31,7 @@ def create(connection: Connection, new: File, blob: Blob) -> None:
             "blob_name": blob.name,
             "start": 0,
             "stop": blob.bytes,
-            "crc": None,
+            "crc": blob.crc,
         },
     )
 

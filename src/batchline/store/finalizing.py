@@ -162,6 +162,6 @@ def _append_never_run(
             "blob_name": never_run.name,
             "start": 0,
             "stop": never_run.bytes,
-            "crc": None,
+            "crc": never_run.crc,
         },
     )

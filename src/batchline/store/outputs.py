@@ -64,4 +64,4 @@ def committed(
 
 def _from(part: BlobRange, skipped: int) -> BlobRange:
     """The range without its first `skipped` bytes, if there are any to skip."""
-    return part if skipped <= 0 else replace(part, start=part.start + skipped, crc=None)
+    return part if skipped <= 0 else replace(part, start=part.start + skipped, lead=skipped)

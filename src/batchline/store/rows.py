@@ -191,6 +191,8 @@ def batch_of(row: RowMapping) -> Batch:
         input_bytes=row["input_bytes"],
         plan_blob=row["plan_blob"],
         receipt=None if row["receipt"] is None else receipt_of(row["receipt"]),
+        input_crc=row["input_crc"],
+        repairs=row["repairs"],
     )
 
 

@@ -63,8 +63,12 @@ def _one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} IN ({listed})"
 
 
-def _usage_columns() -> list[Column[int]]:
-    return [Column(name, BigInteger, nullable=False) for name in USAGE_COLUMNS]
+def _usage_columns(*, since_later: bool = False) -> list[Column[int]]:
+    """The five sums; `since_later`: in a table that had rows before it had them."""
+    default = "0" if since_later else None
+    return [
+        Column(name, BigInteger, nullable=False, server_default=default) for name in USAGE_COLUMNS
+    ]
 
 
 metadata: Final = MetaData(
@@ -236,6 +240,8 @@ batch: Final = Table(
     Column("plan_blob", Text),
     Column("receipt", Text),  # JSON: the cancel receipt
     Column("skip_invalid", Boolean, nullable=False, server_default=false()),
+    Column("input_crc", BigInteger),  # CRC-32C
+    Column("repairs", Integer, nullable=False, server_default="0"),
     UniqueConstraint("id"),
     CheckConstraint(_one_of("status", BatchStatus), "status"),
     CheckConstraint(_one_of("stopping", Stopping), "stopping"),
@@ -296,6 +302,11 @@ segment_commit: Final = Table(
     Column("start", BigInteger, nullable=False),
     Column("stop", BigInteger, nullable=False),
     Column("crc", BigInteger),
+    # What has to be taken back when the range is damaged. NULL where nothing could be: lines that
+    # were left out of the batch, and what was committed before these columns were there.
+    Column("shard_number", Integer),
+    Column("lines", LargeBinary),  # `bitmap.packed`: the entries whose results the range holds
+    *_usage_columns(since_later=True),
     CheckConstraint(_one_of("kind", (OUTPUT, ERROR)), "kind"),
     CheckConstraint("0 <= start AND start < stop", "range"),
     Index(None, "batch_sequence", "kind", "sequence"),

@@ -72,10 +72,11 @@ class RecordingRunner:
     def created(self, batch: Batch) -> None:
         self.was_created.append(batch)
 
-    async def stop(self, batch: Batch, *, was: BatchStatus) -> None:
+    async def stop(self, batch: Batch, *, was: BatchStatus) -> Mapping[str, object]:
         self.was_stopped.append((batch, was))
         if self.stopping is not None:
             await self.stopping.wait()
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from batchline.domain.model import Batch, BlobKind, BlobRange, Purpose
 from batchline.store.database import Database
 from tests.contract.api.serving import PURPOSE, ApiServer, Reply, assert_usual_headers, part
 from tests.contract.store_rows import (
+    NOW,
     brought_to,
     claimed,
     commits,
@@ -52,6 +53,7 @@ async def test_a_receipt_is_there_from_the_cancel_on_and_grows(
         "lines_finished": None,
         "lines_aborted": None,
         "lines_never_sent": None,
+        "backends": None,
     }
     assert reply.json == {**asked, **open_ends}
     assert list(reply.json) == [*asked, *open_ends]
@@ -157,6 +159,30 @@ async def test_a_place_where_no_line_begins_is_refused(
     batch = await running_with_results(api, store)
     reply = await results(api, batch, query)
     assert (reply.status, reply.error["param"], reply.error["code"]) == (400, param, code)
+
+
+@pytest.mark.rule("X2")
+async def test_a_place_from_before_a_repair_is_refused_and_the_reader_begins_again(
+    api: ApiServer, store: Database
+) -> None:
+    """Line 1 moved up to where line 0 was: an old place may begin another line by chance."""
+    batch = await running_with_results(api, store)
+    (first, *_) = await store.committed_ranges(batch.id, after=0, limit=1)
+    batch = await moved(store, batch, BatchEvent.ALL_LINES_FINISHED)
+    assert await store.unsettle_ranges(
+        batch.id, [first.sequence], from_status=batch.status, stopping=None, now=NOW
+    )
+    for place in (8, 9, 17):  # 9 is where a line begins now
+        reply = await results(api, batch, f"?after={place}")
+        assert (reply.status, reply.error["param"]) == (400, "after")
+        assert "begin again at 0" in reply.error["message"]
+    reply = await results(api, batch, "?limit=1")
+    assert reply.body == LINES[1]
+    rest = await results(api, batch, f"?after={reply.headers['x-batchline-next-after']}")
+    assert rest.body == LINES[2]
+    last = rest.headers["x-batchline-next-after"]
+    assert (await results(api, batch, f"?after={last}")).body == b""
+    assert (await results(api, batch, f"?after={2**48 * 2 + 9}")).status == 400
 
 
 @pytest.mark.rule("X2")

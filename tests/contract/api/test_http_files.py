@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 from batchline.api import edge
 from batchline.domain.ids import DEFAULT_PROJECT, FileId
 from batchline.domain.model import Purpose
+from batchline.store import reading
 from batchline.store.database import Database
 from tests.contract.api.serving import (
     FILE,
@@ -450,13 +451,27 @@ async def test_lost_bytes_are_a_500_and_never_a_short_file(api: ApiServer) -> No
 
 
 @pytest.mark.rule("H12")
-async def test_bytes_lost_behind_the_first_chunk_cut_the_connection(api: ApiServer) -> None:
+async def test_bytes_lost_behind_the_first_chunk_cut_the_connection(
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a file that is too large to be looked at before it is sent."""
+    monkeypatch.setattr(reading, "CHECKED_AHEAD_BYTES", 0)
     content = LINE + b" " * (MAX_FILE_BYTES - len(LINE))
     file = (await api.upload(part("file", content, filename="a.jsonl"), PURPOSE)).json
     blob = api.blobs_root / input_blobs(api)[0]
     blob.write_bytes(content[:100_000])
     with pytest.raises(asyncio.IncompleteReadError):
         await api.request("GET", f"/v1/files/{file['id']}/content")
+
+
+@pytest.mark.rule("H12")
+async def test_changed_bytes_are_a_500_and_are_not_sent(api: ApiServer) -> None:
+    file = (await api.upload(PURPOSE, FILE)).json
+    blob = api.blobs_root / input_blobs(api)[0]
+    blob.write_bytes(blob.read_bytes().replace(b"POST", b"QOST"))
+    reply = await api.request("GET", f"/v1/files/{file['id']}/content")
+    assert (reply.status, reply.error["code"]) == (500, "blob_unreadable")
+    assert b"QOST" not in reply.body
 
 
 @pytest.mark.rule("F16")

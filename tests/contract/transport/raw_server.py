@@ -15,6 +15,7 @@ import pytest
 from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import Answer, BackendSettings, Transport
 from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.http1 import Http1Transport
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 MakeTransport = Callable[..., Transport]
@@ -22,7 +23,10 @@ MakeTransport = Callable[..., Transport]
 CERTIFICATE = Path(__file__).with_name("localhost.pem")  # self-made, for this suite only
 SOON_S = 5.0  # everything here takes milliseconds; this bounds a failure
 
-IMPLEMENTATIONS: dict[str, Callable[..., Transport]] = {"general": GeneralTransport}
+IMPLEMENTATIONS: dict[str, Callable[..., Transport]] = {
+    "general": GeneralTransport,
+    "http1": Http1Transport,
+}
 SPEAKS_TLS = ("general",)
 
 
@@ -34,6 +38,7 @@ class RawServer:
         self.opened = 0
         self.open_now = 0
         self.url = ""
+        self.listener: asyncio.Server
         self.all_gone = asyncio.Event()
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -70,7 +75,9 @@ class RawServer:
 @contextlib.asynccontextmanager
 async def serving(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     server = RawServer(script)
-    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=tls, backlog=512)
+    listener = server.listener = await asyncio.start_server(
+        server.handle, "127.0.0.1", 0, ssl=tls, backlog=512
+    )
     port = listener.sockets[0].getsockname()[1]
     server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
     try:

@@ -12,6 +12,7 @@ import random
 import re
 import socket
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -25,28 +26,43 @@ from tests.support.scripted_backend.script import Answer, Fault, Script
 from tests.support.scripted_backend.witness import Event, Kind, Witness, now
 
 CATALOGUE: Final = "/v1/models"
+ABORT: Final = "/abort_request"
 
 _MARKERS: Final = re.compile(rb"\[\[(id|delay|status|fault)=([^\]]{1,200})\]\]")
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time
+_LAST_RECEIVED: Final = 52  # tcpi_last_data_recv in the struct tcp_info of linux/tcp.h, in ms
 
 
 class _Body(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw(b"null")
+    rid: str | None = None
 
 
 _decode_body: Final = msgspec.json.Decoder(_Body).decode
 
 
+def _rid(body: bytes) -> str | None:
+    """`rid` of a body, None where it has none that can be read."""
+    try:
+        return _decode_body(body).rid
+    except (ValueError, RecursionError):
+        return None
+
+
 class Exchange:
     """One request that is being answered."""
 
-    __slots__ = ("answer", "connection", "id", "keep_alive", "marker", "model", "number", "path")
+    __slots__ = (
+        *("abort_id", "answer", "connection", "id", "keep_alive", "marker", "model", "number"),
+        "path",
+    )
 
     def __init__(self, connection: Connection, number: int, path: str) -> None:
         self.connection = connection
         self.number = number
         self.path = path
         self.id = ""
+        self.abort_id = ""
         self.marker = b""
         self.model = b"null"
         self.answer = Answer()
@@ -109,6 +125,15 @@ class Responder:
         answer = self.script.plan(exchange.id, self._planned[exchange.id])
         return _marked(answer, markers) if len(markers) > 1 else answer
 
+    def call_off(self, abort_id: str) -> None:
+        """End the request of that id by half a text; nothing when none of that id runs."""
+        for connection in list(self.connections):
+            exchange = connection.exchange
+            if exchange is not None and exchange.abort_id == abort_id:
+                self.drop(exchange)
+                exchange.answer = Answer(body=_HALF_A_TEXT)
+                connection.finish(exchange)
+
     def latency_s(self, answer: Answer) -> float:
         if answer.latency_max_s > answer.latency_s:
             return self._random.uniform(answer.latency_s, answer.latency_max_s)
@@ -118,6 +143,12 @@ class Responder:
         """End every connection at once, as a dying process does."""
         for connection in list(self.connections):
             connection.reset()
+
+
+# What a client must not take for the whole answer, although it is a 200.
+_HALF_A_TEXT: Final = json.dumps(
+    {"choices": [{"message": {"content": "half a te"}, "finish_reason": "abort"}]}
+)
 
 
 def _marked(answer: Answer, markers: dict[bytes, bytes]) -> Answer:
@@ -173,15 +204,22 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self.reset()
 
+    @property
+    def exchange(self) -> Exchange | None:
+        """The request that is in flight here."""
+        return self._exchange
+
     # -- the parser's calls ---------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self._reading = True
         self._first_byte_at = now()[0]
+        self._received_at = self._kernel_had_it_at(self._first_byte_at)
         self._number = self._witness.requests
         self._witness.requests += 1
         self._path = ""
         self._idempotency_key: str | None = None
+        self._request_id: str | None = None
         self._authorization: str | None = None
         self._body: list[bytes] = []
 
@@ -192,6 +230,8 @@ class Connection(asyncio.Protocol):
         match name.lower():
             case b"idempotency-key":
                 self._idempotency_key = value.decode("latin-1")
+            case b"x-request-id":
+                self._request_id = value.decode("latin-1")
             case b"authorization":
                 self._authorization = value.decode("latin-1")
             case b"expect":
@@ -211,8 +251,18 @@ class Connection(asyncio.Protocol):
         exchange.keep_alive = self._parser.should_keep_alive()
         if self._path in answers.ENDPOINTS:
             self._arrive(exchange, b"".join(self._body))
+        elif self._path == ABORT:
+            self._call_off(b"".join(self._body))
         else:
             self._answer_apart(exchange)
+
+    def _kernel_had_it_at(self, now: float) -> float:
+        """When the kernel received the bytes that are being read; 0 where it does not say."""
+        if sys.platform != "linux":
+            return 0.0
+        connected = cast("socket.socket", self._transport.get_extra_info("socket"))
+        told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED + 4)
+        return now - int.from_bytes(told[_LAST_RECEIVED:], sys.byteorder) / 1000
 
     # -- answering ------------------------------------------------------------------------------
 
@@ -262,6 +312,7 @@ class Connection(asyncio.Protocol):
         else:
             exchange.id = self._idempotency_key or ""
             exchange.marker = json.dumps(f"[[id={exchange.id}]]")[1:-1].encode()
+        exchange.abort_id = _rid(body) or self._request_id or self._idempotency_key or ""
         self._exchange = exchange
         self._witness.attempts[exchange.id] += 1
         at, monotonic_ns = now()
@@ -275,8 +326,10 @@ class Connection(asyncio.Protocol):
                 path=exchange.path,
                 attempt=self._witness.attempts[exchange.id],
                 first_byte_at=self._first_byte_at,
+                received_at=self._received_at,
                 idempotency_key=self._idempotency_key,
                 authorization=self._authorization,
+                abort_id=exchange.abort_id,
                 sha256=hashlib.sha256(body).hexdigest(),
                 bytes=len(body),
             )
@@ -315,6 +368,27 @@ class Connection(asyncio.Protocol):
             case _:
                 self.reset()
 
+    def _call_off(self, body: bytes) -> None:
+        rid = _rid(body)
+        at, monotonic_ns = now()
+        self._witness.note(
+            Event(
+                kind=Kind.CALLED_OFF,
+                request=self._number,
+                at=at,
+                monotonic_ns=monotonic_ns,
+                path=self._path,
+                abort_id=rid,
+                authorization=self._authorization,
+            )
+        )
+        answer = self._responder.script.abort_answer
+        if answer.fault is Fault.SILENT:
+            return
+        if answer.status == 200 and rid is not None:
+            self._responder.call_off(rid)
+        self._transport.write(answers.packed(answer, b"{}", answer.content_type))
+
     def _end(self, kind: Kind) -> None:
         exchange = self._exchange
         if exchange is None:
@@ -347,6 +421,7 @@ class Connection(asyncio.Protocol):
                 id=self._idempotency_key or "",
                 path=self._path,
                 first_byte_at=self._first_byte_at,
+                received_at=self._received_at,
                 idempotency_key=self._idempotency_key,
             )
         )

@@ -52,10 +52,15 @@ class Script:
     `by_id` gives an id's attempts in order; the last one repeats. `failure` answers the first
     `fail_first` attempts of every other id, `answer` all else. Above `cap` requests in flight
     (0: no cap) `shed` answers. `models_answer` is what the catalogue gives instead of `models`.
+
+    `POST /abort_request {"rid": …}` ends the request whose body has that `rid`, or whose header
+    `x-request-id` or `Idempotency-Key` it is: as engines do, by an answer of half a text and then
+    `abort_answer`. A fault of that leaves the request as it is.
     """
 
     models: tuple[str, ...] = ("test-model",)
     models_answer: Answer | None = None
+    abort_answer: Answer = Answer()
     check_model: bool = True
     answer: Answer = Answer()
     by_id: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)

@@ -23,6 +23,10 @@ class Kind(StrEnum):
     ANSWERED = "answered"  # the whole answer was written
     DROPPED = "dropped"  # a scripted fault ended it without a whole answer
     ABORTED = "aborted"  # the client left before its answer
+    CALLED_OFF = "called_off"  # the client called to have the request of this id aborted
+
+
+STAMP_S: Final = 0.012  # the kernel counts in ticks of 4 ms, and one may be under way
 
 
 # Structs, not dataclasses: two are made for each request, and go to a file as JSON lines.
@@ -31,7 +35,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `request` numbers requests in the order of their first bytes; `at` is `time.time()`,
     `monotonic_ns` the same instant on a clock that is the same in all processes of the machine.
-    `first_byte_at` is set where the request came in. `sha256` and `bytes` are of the exact body.
+    `first_byte_at` is set where the request came in, and `received_at`: when the kernel had it,
+    which on a busy machine is before we read it (wrong by less than `STAMP_S`; 0 where the kernel
+    does not say). `sha256` and `bytes` are of the exact body.
+    `abort_id` is what the request can be called off by, and what such a call named.
     """
 
     kind: Kind
@@ -43,8 +50,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int = 0
     status: int = 0
     first_byte_at: float = 0.0
+    received_at: float = 0.0
     idempotency_key: str | None = None
     authorization: str | None = None
+    abort_id: str | None = None
     sha256: str = ""
     bytes: int = 0
 
@@ -77,6 +86,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_arrivals: int = 0
     min_answered: int = 0
     min_aborted: int = 0
+    min_called_off: int = 0
     min_dropped: int = 0
     min_broken_off: int = 0
     min_held: int = 0
@@ -183,7 +193,7 @@ class Witness:
                 self.in_flight -= 1
             case Kind.DROPPED | Kind.ABORTED:
                 self.in_flight -= 1
-            case Kind.BROKEN_OFF | Kind.CUT_OFF:
+            case Kind.BROKEN_OFF | Kind.CUT_OFF | Kind.CALLED_OFF:
                 pass
         if self._log is not None:
             self._log.write(self._encoder.encode(event) + b"\n")
@@ -242,6 +252,7 @@ class Witness:
                 and self.kinds[Kind.ARRIVED] >= wanted.min_arrivals
                 and self.kinds[Kind.ANSWERED] >= wanted.min_answered
                 and self.kinds[Kind.ABORTED] >= wanted.min_aborted
+                and self.kinds[Kind.CALLED_OFF] >= wanted.min_called_off
                 and self.kinds[Kind.DROPPED] >= wanted.min_dropped
                 and self.kinds[Kind.BROKEN_OFF] >= wanted.min_broken_off
                 and self.held >= wanted.min_held

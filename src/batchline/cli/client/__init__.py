@@ -1,6 +1,6 @@
 """The commands that talk to a server: the one that `OPENAI_BASE_URL` names, with `OPENAI_API_KEY`.
 
-batches.py    submit, list, show, watch, cancel, results
+batches.py    submit, list, show, watch, cancel, results (and audit, in a package of its own)
 files.py      files …, models
 api.py        HTTP
 following.py  looking at a batch until it has ended
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typer
 
+from batchline.cli.audit import command
 from batchline.cli.client import batches, files
 from batchline.cli.outcome import add
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     add(app, "watch", batches.watch)
     add(app, "cancel", batches.cancel)
     add(app, "results", batches.results)
+    add(app, "audit", command.audit)
     add(app, "models", files.models)
     group = typer.Typer(
         no_args_is_help=True,

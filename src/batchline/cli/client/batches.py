@@ -157,9 +157,14 @@ def cancel(
         shown.say(f"{batch['id']} {batch['status']}: no further request of it is sent")
         return
     shown.say(shown.ended(server, batch))
-    for name, value in (server.receipt(batch_id) or {}).items():
+    receipt = server.receipt(batch_id) or {}
+    for name, value in receipt.items():
         if isinstance(value, str | int | float) and name not in ("object", "id"):
             shown.say(f"  {name.replace('_', ' ')}: {value}")
+    for one in receipt.get("backends") or ():
+        ran = "an unknown number" if one["in_flight"] is None else one["in_flight"]
+        stopped = one["proof"] if one["quiet"] else "may still run"
+        shown.say(f"  at {one['name']}: {ran} in flight, {one['cancel']}: {stopped}")
 
 
 def results(

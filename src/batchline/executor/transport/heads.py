@@ -17,6 +17,8 @@ from batchline import __version__
 # What may not stand in a header (RFC 9110, 5.5): one of these in a value is a header smuggled in.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# There are some ten endpoints and headers; to keep more would need a bug of the caller.
+_MOST_KEPT: Final = 64
 _OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
 
 
@@ -38,6 +40,7 @@ class Heads:
             check_header(name, value)
         self._repeated_names = frozenset(name.lower() for name in self._repeated) | {"content-type"}
         self._prefixes: dict[tuple[str, str], str] = {}
+        self._new_names: set[str] = set()  # that are not repeated, and may be sent
 
     def post(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
         """The head of a POST of `length` bytes of JSON; `headers` win over configured ones.
@@ -46,14 +49,18 @@ class Heads:
             ValueError: a header cannot be sent as it is.
         """
         prefix = self._prefixes.get(("POST", path)) or self._prefix("POST", path)
-        lines = [prefix]
+        more = ""
         for name, value in headers.items():
-            if name.lower() in self._repeated_names:
-                return self._post_with_overrides(path, headers, length)
-            check_header(name, value)
-            lines.append(f"{name}: {value}\r\n")
-        lines.append(f"Content-Length: {length}\r\n\r\n")
-        return "".join(lines).encode()
+            if name not in self._new_names:  # the same few with every request
+                if name.lower() in self._repeated_names:
+                    return self._post_with_overrides(path, headers, length)
+                check_header(name, value)
+                if len(self._new_names) < _MOST_KEPT:
+                    self._new_names.add(name)
+            elif _CONTROL.search(value):
+                check_header(name, value)
+            more += f"{name}: {value}\r\n"
+        return f"{prefix}{more}Content-Length: {length}\r\n\r\n".encode()
 
     def get(self, path: str) -> bytes:
         """The head of a GET."""
@@ -65,7 +72,7 @@ class Heads:
         if method == "POST":
             repeated.setdefault("Content-Type", "application/json")
         prefix = self._spell(method, path, repeated)
-        if len(self._prefixes) < 64:  # there are four endpoints; a leak would need a caller's bug
+        if len(self._prefixes) < _MOST_KEPT:
             self._prefixes[method, path] = prefix
         return prefix
 

@@ -1,0 +1,28 @@
+"""Which transport carries a backend's requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from batchline.executor.contract import BackendSettings, Transport, TransportName
+from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport.http1 import Http1Transport
+
+_MADE: Final[Mapping[TransportName, Callable[[BackendSettings], Transport]]] = {
+    TransportName.GENERAL: GeneralTransport,
+    TransportName.HTTP1: Http1Transport,
+}
+
+
+def transport_for(backend: BackendSettings) -> Transport:
+    """The one that its settings name; by `auto` the fast one for `http://`, the general for TLS.
+
+    Raises:
+        ValueError: the backend's address or a header cannot be used with it.
+    """
+    name = backend.transport
+    if name is TransportName.AUTO:
+        plain = backend.base_url.startswith("http://")
+        name = TransportName.HTTP1 if plain else TransportName.GENERAL
+    return _MADE[name](backend)

@@ -1,0 +1,256 @@
+"""One plain HTTP/1.1 connection, with one exchange at a time, on asyncio's protocol and llhttp.
+
+The pool and the deadlines are `http1.py`'s; here is what happens between the first byte of a
+request and the last of its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import struct
+from typing import Final, cast
+
+import httptools
+
+from batchline.domain.errors import SentUnanswered
+from batchline.executor.contract import Answer
+from batchline.executor.transport.decoding import decoded
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
+
+_COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: spare the copy
+_DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
+_KEPT_HEADERS: Final = {
+    name.encode(): name
+    for name in ("retry-after", "retry-after-ms", "x-request-id", "content-type")
+}
+
+
+class Dead(Exception):
+    """The connection had ended before a byte of the request could be written."""
+
+
+class Connection(asyncio.Protocol):
+    """`begin` an exchange, await what it gives, and ask `reusable`. Not used by two at once."""
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        """`limit_bytes` bounds the body of an answer."""
+        self._limit_bytes = limit_bytes
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._fd = -1
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[Answer] | None = None
+        self._whole = False  # the last exchange had its answer to the last byte
+        self._closing: asyncio.Future[None] | None = None
+        self.lost = False
+        self.answers = 0  # that came to their end on this connection
+        self.heard = False  # a byte came since the exchange began
+        self.idle_since = 0.0  # `loop.time()`; for the pool
+        self._begin_answer()
+        self._interim = 0
+
+    # -- for the pool ----------------------------------------------------------------------
+
+    def begin(self, head: bytes, body: bytes) -> asyncio.Future[Answer]:
+        """Hand the request to the socket, its first byte in this very call; then comes the answer.
+
+        The future gives SentUnanswered: `reset`, `malformed` or `too_large`.
+
+        Raises:
+            Dead: nothing was written.
+        """
+        if self._transport is None or self.lost:
+            raise Dead
+        first = head + body if len(body) < _COALESCE_BYTES else head
+        try:
+            # Not `transport.write`: under uvloop that waits for the end of the loop's step, and the
+            # gate is asked for this one.
+            written = os.write(self._fd, first)
+        except BlockingIOError:
+            written = 0
+        except OSError as exc:
+            raise Dead from exc
+        if written < len(first):
+            self._transport.write(memoryview(first)[written:])
+        if first is head:
+            self._transport.write(body)
+        self._whole = self.heard = False
+        self._interim = 0
+        self._begin_answer()
+        self._answer = self._loop.create_future()
+        return self._answer
+
+    def fail(self, message: str, *, reason: str) -> None:
+        """End the exchange that runs, if one does, with SentUnanswered."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(SentUnanswered(message, reason=reason))
+
+    def end(self) -> bool:
+        """The exchange is over for its caller; whether the connection can serve another."""
+        self._answer = None
+        return (
+            self._whole
+            and not self.lost
+            and self._transport is not None
+            # An answer may come before the request has left; the rest would hit the next one.
+            and self._transport.get_write_buffer_size() == 0
+        )
+
+    def is_quiet(self) -> bool:
+        """Nothing waits to be read: no end of the connection and no answer that nobody asked for.
+
+        One system call. What the loop has not read yet would be taken as the next answer.
+        """
+        if self.lost:
+            return False
+        asking = select.poll()
+        asking.register(self._fd, select.POLLIN)
+        return not asking.poll(0)
+
+    def abort(self) -> None:
+        """Close the socket without flushing: neither our buffer nor the kernel's is sent any more.
+
+        `close()` would wait for a peer that does not read. Without the linger option the kernel
+        would still deliver a whole request after we said that it was taken back.
+        """
+        if self._transport is None or self.lost:
+            return
+        sock = self._transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # the peer was quicker
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD_ON_CLOSE)
+        self._transport.abort()
+
+    def let_go(self) -> None:
+        """Close an idle connection in order."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def closed(self) -> None:
+        """Return when the socket is closed, however often the caller is cancelled meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self.lost:
+            if self._closing is None:
+                self._closing = self._loop.create_future()
+            try:
+                await asyncio.wait([self._closing])  # one loop step: an abort waits for nobody
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
+
+    # -- asyncio's side --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._fd = transport.get_extra_info("socket").fileno()
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            # Said unasked, or more than the answer. The connection is of no use any more.
+            self._whole = False
+            self.abort()
+            return
+        self.heard = True
+        if not self._in_body:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.fail("an answer in another protocol", reason="malformed")
+        except httptools.HttpParserError as exc:
+            # After the whole answer it is what follows that is broken.
+            self._whole = False
+            self.fail(f"unusable answer: {type(exc).__name__}", reason="malformed")
+        if not self._in_body and self._head_bytes > MAX_HEAD_BYTES:
+            self.fail(f"a head of more than {MAX_HEAD_BYTES} bytes", reason="malformed")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._closing is not None:
+            self._closing.set_result(None)
+        if self._answer is not None and not self._answer.done():
+            if exc is None and self._ends_with_connection:
+                self._complete(self._parser.get_status_code())
+            else:
+                self.fail("connection lost", reason="reset")
+
+    # -- llhttp's side ---------------------------------------------------------------------
+
+    def _begin_answer(self) -> None:
+        self._head_bytes = 0
+        self._in_body = False
+        self._framed = False  # its length is known from its head
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._encoding = ""
+        self._headers: dict[str, str] = {}
+
+    def on_message_begin(self) -> None:
+        if self._whole:  # a second answer to one request
+            self._whole = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if (kept := _KEPT_HEADERS.get(name)) is not None:
+            if value:
+                self._headers.setdefault(kept, value.decode("latin-1"))
+        elif name == b"content-length":
+            self._framed = True
+            if value.isdigit() and int(value) > self._limit_bytes:
+                self.fail(f"{int(value)} bytes announced", reason="too_large")
+        elif name == b"transfer-encoding":
+            self._framed = True
+            if value.lower() != b"chunked":
+                self.fail("a transfer encoding other than chunked", reason="malformed")
+        elif name == b"content-encoding":
+            self._encoding = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self._limit_bytes:
+            self._body.clear()
+            self.fail(f"more than {self._limit_bytes} bytes", reason="too_large")
+        else:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self._answer is None or self._answer.done():
+            return  # given up on the way: what is kept has told its whole answer
+        if status >= 200:
+            self._whole = self._parser.should_keep_alive()
+            self._complete(status)
+        elif status == 101 or self._interim >= MAX_INTERIM:
+            self.fail(f"status {status}", reason="malformed")
+        else:  # 102 and 103 come before the answer
+            self._interim += 1
+            self._begin_answer()
+
+    @property
+    def _ends_with_connection(self) -> bool:
+        return self._in_body and not self._framed
+
+    def _complete(self, status: int) -> None:
+        answer = self._answer
+        if answer is None or answer.done():
+            return
+        self.answers += 1
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        if self._encoding:
+            try:
+                body = decoded(body, self._encoding, limit_bytes=self._limit_bytes)
+            except SentUnanswered as exc:
+                self._whole = False
+                answer.set_exception(exc)
+                return
+        answer.set_result(Answer(status=status, headers=self._headers, body=body))

@@ -1,0 +1,257 @@
+"""The transport for plain HTTP/1.1: the same promises as the general one at a fraction of its cost.
+
+An exchange is one system call to write, llhttp to read, one future and one timer; the general
+transport's costs four to five times as much CPU (docs/decisions/0020-fast-transport.md). It speaks
+`http://` only and asks for no compression; TLS is the general transport's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
+from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.transport.connection import Connection, Dead
+from batchline.executor.transport.heads import Heads
+
+# uvicorn and node close an idle connection after 5 s. Letting go first keeps us from writing into a
+# connection that is being closed; a permit that is in use never idles that long.
+_KEEPALIVE_S: Final = 4.0
+_SWEEP_S: Final = 1.0
+# One that was idle for longer is looked at before it is used, for 2 µs. In a busy pool none is.
+_LOOK_AFTER_S: Final = 0.05
+# A server that had let go of an idle connection answers the next request on it with a reset, one
+# round trip later. What dies after more than this was being worked on.
+_RACE_S: Final = 1.0
+_ADDRESSES_S: Final = 10.0  # how long the addresses of a name are believed
+
+
+class _Request:
+    """What an exchange is about. A plain class: one is made for each line."""
+
+    __slots__ = ("before_write", "began", "body", "head", "total_s")
+
+    def __init__(
+        self,
+        head: bytes,
+        body: bytes,
+        before_write: Callable[[], bool],
+        total_s: float,
+        began: float,
+    ) -> None:
+        self.head = head
+        self.body = body
+        self.before_write = before_write
+        self.total_s = total_s
+        self.began = began  # `loop.time()`
+
+
+class Http1Transport:
+    """`Transport` for `http://` backends. Built and used inside one running event loop.
+
+    The number of connections is not bounded here: permits bound the requests in flight.
+
+    A request that dies on a used connection before a byte of its answer, within a round trip or so,
+    met a server that was letting go of it. It is sent again at once, and once, on a new connection,
+    after the gate was asked again (RFC 9112, 9.3.1, with the same `Idempotency-Key`).
+    """
+
+    def __init__(self, settings: BackendSettings) -> None:
+        """Raises ValueError when `base_url` or a configured header cannot be used."""
+        url = urlsplit(settings.base_url)
+        if url.scheme != "http" or not url.hostname:
+            raise ValueError("this transport speaks http:// only")
+        self._settings = settings
+        self._heads = Heads(settings.base_url, settings.headers or {})
+        self._host, self._port = url.hostname, url.port or 80
+        self._loop = asyncio.get_running_loop()
+        self._idle: deque[Connection] = deque()  # the one that was used last is used first
+        self._in_use: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._resolving: asyncio.Task[list[str]] | None = None
+        self._resolved_at = 0.0
+        self._is_closed = False
+
+    async def send(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        before_write: Callable[[], bool],
+    ) -> Answer:
+        """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
+        head = self._heads.post(path, headers, len(body))
+        total_s = self._settings.total_timeout_s
+        return await self._exchange(_Request(head, body, before_write, total_s, self._loop.time()))
+
+    async def get_json(self, path: str, *, timeout_s: float) -> Answer:
+        """See `Transport.get_json`."""
+        head = self._heads.get(path)
+        return await self._exchange(_Request(head, b"", _admit, timeout_s, self._loop.time()))
+
+    async def close(self) -> None:
+        """Close every connection at once; requests in flight end as `SentUnanswered`."""
+        self._is_closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._resolving is not None:
+            self._resolving.cancel()
+        every = [*self._idle, *self._in_use]
+        self._idle.clear()
+        for connection in every:
+            connection.abort()
+        for connection in every:
+            await connection.closed()
+
+    # -- one exchange ----------------------------------------------------------------------
+
+    async def _exchange(self, request: _Request) -> Answer:
+        connection = self._take()
+        if connection is None:
+            return await self._anew(request)
+        used = connection.answers > 0
+        began = self._loop.time()
+        try:
+            return await self._on(connection, request)
+        except Dead:
+            return await self._anew(request)  # nothing was written: this is the first try
+        except SentUnanswered as exc:
+            in_time = self._loop.time() - began < _RACE_S
+            if exc.reason != "reset" or connection.heard or not used or not in_time:
+                raise
+            try:
+                return await self._anew(request)
+            except (NotAdmitted, NotSent):
+                raise exc from None  # a second try that did not begin leaves the first as it ended
+
+    async def _anew(self, request: _Request) -> Answer:
+        connection = await self._connect(request)
+        try:
+            return await self._on(connection, request)
+        except Dead as exc:
+            raise NotSent("the connection was lost before the first byte") from exc
+
+    async def _on(self, connection: Connection, request: _Request) -> Answer:
+        # No await from here to the write: this is the loop step the gate was asked in.
+        if connection.lost:
+            raise Dead
+        if not request.before_write():
+            self._keep(connection)
+            raise NotAdmitted("the gate closed before the first byte was written")
+        try:
+            answer = connection.begin(request.head, request.body)
+        except Dead:
+            connection.abort()
+            raise
+        self._in_use.add(connection)
+        timer = self._loop.call_at(
+            request.began + request.total_s, _time_out, connection, request.total_s
+        )
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            self._in_use.discard(connection)
+            if connection.end():
+                self._keep(connection)
+            else:
+                connection.abort()
+                await connection.closed()
+
+    # -- connections -----------------------------------------------------------------------
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.lost:
+                continue
+            idle_s = self._loop.time() - connection.idle_since
+            if idle_s < _LOOK_AFTER_S or connection.is_quiet():
+                return connection
+            connection.abort()
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        if self._is_closed:
+            connection.let_go()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Let go of what has been idle for long; the oldest are on the left."""
+        oldest = self._loop.time() - _KEEPALIVE_S
+        while self._idle and (self._idle[0].lost or self._idle[0].idle_since < oldest):
+            self._idle.popleft().let_go()
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
+
+    async def _connect(self, request: _Request) -> Connection:
+        """A new connection, to the first address that takes one.
+
+        Raises:
+            NotSent: refused, unknown host, or not within the connect timeout.
+        """
+        limit_s = min(self._settings.connect_timeout_s, request.total_s)
+        try:
+            async with asyncio.timeout_at(
+                min(request.began + request.total_s, self._loop.time() + limit_s)
+            ):
+                return await self._connect_to_any(await self._addresses())
+        except TimeoutError as exc:
+            raise NotSent(f"no connection within {limit_s:g} s") from exc
+        except socket.gaierror as exc:
+            raise NotSent("no connection: unknown host") from exc
+        except (OSError, UnicodeError) as exc:
+            raise NotSent(f"no connection: {_reason(exc)}") from exc
+
+    async def _connect_to_any(self, addresses: list[str]) -> Connection:
+        limit_bytes = self._settings.max_answer_bytes
+        for address in addresses[:-1]:
+            try:
+                return await self._connect_to(address, limit_bytes)
+            except OSError:
+                continue
+        return await self._connect_to(addresses[-1], limit_bytes)
+
+    async def _connect_to(self, address: str, limit_bytes: int) -> Connection:
+        _, connection = await self._loop.create_connection(
+            lambda: Connection(limit_bytes=limit_bytes), address, self._port
+        )
+        return connection
+
+    async def _addresses(self) -> list[str]:
+        """The host's addresses; many callers at once ask the resolver once."""
+        task = self._resolving
+        stale = self._loop.time() - self._resolved_at > _ADDRESSES_S
+        if task is None or (task.done() and (stale or task.cancelled() or task.exception())):
+            task = self._resolving = self._loop.create_task(self._resolve())
+        return await asyncio.shield(task)
+
+    async def _resolve(self) -> list[str]:
+        found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        self._resolved_at = self._loop.time()
+        return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def _admit() -> bool:
+    return True
+
+
+def _time_out(connection: Connection, total_s: float) -> None:
+    connection.fail(f"no whole answer within {total_s:g} s", reason="timeout")
+
+
+def _reason(exc: BaseException) -> str:
+    """What went wrong in few words: kinds and system errors, nothing that a peer sent."""
+    if isinstance(exc, OSError) and exc.errno is not None and exc.errno > 0:
+        return os.strerror(exc.errno).lower()
+    return type(exc).__name__

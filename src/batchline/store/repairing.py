@@ -1,0 +1,117 @@
+"""Committed ranges: listed so that they can be checked, and taken back when they are damaged.
+
+What a range holds was written beside it when it was committed: the shard's entries and what they
+added. Taking it back is the one thing that makes a settled line unsettled, and lets counts fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, select, update
+
+from batchline.domain import bitmap, lifecycle
+from batchline.domain.ids import BatchId
+from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
+from batchline.domain.model import Batch, CommittedRange
+from batchline.store import batches, rows
+from batchline.store.tables import OUTPUT, USAGE_COLUMNS, batch, segment_commit, shard
+
+_AT_ONCE = 1_000  # values bound in one statement
+
+_COUNTERS = ("completed", "failed", *USAGE_COLUMNS)
+
+
+def committed(
+    connection: Connection, batch_id: BatchId, *, after: int, limit: int
+) -> list[CommittedRange]:
+    """See `Store.committed_ranges`."""
+    query = (
+        select(segment_commit)
+        .join(batch, batch.c.sequence == segment_commit.c.batch_sequence)
+        .where(batch.c.id == batch_id, segment_commit.c.sequence > after)
+        .order_by(segment_commit.c.sequence)
+        .limit(limit)
+    )
+    return [
+        CommittedRange(
+            sequence=row["sequence"],
+            part=rows.range_of(row),
+            lines=None if row["lines"] is None else bitmap.count(bytes(row["lines"][2:])),
+        )
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def unsettle(
+    connection: Connection,
+    batch_id: BatchId,
+    damaged: Sequence[int],
+    *,
+    from_status: BatchStatus,
+    stopping: Stopping | None,
+    now: int,
+) -> Batch | None:
+    """See `Store.unsettle_ranges`."""
+    target = lifecycle.advance(from_status, BatchEvent.RESULTS_DAMAGED, stopping)
+    if target is None:
+        return None
+    # The guard comes first and locks the row: from here on nobody can cancel, commit or finalize.
+    moved = connection.execute(
+        update(batch)
+        .where(
+            batch.c.id == batch_id,
+            batch.c.status == from_status.value,
+            batch.c.stopping.is_not_distinct_from(None if stopping is None else stopping.value),
+        )
+        .values({**batches.arrival(target, now=now), "repairs": batch.c.repairs + 1})
+    )
+    if moved.rowcount == 0:
+        return None
+    query = select(batch.c.sequence).where(batch.c.id == batch_id)
+    sequence = int(connection.execute(query).scalar_one())
+    for first in range(0, len(damaged), _AT_ONCE):
+        _take_back(connection, sequence, damaged[first : first + _AT_ONCE])
+    return batches.load(connection, batch_id)
+
+
+def _take_back(connection: Connection, batch_sequence: int, damaged: Sequence[int]) -> None:
+    these = (
+        segment_commit.c.batch_sequence == batch_sequence,
+        segment_commit.c.sequence.in_(damaged),
+        segment_commit.c.lines.is_not(None),
+    )
+    total = dict.fromkeys(_COUNTERS, 0)
+    query = select(segment_commit).where(*these).order_by(segment_commit.c.sequence)
+    for row in connection.execute(query).mappings().all():
+        lost = _take_back_one(connection, row)
+        for name in _COUNTERS:
+            total[name] += lost[name]
+    connection.execute(
+        update(batch)
+        .where(batch.c.sequence == batch_sequence)
+        .values({name: batch.c[name] - total[name] for name in _COUNTERS})
+    )
+    connection.execute(delete(segment_commit).where(*these))
+
+
+def _take_back_one(connection: Connection, row: RowMapping) -> dict[str, int]:
+    """Clear the bits of one range in its shard; what the shard's counters lose by it."""
+    this_shard = (
+        shard.c.batch_sequence == row["batch_sequence"],
+        shard.c.number == row["shard_number"],
+    )
+    settled = bytes(connection.execute(select(shard.c.settled).where(*this_shard)).scalar_one())
+    lines = bitmap.unpacked(bytes(row["lines"]), len(settled))
+    count = bitmap.count(lines)
+    lost = {
+        "completed": count if row["kind"] == OUTPUT else 0,
+        "failed": 0 if row["kind"] == OUTPUT else count,
+        **{name: int(row[name]) for name in USAGE_COLUMNS},
+    }
+    values: dict[str, Any] = {name: shard.c[name] - lost[name] for name in _COUNTERS}
+    values["settled"] = bitmap.without(settled, lines)
+    values["epoch"] = shard.c.epoch + 1  # whoever held it takes more lines for settled than are
+    connection.execute(update(shard).where(*this_shard).values(values))
+    return lost

@@ -1,0 +1,134 @@
+"""Whatever comes, in whatever pieces: an answer, or a reason, and no connection that is used again
+after it was spoiled."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+from collections.abc import Sequence
+from itertools import pairwise
+
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchline.domain.errors import SentUnanswered
+from batchline.executor.contract import Answer
+from batchline.executor.transport.connection import Connection
+
+LIMIT = 5_000
+REASONS = {"reset", "malformed", "too_large"}
+
+bodies = st.binary(max_size=2_000)
+statuses = st.integers(200, 599).filter(lambda status: status not in (204, 304))
+
+
+@st.composite
+def framed(draw: st.DrawFn) -> tuple[bytes, Answer, bool]:
+    """An answer as it may be on the wire, what it means, and whether the connection lives on."""
+    body, status = draw(bodies), draw(statuses)
+    coding = draw(st.sampled_from(["", "gzip"])) if body else ""
+    sent = gzip.compress(body) if coding else body
+    head = f"HTTP/1.1 {status} {draw(st.sampled_from(['OK', '', 'Slow Down']))}\r\n"
+    head += draw(st.sampled_from(["", "Server: x\r\n", "x-request-id: r\r\n", "A:\r\nB: c, d\r\n"]))
+    keeps = draw(st.booleans())
+    head += "" if keeps else "Connection: close\r\n"
+    head += f"Content-Encoding: {coding}\r\n" if coding else ""
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * draw(st.integers(0, 2))
+    if draw(st.booleans()):
+        wire = f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent
+    else:
+        wire = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()
+        at = 0
+        while at < len(sent):
+            size = draw(st.integers(1, len(sent) - at))
+            wire += b"%x\r\n%b\r\n" % (size, sent[at : at + size])
+            at += size
+        wire += b"0\r\n\r\n"
+    kept = {"x-request-id": "r"} if "x-request-id" in head else {}
+    return interim + wire, Answer(status=status, headers=kept, body=body), keeps
+
+
+def pieces(wire: bytes, cuts: Sequence[int]) -> list[bytes]:
+    places = sorted({cut % (len(wire) + 1) for cut in cuts} | {0, len(wire)})
+    return [wire[a:b] for a, b in pairwise(places) if a < b]
+
+
+async def fed(parts: Sequence[bytes], *, then_end: bool) -> tuple[Answer | str, bool]:
+    """What an exchange comes to when these bytes come, and whether its connection is kept."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(limit_bytes=LIMIT), sock=ours
+        )
+        waiting = connection.begin(b"POST / HTTP/1.1\r\n\r\n", b"{}")
+        for part in parts:
+            connection.data_received(part)
+        if then_end:
+            theirs.close()
+            await connection.closed()
+        if not waiting.done():
+            connection.fail("it waits for more", reason="reset")
+        try:
+            found: Answer | str = await waiting
+        except SentUnanswered as exc:
+            found = exc.reason
+        keeps = connection.end()
+        connection.abort()
+        await connection.closed()
+    return found, keeps
+
+
+@settings(max_examples=150, deadline=None)
+@given(framed(), st.lists(st.integers(0, 10_000), max_size=30))
+def test_an_answer_in_any_pieces_is_the_same_answer(
+    case: tuple[bytes, Answer, bool], cuts: list[int]
+) -> None:
+    wire, answer, keeps = case
+    assert uvloop.run(fed(pieces(wire, cuts), then_end=False)) == (answer, keeps)
+
+
+@settings(max_examples=150, deadline=None)
+@given(framed(), st.lists(st.integers(0, 10_000), max_size=5), st.integers(1, 10_000))
+def test_a_part_of_an_answer_is_none(
+    case: tuple[bytes, Answer, bool], cuts: list[int], missing: int
+) -> None:
+    wire = case[0]
+    short = wire[: -1 - missing % len(wire)]
+    found, keeps = uvloop.run(fed(pieces(short, cuts), then_end=True))
+    assert found == "reset"
+    assert not keeps
+
+
+@settings(max_examples=150, deadline=None)
+@given(framed(), st.binary(min_size=1, max_size=50), st.lists(st.integers(0, 10_000), max_size=5))
+def test_what_follows_an_answer_spoils_the_connection_and_not_the_answer(
+    case: tuple[bytes, Answer, bool], more: bytes, cuts: list[int]
+) -> None:
+    wire, answer, _ = case
+    if not more.strip(b"\r\n"):
+        return  # empty lines between two answers are none
+    found, keeps = uvloop.run(fed(pieces(wire + more, cuts), then_end=False))
+    assert found == answer
+    assert not keeps
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=500),
+        st.tuples(framed(), st.integers(0, 10_000), st.binary(min_size=1, max_size=8)).map(
+            lambda x: (w := x[0][0])[: x[1] % len(w)] + x[2] + w[x[1] % len(w) + len(x[2]) :]
+        ),
+    ),
+    st.lists(st.integers(0, 10_000), max_size=5),
+)
+def test_garbage_is_a_reason_or_an_answer_and_nothing_else(wire: bytes, cuts: list[int]) -> None:
+    found, _ = uvloop.run(fed(pieces(wire, cuts), then_end=True))
+    assert isinstance(found, Answer) or found in REASONS
+
+
+def test_a_head_without_end_is_given_up() -> None:
+    lines = [b"HTTP/1.1 200 OK\r\n", *(b"X-%d: %b\r\n" % (n, b"x" * 1000) for n in range(100))]
+    assert uvloop.run(fed(lines, then_end=False)) == ("malformed", False)

@@ -1,0 +1,112 @@
+"""Power cuts during `batchline run`: the same command goes on, and what was said stays true."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from tests.support import command
+from tests.support.inputs import line_id, make_lines
+from tests.support.power_loss.checks import look_at_bytes, write_image
+from tests.support.power_loss.recording import Recording, under_strace, wait_recorded
+from tests.support.power_loss.survival import CORNERS, drawn
+from tests.support.scripted_backend import Answer, BackendControl, Script, backend_process
+
+SEED: Final = int(os.environ.get("BATCHLINE_SEED") or random.SystemRandom().randrange(2**32))
+LINES: Final = 100
+PLACES: Final = 12  # while it runs, and as many while it ends
+STARTS: Final = 2
+SAID: Final = b"lines succeeded"
+SCRIPT: Final = Script(answer=Answer(latency_s=0.005, latency_max_s=0.03))
+
+OUTPUT: Final = "out.jsonl"
+ERRORS: Final = "out.errors.jsonl"
+STATE: Final = f".{OUTPUT}.batchline"
+
+
+def words(disk: Path, backend: BackendControl) -> list[str]:
+    config = disk.parent / "run.toml"
+    config.write_text("[worker]\ncommit_interval_s = 0.03\n[disk]\nreserve_bytes = 4096\n")
+    options = ["--config", config, "--output", disk / OUTPUT, "--upstream", backend.base_url]
+    return ["run", *map(str, [disk.parent / "in.jsonl", *options])]
+
+
+async def test_a_run_goes_on_after_a_power_cut_and_what_it_said_stays(tmp_path: Path) -> None:
+    chance = random.Random(SEED)  # noqa: S311  # moments, not secrets
+    (tmp_path / "in.jsonl").write_bytes(make_lines(LINES))
+    disk, trace = tmp_path / "disk", tmp_path / "trace"
+    disk.mkdir()
+    async with backend_process(SCRIPT) as backend:
+        program = [*under_strace(trace), *command.MODULE, *words(disk, backend)]
+        subprocess.run(program, check=True, capture_output=True, timeout=30)
+        wait_recorded(trace)
+        recording = Recording.of([trace], disk)
+        said = recording.place_of(SAID)
+        player = recording.player()
+        player.go_to(recording.end)
+        ever = {path.name: content for path, content in player.files.ever().items()}
+        assert [str(path) for path in player.files.now()] == [OUTPUT]
+
+        busy = recording.busy_places()
+        ending = [place for place in busy if place > said]
+        places = [*chance.choices(busy, k=PLACES), *chance.choices(ending, k=PLACES)]
+        started = set(chance.sample(places, k=STARTS))
+        player = recording.player()
+        for place in sorted(places):
+            player.go_to(place)
+            for survival in (CORNERS[0], chance.choice(CORNERS[1:]), drawn(chance)):
+                image = tmp_path / "image"
+                image.mkdir()
+                write_image(player.files.after_power_cut(survival, chance), image)
+                try:
+                    _look(image, ever, over=place > said)
+                    if place in started and survival not in CORNERS:
+                        started.discard(place)
+                        await _go_on(image, backend, over=place > said)
+                except BaseException as exc:
+                    exc.add_note(f"seed {SEED}, {survival} at {place} of {recording.end}")
+                    raise
+                shutil.rmtree(image)
+
+
+def _look(disk: Path, ever: dict[str, bytes], *, over: bool) -> None:
+    """`over`: it has said that everything is done."""
+    state = disk / STATE
+    if over:
+        assert (disk / OUTPUT).read_bytes() == ever[OUTPUT], "another output than was announced"
+        assert not (disk / ERRORS).exists(), "an error file without an error"
+        assert not state.exists() or (state / "batchline.sqlite3").exists(), (
+            "half of a run would be taken for one that goes on"
+        )
+    if (state / "batchline.sqlite3").exists():
+        with closing(sqlite3.connect(state / "batchline.sqlite3")) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'batch'").fetchall():
+                look_at_bytes(database, state, ever)
+                statuses = database.execute("SELECT status FROM batch").fetchall()
+                assert not over or statuses == [("completed",)]
+
+
+async def _go_on(disk: Path, backend: BackendControl, *, over: bool) -> None:
+    """The same command, once more."""
+    before = (await backend.stats()).arrivals
+    ran = await command.command(*words(disk, backend))
+    if over:
+        assert (await backend.stats()).arrivals == before, "what was done is sent again"
+    there = set(os.listdir(disk))  # noqa: PTH208  # in an async function it is that or a thread
+    if ran.returncode == 2:
+        # All was done. What was being removed goes with the next run into this place.
+        assert "exists already" in ran.stderr
+        there.discard(f"{STATE}.removed")
+    else:
+        assert ran.returncode == 0, ran.stderr
+    results = [json.loads(line) for line in (disk / OUTPUT).read_bytes().splitlines()]
+    assert sorted(one["custom_id"] for one in results) == [line_id(n) for n in range(LINES)]
+    assert there == {OUTPUT}
