@@ -11,7 +11,7 @@ args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test interop bench guards demo fresh chaos power model pins clean
+.PHONY: help setup check fix lint types test faults interop bench guards demo fresh chaos power model pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,9 +85,12 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
+
+faults: $(VENV)/.dev ## kill -9 of everybody at every durable step: some minutes
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m matrix tests/fault $(args)
 
 interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
 	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)

@@ -10,6 +10,8 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
     commit.before=kill@3           ... the third time
     worker.answered=kill_parent    SIGKILL the parent (the server, seen from a worker)
     worker.answered=kill_both      the parent, then this process
+    commit.before=kill_children    SIGKILL the children (the workers, seen from the server)
+    commit.before=kill_family      the children, then this process
     segment.written=enospc@2       the caller sees OSError(ENOSPC) the second time
     blob.synced=stop               SIGSTOP this process
     gate.closed=busy               half a second of nothing but computing
@@ -26,6 +28,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from batchline.domain.errors import ConfigError
@@ -101,7 +104,10 @@ def trouble(name: str, **fields: str | int | float | bool | None) -> None:
 # -- probes ------------------------------------------------------------------------------------
 
 ACTIONS: Final = frozenset(
-    {"kill", "kill_parent", "kill_both", "stop", "enospc", "eio", "exit", "drop", "busy"}
+    {
+        *("kill", "kill_parent", "kill_both", "kill_children", "kill_family"),
+        *("stop", "enospc", "eio", "exit", "drop", "busy"),
+    }
 )
 
 
@@ -159,6 +165,11 @@ def _reached(name: str) -> bool:
         case "kill_both":
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
+        case "kill_children":
+            _kill_children()
+        case "kill_family":
+            _kill_children()
+            os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "drop":
@@ -174,3 +185,13 @@ def _reached(name: str) -> bool:
         case _:
             os._exit(3)
     return False
+
+
+def _kill_children() -> None:
+    """SIGKILL every child of this process, as the process table (Linux's) has them."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            # The command name may hold spaces and brackets; what follows it is fixed (proc(5)).
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+            if parent == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGKILL)

@@ -48,7 +48,7 @@ class Watched(Database):
 
     begun: asyncio.Event | None = None
 
-    async def _write(self, change: Callable[[Connection], T], *, step: str | None = None) -> T:
+    async def _write(self, change: Callable[[Connection], T], *, step: str) -> T:
         if step not in ("finalize", "batch.start") or self.begun is None:
             return await super()._write(change, step=step)
         loop, begun = asyncio.get_running_loop(), self.begun

@@ -152,7 +152,7 @@ async def test_a_connection_that_breaks_in_a_transaction_is_unavailable_and_wrot
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     with pytest.raises(StoreUnavailable):
-        await store._write(break_it)
+        await store._write(break_it, step="test")
     assert await store.get_file(DEFAULT_PROJECT, file.id, now=NOW) is None
 
 
@@ -174,10 +174,10 @@ async def test_a_deadlock_is_tried_again_once(
         return "done"
 
     if succeeds:
-        assert await store._write(deadlock) == "done"
+        assert await store._write(deadlock, step="test") == "done"
     else:
         with pytest.raises(StoreUnavailable):
-            await store._write(deadlock)
+            await store._write(deadlock, step="test")
     assert tries == 2
 
 
@@ -192,7 +192,7 @@ async def test_a_caller_that_is_cancelled_leaves_a_whole_transaction(
         inside.set()
         assert go_on.wait(10)
 
-    writing = asyncio.create_task(store._write(slow))
+    writing = asyncio.create_task(store._write(slow, step="test"))
     await asyncio.to_thread(inside.wait, 10)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):

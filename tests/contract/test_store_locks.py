@@ -127,4 +127,4 @@ async def test_a_transaction_that_reads_before_it_writes_cannot_be_overtaken(
             other.execute("UPDATE project SET name = 'overtaken'")
         connection.execute(update(project_table).values(name="first"))
 
-    await store._write(read_then_write)
+    await store._write(read_then_write, step="test")

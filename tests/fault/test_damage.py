@@ -121,7 +121,7 @@ async def test_exactly_the_lines_of_a_damaged_range_run_again(tmp_path: Path, wa
 
 @pytest.mark.parametrize(
     "probe",
-    ["ranges.checked", "unsettle.inside", "unsettle.after"],
+    ["ranges.checked", "unsettle.before", "unsettle.inside", "unsettle.after"],
 )
 async def test_a_death_in_the_middle_of_the_repair_repairs_once(tmp_path: Path, probe: str) -> None:
     async with all_but_one_committed(tmp_path, probes=f"{probe}=kill") as damaged:

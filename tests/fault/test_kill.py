@@ -1,7 +1,8 @@
-"""kill -9 before and after each durable step, of the server, of a worker, of both.
+"""kill -9 before and after each durable step, of the server, of its workers, of both.
 
-Each case dies at a named point of the program (`telemetry.probe`), is started again without help,
-and ends with every line accounted for. The backend's log is the witness.
+`steps.py` has the steps and who is ended at each, `scenes.py` the jobs that come by there. Each
+case is started again without help and ends with every line accounted for, no byte left over and
+nothing stuck. The backend's log is the witness. Below that are the deaths that no step is part of.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import signal
 import time
 from pathlib import Path
 
-import openai
 import pytest
 
+from tests.fault.scenes import play
+from tests.fault.steps import STEPS, Step, Victim
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import conserved, server, submit, wait_for
@@ -20,108 +22,25 @@ from tests.support.server import conserved, server, submit, wait_for
 LINES = 400
 SLOW = Script(answer=Answer(latency_s=0.05))
 MAX_IN_FLIGHT = 64
-# What may be sent twice: what was in flight, and what was answered within one commit interval.
-MOST_RESENT = MAX_IN_FLIGHT + MAX_IN_FLIGHT * 4
-
-SERVER_STEPS = [
-    "batch.create.after=kill",
-    "blob.renamed=kill@2",  # the plan; the first blob is the upload
-    "blob.durable=kill@2",
-    "batch.start.before=kill",
-    "batch.start.inside=kill",
-    "batch.start.after=kill",
-    "validation.done=kill",
-    "commit.before=kill@2",
-    "commit.inside=kill@2",
-    "commit.after=kill@2",
-    "finalize.starting=kill",
-    "finalize.before=kill",
-    "finalize.inside=kill",
-    "finalize.after=kill",
-]
-WORKER_STEPS = [
-    f"{step}={action}"
-    for step in (
-        "worker.dispatching",
-        "worker.answered",
-        "segment.writing",
-        "segment.written",
-        "segment.synced",
-        "commit.sending",
-        "commit.sent",
-        "shard.releasing",
-    )
-    for action in ("kill", "kill_both")
-]
 
 
-@pytest.mark.parametrize("probe", SERVER_STEPS + WORKER_STEPS)
+@pytest.mark.parametrize(
+    ("step", "victim"),
+    [
+        pytest.param(
+            step,
+            victim,
+            id=f"{step}-{victim}",
+            marks=[] if victim is step.victim else [pytest.mark.matrix],
+        )
+        for step in STEPS
+        for victim in step.victims
+    ],
+)
 async def test_a_death_at_a_step_loses_nothing_and_leaves_nothing_stuck(
-    tmp_path: Path, probe: str
+    tmp_path: Path, step: Step, victim: Victim
 ) -> None:
-    content = make_lines(LINES)
-    async with backend_process(SLOW) as backend:
-        with server(tmp_path, backend.base_url, probes=probe) as running:
-            client = running.client()
-            file = client.files.create(file=("in.jsonl", content), purpose="batch")
-            batch_id = ""
-            try:
-                batch_id = client.batches.create(
-                    input_file_id=file.id,
-                    endpoint="/v1/chat/completions",
-                    completion_window="24h",
-                ).id
-            except openai.APIConnectionError:
-                assert probe.startswith("batch.create")
-            kills_server = probe in SERVER_STEPS or probe.endswith("kill_both")
-            if kills_server:
-                running.wait_ended()
-                running.start()
-                client = running.client()
-            if not batch_id:
-                # The create's answer was lost, and it had been committed: the batch is there.
-                batch_id = client.batches.list().data[0].id
-            ended = wait_for(client, batch_id)
-            assert ended.status == "completed"
-            summary = conserved(client, ended, content, await backend.log())
-            assert summary.finished == LINES
-            assert summary.resent <= MOST_RESENT
-
-
-CANCEL_STEPS = [
-    "cancel.before=kill",
-    "cancel.inside=kill",
-    "cancel.after=kill",
-    "finalize.before=kill",
-    "finalize.inside=kill",
-    "finalize.after=kill",
-    "never_run.written=kill",
-]
-
-
-@pytest.mark.parametrize("probe", [*CANCEL_STEPS, "gate.closed=kill", "gate.closed=kill_both"])
-async def test_a_death_during_a_cancel_ends_cancelled_or_was_never_accepted(
-    tmp_path: Path, probe: str
-) -> None:
-    content = make_lines(LINES)
-    settings = {"cancel": {"grace_s": 0.05}}
-    async with backend_process(SLOW) as backend:
-        with server(tmp_path, backend.base_url, settings=settings, probes=probe) as running:
-            client = running.client()
-            batch = submit(client, content)
-            await backend.wait_for_arrivals(100)
-            accepted = True
-            try:
-                client.batches.cancel(batch.id)
-            except openai.APIConnectionError:
-                accepted = probe not in ("cancel.before=kill", "cancel.inside=kill")
-            if probe != "gate.closed=kill":
-                running.wait_ended()
-                running.start()
-                client = running.client()
-            ended = wait_for(client, batch.id)
-            assert ended.status == ("cancelled" if accepted else "completed")
-            conserved(client, ended, content, await backend.log())
+    await play(tmp_path, step, victim)
 
 
 async def test_children_of_a_killed_server_are_gone_before_new_ones_dispatch(

@@ -7,7 +7,9 @@ looked at afterwards. Only a server that is at rest can be expected to agree.
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -56,6 +58,21 @@ def wait_until_rows_and_bytes_agree(data: Path) -> None:
     while found := list(disagreements(data)):
         assert time.monotonic() < deadline, "\n".join(found)
         time.sleep(POLL_S)
+
+
+def settled_lines(data: Path) -> int:
+    """How many lines of all batches are committed as settled, behind a server that has died.
+
+    Of a copy: whoever opens a database after a crash repairs it, and that is the next server's.
+    """
+    with tempfile.TemporaryDirectory() as copy:
+        for part in data.glob("batchline.sqlite3*"):
+            shutil.copy(part, copy)
+        with closing(sqlite3.connect(f"{copy}/batchline.sqlite3")) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'shard'").fetchone():
+                return 0  # it died in its first start
+            (count,) = database.execute("SELECT total(completed + failed) FROM shard").fetchone()
+    return int(count)
 
 
 def needs(database: sqlite3.Connection) -> list[tuple[str, str, int]]:

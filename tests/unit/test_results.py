@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -278,6 +280,22 @@ def test_the_names_decide_whose_usage_it_is() -> None:
 @pytest.mark.parametrize("usage", [None, 7, "many", True, [], [1], {}, {"other": 1}])
 def test_usage_of_another_type_is_unknown_and_not_a_bad_answer(usage: object) -> None:
     assert usage_in({"id": "x", "usage": usage}) == NO_USAGE
+
+
+@pytest.mark.parametrize("read", [usage_of, error_code_of])
+def test_what_is_too_large_to_be_meant_is_not_made_into_objects(
+    read: Callable[[bytes], object],
+) -> None:
+    """60 MiB of `{},` would be over a gigabyte of them, and the end of the worker."""
+    told = b"[" + b"{}," * 200_000 + b"{}]"
+    body = b'{"usage":%b,"error":%b}' % (told, told)
+    tracemalloc.start()
+    try:
+        assert read(body) in (NO_USAGE, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(told)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,11 @@ class DataDirectory:
         return admin_socket(self.root)
 
     @property
+    def validating(self) -> Path:
+        """What is being validated, for a server that comes after a death (`service/tries.py`)."""
+        return self.root / "validating.json"
+
+    @property
     def note(self) -> Path:
         """`server.json`: {"pid", "host", "port"} of the server that listens, while it does."""
         return self.root / "server.json"

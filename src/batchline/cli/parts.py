@@ -30,6 +30,7 @@ from batchline.service.repair import Repair
 from batchline.service.results import Results
 from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
+from batchline.service.tries import Tries
 from batchline.service.uploads import UploadLimits, Uploads
 from batchline.store.blobs import LocalBlobs
 from batchline.store.database import Database
@@ -90,6 +91,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             models=catalogue,
             limits=input_limits(settings),
             has_room=lambda: disk.has_room,
+            tries=Tries(directory.validating),
             alarms=alarms,
         )
         finalizer = Finalizer(

@@ -55,11 +55,15 @@ def run(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings, directory: DataDirectory) -> int:
+    telemetry.probe("start.locked")
     killed = await asyncio.to_thread(processes.kill_survivors, directory.children)
+    telemetry.probe("start.alone")
     if killed:
         telemetry.trouble("survivors_killed", processes=killed)
     async with build(settings, directory) as parts, _keys(settings, directory, parts) as keys:
+        telemetry.probe("start.opened")
         await parts.maintenance.recover()
+        telemetry.probe("start.recovered")
         listener = _listen(settings.server.host, settings.server.port)
         port = listener.getsockname()[1]
         stopping = _on_signals()
@@ -103,7 +107,9 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
                 tasks.create_task(parts.maintenance.run()),
                 tasks.create_task(parts.disk.run(parts.executor)),
             ]
+            telemetry.probe("start.listening")
             resumed = await parts.runner.resume()
+            telemetry.probe("start.resumed")
             started.set()
             telemetry.event("server_started", port=port, batches_resumed=resumed)
             await stopping.wait()

@@ -53,6 +53,10 @@ MESSAGES: Final = MappingProxyType(
 # Above this a backend's token count is taken for nonsense; sums of it must fit 64 bits.
 _MAX_TOKENS: Final = 10**12
 
+# A usage or an error above this is nonsense too, and is not decoded: as Python objects 60 MiB of
+# `{},` take over a gigabyte and seconds, which would end the worker or hang it.
+_MAX_TOLD_BYTES: Final = 64 * 1024
+
 _NO_USAGE: Final = Usage()
 
 _LINE_ID_DIGITS: Final = 32
@@ -94,11 +98,11 @@ class _Usual(msgspec.Struct, gc=False):
 
 
 class _Success(msgspec.Struct, gc=False):
-    usage: object = None  # any shape: a wrong one is unknown usage, not a bad answer
+    usage: Raw = Raw(b"null")  # any shape: a wrong one is unknown usage, not a bad answer
 
 
 class _Error(msgspec.Struct, gc=False):
-    error: object = None
+    error: Raw = Raw(b"null")
 
 
 _decode_usual: Final = msgspec.json.Decoder(_Usual).decode
@@ -198,7 +202,7 @@ def _one_line(valid: bytes) -> bytes:
 def usage_of(body: bytes) -> Usage:
     """The usage that a usable body tells; zeros for what it does not tell or tells wrongly."""
     try:
-        told = _decode_success(body).usage
+        told = _decode_told(_decode_success(body).usage)
     except _UNREADABLE:
         return _NO_USAGE
     if not isinstance(told, dict):
@@ -215,6 +219,12 @@ def usage_of(body: bytes) -> Usage:
         ),
         total_tokens=_tokens(told.get("total_tokens")),
     )
+
+
+def _decode_told(raw: Raw) -> object:
+    """What a backend says in a field that may have any shape; None when that is too much to be
+    meant."""
+    return None if len(memoryview(raw)) > _MAX_TOLD_BYTES else msgspec.json.decode(raw)
 
 
 def _usual_usage(told: _Told) -> Usage:
@@ -244,7 +254,7 @@ def _tokens(value: object) -> int:
 def error_code_of(body: bytes) -> str | None:
     """`error.code` of an error answer, or `error.type` where the code is not a string."""
     try:
-        error = _decode_error(body).error
+        error = _decode_told(_decode_error(body).error)
     except _UNREADABLE:
         return None
     if not isinstance(error, dict):

@@ -47,8 +47,10 @@ class Gates:
         """As `Executor.close_gate`; `holders` are the workers that hold a shard of the batch."""
         began = time.monotonic()
         self._closed.add(batch_id)
+        telemetry.probe("gate.closing")
         at_risk = {link: link.backends_of(batch_id) for link in holders}
         acks = {link: link.ask_gate(batch_id, grace_s=grace_s, last_s=last_s) for link in at_risk}
+        telemetry.probe("gate.asked")
         silent = await self._heard(acks)
         untold: set[str] = set()
         for link in silent:
@@ -59,6 +61,7 @@ class Gates:
                 untold |= at_risk[link]
         for link in silent:
             await link.gone.wait()
+        telemetry.probe("gate.heard")
         running = _running(acks)
         return GateReport(
             acknowledged_s=time.monotonic() - began,

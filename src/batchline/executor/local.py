@@ -267,8 +267,10 @@ class LocalExecutor:
         while (message := await ordered.get()) is not None:
             match message:
                 case m.Commit(commits=commits):
+                    telemetry.probe("commit.received")
                     accepted = await events.on_commit(link.worker, commits)
                     link.tell(m.Committed(list(accepted)))
+                    telemetry.probe("commit.answered")
                 case m.SegmentClosed():
                     await events.on_segment_closed(link.worker)
                 case m.InputUnreadable(key=key):
@@ -332,6 +334,7 @@ class LocalExecutor:
             return False
         link.held[key] = work
         link.tell(m.OpenShard(work))
+        telemetry.probe("shard.opened")
         self._want(link)
         return True
 
@@ -364,6 +367,7 @@ class LocalExecutor:
             link.kill()
         for link in links:
             await link.gone.wait()
+        telemetry.probe("workers.fenced")
         return [link.worker for link in links]
 
     def _holding(self, batch_id: BatchId) -> list[WorkerLink]:

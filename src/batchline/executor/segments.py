@@ -132,6 +132,7 @@ class SegmentWriter:
             except TimeoutError:
                 if not self._unanswered:
                     self._abandon()
+                    probe("segment.closed")
                     self._on_closed()
 
     async def _pause_until(self, when: float) -> None:
@@ -240,6 +241,7 @@ class SegmentWriter:
         self._abandon()
         self._number += 1
         name = f"{BlobKind.SEGMENT.value}-{self._worker}-{self._number:06d}"
+        probe("segment.creating")
         self._fd = os.open(
             self._directory / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
         )
@@ -250,6 +252,7 @@ class SegmentWriter:
         except OSError:
             self._abandon()
             raise
+        probe("segment.created")
 
     def _abandon(self) -> None:
         """Close the segment; one on which nothing can count goes, or each try would leave one."""

@@ -507,6 +507,7 @@ class Worker:
                 )
             )
         )
+        telemetry.probe("shard.released")
         self._end_if_drained()
 
     def _end_if_drained(self) -> None:

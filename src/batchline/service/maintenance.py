@@ -70,13 +70,16 @@ class Maintenance:
         Unfinished uploads, scratch files, bytes without a row (a crash came between the two) and
         the references of workers that no longer exist. Returns how many orphans were removed.
         """
+        telemetry.probe("start.sweeping")
         await self.blobs.sweep_scratch()
         await self.store.release_worker_references(None)
         orphans = 0
         async for names in self.blobs.stored():
             known = await self.store.known_blobs(names)
             unknown = [name for name in names if name not in known]
+            telemetry.probe("orphans.deleting")
             await self.blobs.delete(unknown)
+            telemetry.probe("orphans.deleted")
             orphans += len(unknown)
         if orphans:
             telemetry.event("orphans_removed", blobs=orphans)
@@ -105,6 +108,7 @@ class Maintenance:
                 break
             names = [blob.name for blob in blobs]
             # Bytes first: a row without bytes is found again by the next sweep, the reverse never.
+            telemetry.probe("blobs.deleting")
             await self.blobs.delete(names)
             telemetry.probe("blobs.deleted")
             await self.store.forget_blobs(names)

@@ -19,11 +19,13 @@ from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.service.alarms import Alarms
 from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
 from batchline.service.skipped import SkipSettings
+from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
 from batchline.store.contract import BlobStore, Skipped, Store
 
 RETRY_S: Final = 0.5
 CHILD_TRIES: Final = 3  # a file that kills the validating child this often is refused
+SERVER_TRIES: Final = 5  # and so is one over which this many servers in a row have died
 
 INTERNAL: Final = LineProblem(
     code="server_error", message="The input file could not be validated because of a server error."
@@ -91,6 +93,7 @@ class Planner:
     limits: InputLimits
     clock: Callable[[], float] = time.time
     has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
+    tries: Tries = field(default_factory=lambda: Tries(None))
     alarms: Alarms = field(default_factory=Alarms)
 
     async def plan(self, batch: Batch) -> bool:
@@ -107,6 +110,13 @@ class Planner:
         if not self.has_room():
             await asyncio.sleep(RETRY_S)
             return False  # whoever asked asks again while the batch is validating
+        if self.tries.deaths(batch.id) >= SERVER_TRIES:
+            telemetry.trouble("validation_given_up", batch_id=batch.id, servers=SERVER_TRIES)
+            return await self._refuse(batch, [INTERNAL])
+        with self.tries.noted(batch.id):
+            return await self._in_children(batch)
+
+    async def _in_children(self, batch: Batch) -> bool:
         for _ in range(CHILD_TRIES):
             try:
                 return await self._in_child(batch)

@@ -18,6 +18,7 @@ from batchline.domain import ids
 from batchline.domain.ids import BatchId
 from batchline.domain.model import LineProblem
 from batchline.service.scratch import write_all
+from batchline.telemetry import probe
 
 _BUFFER_BYTES: Final = 256 * 1024
 
@@ -69,6 +70,7 @@ class SkippedLines:
         """Make what was added durable."""
         self._flush()
         os.fsync(self._fd)
+        probe("skipped.synced")
 
     def keep(self) -> None:
         self._kept = True

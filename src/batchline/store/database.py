@@ -112,7 +112,7 @@ class Database:
     async def _read(self, query: Callable[[Connection], T]) -> T:
         return await self._call(partial(_in_transaction, self._reader, query))
 
-    async def _write(self, change: Callable[[Connection], T], *, step: str | None = None) -> T:
+    async def _write(self, change: Callable[[Connection], T], *, step: str) -> T:
         """Run `change` in one transaction, between the probes `<step>.before` and `.after`."""
         return await self._call(partial(_at_step, self._engine, change, step))
 
@@ -136,13 +136,13 @@ class Database:
     # -- keys ----------------------------------------------------------------------------------
 
     async def create_key(self, key: ApiKey) -> ApiKey:
-        return await self._write(lambda c: keys.create(c, key))
+        return await self._write(lambda c: keys.create(c, key), step="key.create")
 
     async def list_keys(self) -> Sequence[ApiKey]:
         return await self._read(keys.every)
 
     async def revoke_key(self, key_id: KeyId, *, now: int) -> ApiKey | None:
-        return await self._write(lambda c: keys.revoke(c, key_id, now=now))
+        return await self._write(lambda c: keys.revoke(c, key_id, now=now), step="key.revoke")
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -175,10 +175,14 @@ class Database:
         )
 
     async def delete_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
-        return await self._write(lambda c: files.hide(c, project_id, file_id, now=now))
+        return await self._write(
+            lambda c: files.hide(c, project_id, file_id, now=now), step="file.delete"
+        )
 
     async def expire_files(self, *, now: int, limit: int) -> int:
-        return await self._write(lambda c: files.hide_expired(c, now=now, limit=limit))
+        return await self._write(
+            lambda c: files.hide_expired(c, now=now, limit=limit), step="files.expire"
+        )
 
     async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
         return await self._read(lambda c: files.ranges(c, file_id))
@@ -216,7 +220,9 @@ class Database:
         )
 
     async def expire_uploads(self, *, now: int, limit: int) -> int:
-        return await self._write(lambda c: uploads.expire(c, now=now, limit=limit))
+        return await self._write(
+            lambda c: uploads.expire(c, now=now, limit=limit), step="uploads.expire"
+        )
 
     # -- blobs ---------------------------------------------------------------------------------
 
@@ -224,17 +230,18 @@ class Database:
         return await self._read(lambda c: references.unreferenced(c, limit=limit))
 
     async def forget_blobs(self, names: Sequence[BlobName]) -> None:
-        await self._write(lambda c: references.forget(c, names))
+        await self._write(lambda c: references.forget(c, names), step="blobs.forget")
 
     async def known_blobs(self, names: Sequence[BlobName]) -> set[BlobName]:
         return await self._read(lambda c: references.known(c, names))
 
     async def release_worker_references(self, worker: str | None) -> None:
+        step = "references.release"
         if worker is None:
-            await self._write(references.drop_held_by_workers)
+            await self._write(references.drop_held_by_workers, step=step)
         else:
             holder = references.worker_holder(worker)
-            await self._write(lambda c: references.drop_held_by(c, [holder]))
+            await self._write(lambda c: references.drop_held_by(c, [holder]), step=step)
 
     # -- batches -------------------------------------------------------------------------------
 
@@ -247,7 +254,7 @@ class Database:
         )
 
     async def drop_idempotency_keys(self, *, now: int) -> None:
-        await self._write(lambda c: idempotency.drop_expired(c, now=now))
+        await self._write(lambda c: idempotency.drop_expired(c, now=now), step="idempotency.drop")
 
     async def get_batch(self, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
         return await self._read(lambda c: batches.get(c, project_id, batch_id))
@@ -270,7 +277,7 @@ class Database:
     ) -> Batch | None:
         return await self._write(
             lambda c: batches.advance(c, batch_id, from_status=from_status, event=event, now=now),
-            step="cancel" if event is BatchEvent.CANCEL_REQUESTED else None,
+            step="cancel" if event is BatchEvent.CANCEL_REQUESTED else event.value,
         )
 
     async def refuse_batch(
@@ -306,7 +313,7 @@ class Database:
         )
 
     async def put_receipt(self, batch_id: BatchId, receipt: Mapping[str, object]) -> None:
-        await self._write(lambda c: batches.merge_receipt(c, batch_id, receipt))
+        await self._write(lambda c: batches.merge_receipt(c, batch_id, receipt), step="receipt.put")
 
     # -- shards and commits --------------------------------------------------------------------
 
@@ -314,10 +321,10 @@ class Database:
         return await self._read(lambda c: committing.pending(c, batch_id))
 
     async def claim_shard(self, key: ShardKey) -> Shard | None:
-        return await self._write(lambda c: committing.claim(c, key))
+        return await self._write(lambda c: committing.claim(c, key), step="shard.claim")
 
     async def fence_shards(self, keys: Sequence[ShardKey], *, died: bool) -> None:
-        await self._write(lambda c: committing.fence(c, keys, died=died))
+        await self._write(lambda c: committing.fence(c, keys, died=died), step="shards.fence")
 
     async def commit(
         self, worker: str, commits: Sequence[ShardCommit], *, now: int
@@ -384,9 +391,7 @@ def _in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
         return work(connection)
 
 
-def _at_step(engine: Engine, change: Callable[[Connection], T], step: str | None) -> T:
-    if step is None:
-        return _in_transaction(engine, change)
+def _at_step(engine: Engine, change: Callable[[Connection], T], step: str) -> T:
     probe(f"{step}.before")
     with engine.begin() as connection:
         result = change(connection)

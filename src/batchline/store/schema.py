@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection, Engine, inspect, text
 
 from batchline.domain.errors import ConfigError
+from batchline.telemetry import probe
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -33,7 +34,10 @@ def migrate(engine: Engine) -> None:
             # Two servers that start at once; SQLite's BEGIN IMMEDIATE is that lock already.
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         if _version(connection) != HEAD:
+            probe("schema.before")
             _upgrade(connection)
+            probe("schema.inside")
+    probe("schema.after")
 
 
 def refuse_newer(path: Path) -> None:
