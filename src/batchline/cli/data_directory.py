@@ -23,6 +23,9 @@ from batchline.store.schema import refuse_newer
 FORMAT: Final = 1
 
 FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
+# A server that was killed while it started a child leaves the lock to that child until it has become
+# the other program: milliseconds, or as long as a busy machine lets it wait.
+HANDED_OVER_S: Final = 2.0
 _LOOK_S: Final = 0.05
 
 T = TypeVar("T")
@@ -42,9 +45,11 @@ class DataDirectory:
         Raises:
             ConfigError: another server uses the directory, or it cannot be used.
         """
-        directory = cls.take_if_free(root)
-        if directory is None:
-            raise ConfigError(f"data directory {root}: another server is using it")
+        give_up_at = time.monotonic() + HANDED_OVER_S
+        while (directory := cls.take_if_free(root)) is None:
+            if time.monotonic() >= give_up_at:
+                raise ConfigError(f"data directory {root}: another server is using it")
+            time.sleep(_LOOK_S)
         return directory
 
     @classmethod
