@@ -23,8 +23,8 @@ from batchline.store.schema import refuse_newer
 FORMAT: Final = 1
 
 FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
-# A server that was killed while it started a child leaves the lock to that child until it has become
-# the other program: milliseconds, or as long as a busy machine lets it wait.
+# A server that was killed while it started a child leaves the lock to that child until it has
+# become the other program: milliseconds, or as long as a busy machine lets it wait.
 HANDED_OVER_S: Final = 2.0
 _LOOK_S: Final = 0.05
 
