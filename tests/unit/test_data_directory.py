@@ -16,7 +16,7 @@ def test_a_lock_that_a_killed_server_left_with_a_child_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = DataDirectory.take(tmp_path)
-    monkeypatch.setattr(data_directory.time, "sleep", lambda _: os.close(left.lock_fd))
+    monkeypatch.setattr("time.sleep", lambda _: os.close(left.lock_fd))
     DataDirectory.take(tmp_path).release()
 
 
