@@ -1,10 +1,8 @@
-"""Whose a data directory is, at the moment at which one server follows another."""
+"""Whose a data directory is."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,22 +12,17 @@ from batchline.cli.data_directory import DataDirectory
 from batchline.domain.errors import ConfigError
 
 
-def test_a_lock_that_a_dying_server_leaves_for_a_moment_is_waited_for(tmp_path: Path) -> None:
-    """A child that it had begun to start holds it until it has become the other program."""
-    fd = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    ending = threading.Timer(0.3, os.close, [fd])
-    ending.start()
-    DataDirectory.take(tmp_path).release()
-    ending.join()
-
-
-def test_a_lock_that_stays_is_another_servers(
+def test_a_lock_that_a_killed_server_left_with_a_child_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_directory, "HANDED_OVER_S", 0.2)
-    taken = DataDirectory.take(tmp_path)
+    left = DataDirectory.take(tmp_path)
+    monkeypatch.setattr("time.sleep", lambda _: os.close(left.lock_fd))
+    DataDirectory.take(tmp_path).release()
+
+
+def test_a_lock_that_stays_is_somebodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_directory, "LEFT_S", 0.0)
+    holder = DataDirectory.take(tmp_path)
     with pytest.raises(ConfigError, match="another server is using it"):
         DataDirectory.take(tmp_path)
-    taken.release()
-    DataDirectory.take(tmp_path).release()
+    holder.release()
