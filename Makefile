@@ -11,7 +11,7 @@ args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test faults interop bench guards demo fresh chaos power pins clean
+.PHONY: help setup check fix lint types test faults interop bench guards demo fresh chaos power model pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -101,6 +101,10 @@ chaos: $(VENV)/.dev ## The long fault campaign: make chaos SEED=7 N=2000 OUT=boa
 
 power: $(VENV)/.dev ## Power cuts, simulated: make power N=300 SEED=7
 	BATCHLINE_IMAGES=$(or $(N),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m power -s $(args)
+
+model: $(VENV)/.dev ## Random histories of batches against a small model: make model N=2000 SEED=7
+	BATCHLINE_MODEL=$(or $(N),1000) BATCHLINE_SEED=$(or $(SEED),$(shell $(BIN)/python -c 'import secrets; print(secrets.randbits(32))')) \
+		$(BIN)/python -m pytest -s tests/model $(args)
 
 guards: $(VENV)/.dev ## Break each guard and see its test fail
 	$(BIN)/python -m tests.guards.run $(args)

@@ -134,7 +134,7 @@ class ApiSettings:
 
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
-    *("total_timeout_s", "max_answer_bytes", "headers", "transport"),
+    *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
     *("cancel", "abort_call", "stops_on_close"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
@@ -262,6 +262,21 @@ def base_url_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
+def backend_at(
+    url: str, *, api_key_env: str | None = None, environ: Mapping[str, str] | None = None
+) -> BackendSettings:
+    """One backend by its address, with every other setting as it is when nobody sets it.
+
+    Raises:
+        ConfigError: the address or the variable cannot be used.
+    """
+    env = os.environ if environ is None else environ
+    table = (
+        {"base_url": url} if api_key_env is None else {"base_url": url, "api_key_env": api_key_env}
+    )
+    return _backend(table, url, env)
+
+
 # -- backends ----------------------------------------------------------------------------------
 
 
@@ -306,6 +321,8 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         base_url = base_url_of(get("base_url", str))
     except ValueError as exc:
         raise ConfigError(f"{place}: base_url: {exc}") from exc
+    if get("keep_partial", bool) and not get("stream", bool):
+        raise ConfigError(f"{place}: keep_partial: only of answers that are streamed; set stream")
     headers = _headers(table.get("headers", {}), f"{place}: headers")
     cancel = cancel_by(get("cancel", str), f"{place}: cancel")
     key_env = get("api_key_env", str)
@@ -320,6 +337,8 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         total_timeout_s=get("total_timeout_s", float),
         max_answer_bytes=get("max_answer_bytes", int),
         headers=headers or None,
+        stream=get("stream", bool),
+        keep_partial=get("keep_partial", bool),
         cancel=cancel,
         abort_call=abort_call(table.get("abort_call"), f"{place}: abort_call", cancel=cancel),
         stops_on_close=get("stops_on_close", bool),

@@ -9,6 +9,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -288,7 +289,8 @@ class Campaign:
         """Leave what the backend saw and what was done beside the data directory."""
         folder = self._running.directory
         (folder / "backend.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, log.events)))
-        (folder / "faults.json").write_bytes(msgspec.json.encode(self.faults.faults))
+        faults = [replace(fault, settled={}) for fault in self.faults.faults]
+        (folder / "faults.json").write_bytes(msgspec.json.encode(faults))
 
     def _fail(self, seed: str, sky: Sky, found: list[tuple[str, float]]) -> None:
         """Raise Breach, with what was done around the first ones."""

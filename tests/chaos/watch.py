@@ -67,7 +67,7 @@ class Watch:
             self.batches[batch.id] = batch
         batch.steps_back += stepped_back(batch.last, look)
         batch.last, batch.last_at = look, now
-        if look.status in TERMINAL and batch.body is None:
+        if look.status in TERMINAL and batch.body is None and batch.ended is None:
             batch.body = body
             task = tasks.create_task(self._read(batch, body))
             self._reading.add(task)

@@ -430,7 +430,7 @@ async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_pa
         assert (released.settled, released.aborted) == (False, 0)
         # Their permits serve others.
         it.open(it.work(ONE, 6, number=1))
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
 
 
 async def test_a_second_call_shortens_the_grace(tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
 ) -> None:
     async with rig(tmp_path, HELD, ack_s=0.2) as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         (worker,), (pid,) = it.executor.holders(ONE).values(), it.pids()
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
@@ -462,7 +462,7 @@ async def test_a_worker_that_does_not_acknowledge_is_dead_when_close_gate_return
         await it.events.until(lambda: worker in it.events.lost)
         assert it.events.lost[worker] == [key]
         assert key not in it.events.released
-        assert (await it.backend.wait_until(in_flight=0)).arrivals == AT_ONCE
+        assert (await it.backend.wait_until(in_flight=0)).arrivals == 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is held up")
@@ -470,7 +470,7 @@ async def test_a_worker_that_is_merely_held_up_is_waited_for(tmp_path: Path) -> 
     """It computes past the time that a silent one has, and then answers."""
     async with rig(tmp_path, HELD, ack_s=0.05, probes="gate.closed=busy") as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         report = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)
         assert (report.killed, report.in_flight) == ([], 8)
         assert report.acknowledged_s > 0.4
@@ -482,7 +482,7 @@ async def test_a_fence_kills_whoever_holds_the_batch_and_nobody_else(tmp_path: P
     async with rig(tmp_path, HELD, workers=2) as it:
         holder, other = it.workers()
         key = it.open(it.work(ONE, 50), worker=holder)
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         before = it.pids()
         assert await it.executor.fence(ONE) == [holder]
         assert sum(map(is_gone, before)) == 1
@@ -508,7 +508,7 @@ async def test_a_killed_worker_is_lost_once_it_is_reaped_and_another_goes_on(
         work = it.work(ONE, 20)
         key = it.open(work)
         await it.events.until(lambda: it.events.completed(key) == 4)
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         os.kill(pid, signal.SIGKILL)
         await it.events.until(lambda: worker in it.events.lost)
         assert gone_at_loss == [True]

@@ -77,7 +77,7 @@ async def test_the_default_project_is_there_from_the_start(engine: Engine) -> No
         assert connection.scalars(select(tables.project.c.id)).all() == [DEFAULT_PROJECT]
 
 
-@pytest.mark.parametrize("version", ["0001", "0002", "0003", "0004", "0005"])
+@pytest.mark.parametrize("version", ["0001", "0002", "0003", "0004", "0005", "0006"])
 async def test_a_database_of_an_older_version_is_brought_up_to_date(
     store_url: str, version: str
 ) -> None:

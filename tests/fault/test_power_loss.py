@@ -49,6 +49,7 @@ class Done:
     ended: Counter[str] = field(default_factory=Counter)
 
 
+@pytest.mark.timeout(180)  # a few seconds, unless the machine is very busy
 async def test_a_power_cut_takes_nothing_that_was_answered(tmp_path: Path) -> None:
     chance = _chance(SEED)
     async with backend_process(SCRIPT) as backend:

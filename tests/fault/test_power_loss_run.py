@@ -12,6 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.support import command
 from tests.support.inputs import line_id, make_lines
 from tests.support.power_loss.checks import look_at_bytes, write_image
@@ -38,6 +40,7 @@ def words(disk: Path, backend: BackendControl) -> list[str]:
     return ["run", *map(str, [disk.parent / "in.jsonl", *options])]
 
 
+@pytest.mark.timeout(180)  # a few seconds, unless the machine is very busy
 async def test_a_run_goes_on_after_a_power_cut_and_what_it_said_stays(tmp_path: Path) -> None:
     chance = random.Random(SEED)  # noqa: S311  # moments, not secrets
     (tmp_path / "in.jsonl").write_bytes(make_lines(LINES))

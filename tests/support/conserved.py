@@ -195,7 +195,8 @@ def _refuse(constant: str) -> None:
 
 def _shape_problems(line: Line) -> Iterator[str]:
     value = line.value
-    if set(value) != _KEYS:
+    keys = _KEYS | {"partial"} if line.not_run and "partial" in value else _KEYS
+    if set(value) != keys:
         yield f"{line.where}: keys {sorted(value)}"
     if not _LINE_ID.fullmatch(str(value.get("id"))):
         yield f"{line.where}: id {value.get('id')!r}"

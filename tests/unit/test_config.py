@@ -180,6 +180,10 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
         ('[[backend]]\nbase_url = "x"\ntransport = "h2"', r"one of auto, http1, general, got 'h2'"),
         ('[[backend]]\nbase_url = "https://x"\ntransport = "http1"', r"speaks http:// only"),
+        (
+            '[[backend]]\nbase_url = "x"\nkeep_partial = true',
+            r"1: keep_partial: only of answers that are streamed; set stream",
+        ),
         ('[[backend]]\nbase_url = "x"\nmodels = []', r"models: expected a list"),
         ('[[backend]]\nbase_url = "x"\napi_key_env = "NO_KEY"', r"variable NO_KEY is not set"),
         ('[[backend]]\nbase_url = "x"\nheaders = { A = 1 }', r"headers: A: expected a text"),
@@ -406,7 +410,7 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     defaults = BackendSettings(name="", base_url="")
     optional = (
         *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
-        *("transport", "cancel", "stops_on_close"),
+        *("transport", "cancel", "stops_on_close", "stream", "keep_partial"),
     )
     for key in optional:
         expected[f"[[backend]].{key}"] = spelled(getattr(defaults, key))

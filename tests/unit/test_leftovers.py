@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,13 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchline.domain import bitmap, ids, plan
+from batchline.domain import bitmap, ids, partials, plan
 from batchline.domain.errors import BlobUnreadable
 from batchline.domain.model import Endpoint
 from batchline.domain.results import Failure, failure_line
 from batchline.service import leftovers
 from batchline.service.inputs import BLOCK_BYTES
 from batchline.service.leftovers import LeftoversJob, LeftoversResult, Unfinished, write_leftovers
+from batchline.service.partials import PartialsRange
 from batchline.service.validation import ValidationJob, ValidationResult, validate
 from tests.support.inputs import AWKWARD, make_lines
 
@@ -228,3 +230,71 @@ def test_a_plan_of_another_version_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(plan.MAGIC, plan.MAGIC[:-1] + b"\x02"))
     with pytest.raises(BlobUnreadable, match="not a plan"):
         write_leftovers(job_for(tmp_path, unfinished(result, [False])))
+
+
+# -- what was cut off ------------------------------------------------------------------------------
+
+
+def kept(folder: Path, name: str, *records: tuple[int, bytes]) -> PartialsRange:
+    """Records in a segment of their own, with something before and behind them."""
+    data = b"".join(partials.record(number, body) for number, body in records)
+    (folder / name).write_bytes(b"before" + data + b"behind")
+    return PartialsRange(
+        path=str(folder / name), start=6, stop=6 + len(data), crc=google_crc32c.value(data)
+    )
+
+
+def with_partials(folder: Path, settled: Sequence[bool], bodies: dict[int, bytes]) -> bytes:
+    """The lines that should come out, by line numbers from 1."""
+    made = []
+    for line in expected(folder, settled, Failure.BATCH_CANCELLED):
+        body = bodies.get(ids.line_number(json.loads(line)["id"]))
+        made.append(line if body is None else line[:-2] + b',"partial":' + body + b"}\n")
+    return b"".join(made)
+
+
+def test_what_came_of_a_line_is_the_last_member_of_its_error_line(tmp_path: Path) -> None:
+    settled = [number == 4 for number in range(10)]
+    result = validated(tmp_path, make_lines(10, awkward=True))
+    long = b'{"text":"%b"}' % (b"y" * (2 * BLOCK_BYTES))
+    ranges = [
+        kept(tmp_path, "s1", (1, b'{"old":1}'), (5, b'{"settled":1}'), (10, b'{"b":1}')),
+        kept(tmp_path, "s2", (2, long), (1, b'{"a":1}')),
+    ]
+    job = replace(job_for(tmp_path, unfinished(result, settled)), partials=ranges)
+    wanted = with_partials(tmp_path, settled, {1: b'{"a":1}', 2: long, 10: b'{"b":1}'})
+    assert write_leftovers(job) == LeftoversResult(
+        lines=9, bytes=len(wanted), crc=google_crc32c.value(wanted)
+    )
+    assert (tmp_path / "lines").read_bytes() == wanted
+
+
+@pytest.mark.parametrize("loss", ["gone", "short", "changed", "no records", "half a record"])
+def test_records_that_cannot_be_read_cost_no_line(tmp_path: Path, loss: str) -> None:
+    settled = [False] * 6
+    result = validated(tmp_path, make_lines(6))
+    good = kept(tmp_path, "s1", (1, b'{"a":1}'))
+    bad = kept(tmp_path, "s2", (2, b'{"b":1}'), (3, b'{"c":1}'))
+    segment = tmp_path / "s2"
+    match loss:
+        case "gone":
+            segment.unlink()
+        case "short":
+            os.truncate(segment, bad.stop - 1)
+        case "changed":
+            segment.write_bytes(segment.read_bytes().replace(b'"b"', b'"x"'))
+        case "no records":
+            segment.write_bytes(b"\n" * bad.stop)
+            bad = replace(bad, crc=None)
+        case _:
+            bad = replace(bad, stop=bad.stop - 1, crc=None)
+    before = open_files()
+    shards = unfinished(result, settled)
+    job = replace(job_for(tmp_path, shards), partials=[bad, good])
+    wanted = with_partials(tmp_path, settled, {1: b'{"a":1}'})
+    made = write_leftovers(job)
+    assert made == LeftoversResult(
+        lines=6, bytes=len(wanted), crc=google_crc32c.value(wanted), lost_partials=1
+    )
+    assert (tmp_path / "lines").read_bytes() == wanted
+    assert open_files() == before

@@ -15,7 +15,7 @@ from batchline.service.leftovers import LeftoversJob, LeftoversResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "1ecd941062727083"
+DIGEST = "b9019cea58427c7c"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
 JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult]

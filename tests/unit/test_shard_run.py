@@ -276,3 +276,35 @@ def test_a_line_keeps_its_id_and_its_key_changes_with_each_answer() -> None:
     assert line.idempotency_key == line.line_id
     line.answers = 2
     assert line.idempotency_key == f"{line.line_id}-2"
+
+
+# -- what was cut off ----------------------------------------------------------------------------
+
+
+def test_what_was_cut_off_is_kept_only_where_it_is_not_tried_again() -> None:
+    for gate, stopping, is_kept in (
+        (Gate.OPEN, False, False),
+        (Gate.CLOSED, False, False),  # a drain: the next worker tries the line again
+        (Gate.CLOSED, True, True),
+        (Gate.FENCED, True, False),
+    ):
+        run = shard_run()
+        line = taken(run)
+        run.stopping = stopping
+        if gate is not Gate.OPEN:
+            run.close(gate)
+        assert run.keep_partial(line, b"{}") == (len(b"00000065 {}\n") if is_kept else 0)
+        assert run.is_durable is not is_kept
+        assert run.snapshot().partials == ([b"00000065 {}\n"] if is_kept else [])
+        assert run.is_durable
+        assert not bitmap.is_marked(run.settled, line.index)
+
+
+def test_a_fence_drops_what_was_cut_off() -> None:
+    run = shard_run()
+    line = taken(run)
+    run.stopping = True
+    run.close(Gate.CLOSED)
+    run.keep_partial(line, b"{}")
+    run.close(Gate.FENCED)
+    assert run.is_durable

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchline.domain.errors import BlobUnreadable
-from batchline.domain.splices import with_member, with_model
+from batchline.domain.splices import with_member, with_model, with_stream
 
 TARGET: Final = 'llama "3.1" é'
 SPELLED: Final = json.dumps(TARGET, ensure_ascii=False).encode()
@@ -77,6 +77,48 @@ def test_every_other_byte_stays(
 def test_a_body_that_is_none_any_more_is_unreadable(damaged: bytes) -> None:
     with pytest.raises(BlobUnreadable):
         with_model(damaged, TARGET)
+
+
+# -- asking for a stream -----------------------------------------------------------------------
+
+
+@given(members, spaces)
+def test_asking_for_a_stream_adds_two_members_and_leaves_every_other_byte(
+    some: list[tuple[str, object]], space: str
+) -> None:
+    taken = {"stream", "stream_options", "background", "best_of", "use_beam_search"}
+    body = json.dumps(dict([("model", "m"), *[one for one in some if one[0] not in taken]]))
+    raw = b"{" + space.encode() + body.encode()[1:]
+    asked = with_stream(raw, usage=True)
+    assert asked is not None
+    assert asked.endswith(raw[1:])
+    added = {"stream": True, "stream_options": {"include_usage": True}}
+    assert json.loads(asked) == {**added, **json.loads(raw)}
+    plain = with_stream(raw, usage=False)
+    assert plain is not None
+    assert json.loads(plain) == {"stream": True, **json.loads(raw)}
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"stream":false',
+        b'"str\\u0065am":null',
+        b'"stream_options":null',
+        b'"background":true',
+        b'"best_of":3',
+        b'"use_beam_search":true',
+    ],
+)
+def test_a_body_with_a_word_of_its_own_on_streaming_is_left_alone(member: bytes) -> None:
+    assert with_stream(b'{"model":"m",%b}' % member, usage=True) is None
+    inner = b'{"model":"m","metadata":{%b}}' % member
+    assert with_stream(inner, usage=False) == b'{"stream":true,' + inner[1:]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"", b"{", b'{"model":"\xff"'])
+def test_what_is_no_object_asks_for_nothing(body: bytes) -> None:
+    assert with_stream(body, usage=True) is None
 
 
 @pytest.mark.parametrize(

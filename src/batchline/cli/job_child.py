@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 import typing
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,8 @@ def main() -> None:
     os.nice(_NICENESS)
     telemetry.arm(probes)
     processes.exit_with_peer(fd)
-    with socket.socket(fileno=fd) as server:
+    # A server that is gone is no fault of ours, at whatever point that shows.
+    with socket.socket(fileno=fd) as server, suppress(ConnectionError):
         while True:
             length = int.from_bytes(_receive(server, LENGTH_BYTES))
             reply = msgspec.msgpack.encode(_answer(_receive(server, length)))

@@ -19,7 +19,9 @@ from batchline.domain.model import Batch, File, Purpose
 from batchline.domain.results import Failure, failure_tail
 from batchline.service.files import Files
 
-_NEVER_RAN: Final = failure_tail(Failure.BATCH_CANCELLED)
+# Without its end: what came of a line that was cut off stands behind it.
+_NEVER_RAN: Final = failure_tail(Failure.BATCH_CANCELLED).removesuffix(b"}\n")
+_AFTER_ID: Final = b',"response":'  # cannot stand in the custom_id, where a quote has a backslash
 _ID: Final = slice(len(b'{"id":"'), len(b'{"id":"batch_req_') + 32)  # of a line of our own
 
 
@@ -70,7 +72,7 @@ async def take_up_again(files: Files, project: ProjectId, cancelled: Batch) -> F
 
 def never_ran(line: bytes) -> bool:
     """Whether a line of an error file says that its request was cancelled."""
-    return line.endswith(_NEVER_RAN)
+    return line.startswith(_NEVER_RAN, line.find(_AFTER_ID))
 
 
 async def content(files: Files, project: ProjectId, file_id: FileId | None) -> AsyncIterator[bytes]:

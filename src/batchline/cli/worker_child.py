@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -52,8 +53,9 @@ async def serve(control: socket.socket) -> None:
     try:
         await link.ended
     except Exception:  # noqa: BLE001  # whatever it was, this process ends of it
-        traceback.print_exc()
         status = 1
+        with suppress(OSError):  # nobody may be there to read it
+            traceback.print_exc()
     # At once, as the thread would: while the loop closes, requests that it aborts are free to be
     # sent again, and would be.
     os._exit(status)

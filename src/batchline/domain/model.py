@@ -276,7 +276,8 @@ class ShardCommit:
 
     The range bytes are durable (fdatasync) before this value is sent. `output` and `errors` are
     None when the group held no line of that kind. `failed_lines` has the bits of the lines in
-    `errors`; everything else is absolute.
+    `errors`; `partials` are records (`domain/partials.py`) of lines that did not settle, None when
+    there are none. Everything else is absolute.
     """
 
     key: ShardKey
@@ -288,6 +289,7 @@ class ShardCommit:
     failed: int
     usage: Usage
     failed_lines: bytes
+    partials: BlobRange | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,18 @@ class _Model(msgspec.Struct, gc=False):
     model: Raw
 
 
+class _Streaming(msgspec.Struct, gc=False):
+    """What a body may have that speaks of streaming, or that no backend does while streaming."""
+
+    stream: Raw | UnsetType = UNSET
+    stream_options: Raw | UnsetType = UNSET
+    background: Raw | UnsetType = UNSET
+    best_of: Raw | UnsetType = UNSET
+    use_beam_search: Raw | UnsetType = UNSET
+
+
+_decode_streaming: Final = msgspec.json.Decoder(_Streaming).decode
+_NO_STREAMING: Final = _Streaming()
 _decode_model: Final = msgspec.json.Decoder(_Model).decode
 _decode_text: Final = msgspec.json.Decoder(str).decode
 _encode: Final = msgspec.json.encode
@@ -50,6 +62,23 @@ def with_model(body: bytes, model: str) -> bytes:
         start = _start_of_model(body)
     rest = memoryview(body)
     return b"".join((rest[:start], _encode(model), rest[start + len(value) :]))
+
+
+def with_stream(body: bytes, *, usage: bool) -> bytes | None:
+    """`body` asking for a stream, with its usage at the end where `usage` says so.
+
+    None when it has a word of its own on streaming (`"stream": false` is one), asks for what is
+    not streamed, or is no object. Otherwise nothing has to be cut out: the new keys come first.
+    """
+    try:
+        if _decode_streaming(body) != _NO_STREAMING:
+            return None
+    except _UNREADABLE:
+        return None
+    inside = body.index(b"{") + 1
+    wanted = b'"stream":true,"stream_options":{"include_usage":true}' if usage else b'"stream":true'
+    # It has a `model` at least, so there is something behind the comma.
+    return b"".join((body[:inside], wanted, b",", memoryview(body)[inside:]))
 
 
 def with_member(body: bytes, name: str, text: str) -> bytes | None:

@@ -58,8 +58,9 @@ class BackendSettings:
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
     `Authorization`. `max_in_flight` holds for all workers together. `transport.choice` makes its
-    `transport`. `abort_call` is there where `cancel` is `call`. `stops_on_close`: somebody saw it
-    stop generating when a connection closed.
+    `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
+    stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
+    `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
     """
 
     name: str
@@ -70,6 +71,8 @@ class BackendSettings:
     total_timeout_s: float = 600.0
     max_answer_bytes: int = 64 * 1024 * 1024
     headers: Mapping[str, str] | None = None
+    stream: bool = False
+    keep_partial: bool = False
     cancel: CancelBy = CancelBy.CLOSE
     abort_call: AbortCall | None = None
     stops_on_close: bool = False
@@ -293,6 +296,22 @@ class Answer:
     body: bytes
 
 
+class Pieces(Protocol):
+    """Takes the body of an answer while it arrives, for whoever would not wait for its end."""
+
+    def begin(self, head: Answer) -> bool:
+        """The head of the answer, without its body. False: the body is wanted whole after all."""
+
+    def take(self, piece: bytes) -> None:
+        """The next bytes of the body, in order and decoded; a piece is never empty.
+
+        Bounding what is held of them is up to the taker: `max_answer_bytes` is not looked at.
+
+        Raises:
+            SentUnanswered: enough is known; the exchange ends so, and its connection is closed.
+        """
+
+
 class Transport(Protocol):
     """HTTP exchanges with one backend. Redirects are never followed; answers are whole.
 
@@ -308,6 +327,7 @@ class Transport(Protocol):
         *,
         headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        pieces: Pieces | None = None,
     ) -> Answer:
         """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
 
@@ -315,6 +335,10 @@ class Transport(Protocol):
         the first byte of the request is handed to the socket; when it returns False nothing is
         written and the connection is kept for others. A transport that sends a request again (an
         idle connection that the server was closing) asks again, in the step of that first byte.
+
+        With `pieces`, its `begin` hears of the answer's head (of no interim one). When it says
+        True, every piece of the body goes to its `take` in the loop step in which it was read, and
+        the answer that is returned after the last one has an empty body.
 
         Raises:
             NotAdmitted: `before_write` returned False.

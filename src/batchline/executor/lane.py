@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
 from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.streamed import Streaming
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +19,7 @@ class Lane:
 
     backend: str
     transport: Transport
+    streaming: Streaming | None = None  # None: answers are asked for whole
     permits: int = 0
     permits_order: int = 0
     in_flight: int = 0

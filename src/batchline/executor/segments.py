@@ -38,6 +38,7 @@ class _Part:
     snapshot: Snapshot
     output: bytes
     errors: bytes
+    partials: bytes
 
 
 class SegmentWriter:
@@ -149,7 +150,7 @@ class SegmentWriter:
         if not parts:
             return
         ranges = await self._write_durably(parts)
-        self._on_progress(sum(len(part.output) + len(part.errors) for part in parts))
+        self._on_progress(sum(len(p.output) + len(p.errors) + len(p.partials) for p in parts))
         commits = [
             _commit(part, ranges[number])
             for number, part in enumerate(parts)
@@ -171,21 +172,27 @@ class SegmentWriter:
         runs, self._dirty = list(self._dirty), {}
         parts = []
         for run in runs:
-            if run.outputs or run.errors:
+            if run.has_uncommitted:
                 snapshot = run.snapshot()
                 run.uncommitted_groups += 1
                 parts.append(
-                    _Part(run, snapshot, b"".join(snapshot.outputs), b"".join(snapshot.errors))
+                    _Part(
+                        run,
+                        snapshot,
+                        b"".join(snapshot.outputs),
+                        b"".join(snapshot.errors),
+                        b"".join(snapshot.partials),
+                    )
                 )
         return parts
 
     async def _write_durably(self, parts: list[_Part]) -> list[tuple[int, int, int, BlobName]]:
         """Put the group on disk, however long that takes; where each part begins.
 
-        Gives (output start, errors start, end, segment) for each part.
+        Gives (output start, errors start, their end, segment) for each part; its partials follow.
         """
         loop = asyncio.get_running_loop()
-        data = b"".join(chunk for part in parts for chunk in (part.output, part.errors))
+        data = b"".join(c for p in parts for c in (p.output, p.errors, p.partials))
         while True:
             try:
                 start = await loop.run_in_executor(None, self._append, data)
@@ -202,7 +209,7 @@ class SegmentWriter:
             middle = start + len(part.output)
             end = middle + len(part.errors)
             ranges.append((start, middle, end, self._name))
-            start = end
+            start = end + len(part.partials)
         return ranges
 
     # -- the file (in a thread) ------------------------------------------------------------
@@ -270,6 +277,7 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         failed=part.snapshot.failed,
         usage=part.snapshot.usage,
         failed_lines=part.snapshot.failed_lines,
+        partials=_range(name, end, end + len(part.partials), part.partials),
     )
 
 

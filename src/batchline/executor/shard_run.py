@@ -11,7 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from batchline.domain import bitmap, plan
+from batchline.domain import bitmap, partials, plan
 from batchline.domain.ids import BatchId, line_id_prefix
 from batchline.domain.model import Usage
 from batchline.executor.contract import Ends, ShardWork
@@ -94,6 +94,7 @@ class Snapshot:
 
     outputs: list[bytes]
     errors: list[bytes]
+    partials: list[bytes]
     settled: bytes
     completed: int
     failed: int
@@ -121,6 +122,8 @@ class ShardRun:
     usage: list[int] = field(default_factory=list)  # the five sums, in the order of Usage
     outputs: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
+    partials: list[bytes] = field(default_factory=list)  # records of lines that were cut off
+    stopping: bool = False  # the batch is: what is cut off now will not be tried again
     uncommitted_groups: int = 0  # sent to the segment writer, not yet answered by the store
     announced: dict[int, asyncio.Future[None]] = field(default_factory=dict)  # until `Proceed`
     handed: bool = False  # the scheduler knows that every line was dispatched once
@@ -215,6 +218,16 @@ class ShardRun:
         if self.gate is Gate.CLOSED and line.written:
             self.ends.setdefault(line.backend, Ends()).finished_late += 1
 
+    def keep_partial(self, line: Line, body: bytes) -> int:
+        """Keep what came of a line that was cut off, if it is not to be tried again; its bytes.
+
+        The line stays unsettled: its error line is written at the end, and has this in it.
+        """
+        if self.gate is not Gate.CLOSED or not self.stopping:
+            return 0
+        self.partials.append(partials.record(line.line_number, body))
+        return len(self.partials[-1])
+
     def put_back(self, line: Line) -> None:
         """The line ended without a result: it is next again if the gate is open."""
         self.in_flight.discard(line)
@@ -232,6 +245,7 @@ class ShardRun:
         if gate is Gate.FENCED:
             self.outputs.clear()
             self.errors.clear()
+            self.partials.clear()
 
     def note_end(self, line: Line, *, aborted: bool) -> None:
         """The attempt at `line` is over behind the closed gate: it counts for the receipt."""
@@ -254,7 +268,11 @@ class ShardRun:
     @property
     def is_durable(self) -> bool:
         """Everything that settled here was answered by the store."""
-        return not (self.outputs or self.errors or self.uncommitted_groups)
+        return not (self.has_uncommitted or self.uncommitted_groups)
+
+    @property
+    def has_uncommitted(self) -> bool:
+        return bool(self.outputs or self.errors or self.partials)
 
     @property
     def all_settled(self) -> bool:
@@ -265,6 +283,7 @@ class ShardRun:
         group = Snapshot(
             self.outputs,
             self.errors,
+            self.partials,
             bytes(self.settled),
             self.completed,
             self.failed,
@@ -277,6 +296,6 @@ class ShardRun:
             ),
             bytes(self.failed_lines),
         )
-        self.outputs, self.errors = [], []
+        self.outputs, self.errors, self.partials = [], [], []
         self.failed_lines = bitmap.empty(self.work.shard.entries)
         return group

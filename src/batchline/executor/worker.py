@@ -41,6 +41,7 @@ from batchline.executor.contract import BackendSettings, Released, ShardWork, Tr
 from batchline.executor.lane import Lane
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.streamed import StreamedAnswer, exchange, streamed, streaming_of
 from batchline.executor.verdict import Verdict
 
 
@@ -69,7 +70,9 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._send = send
-        self._lanes = {b.name: Lane(b.name, transport(b)) for b in settings.backends}
+        self._lanes = {
+            b.name: Lane(b.name, transport(b), streaming_of(b)) for b in settings.backends
+        }
         self._runs: dict[ShardKey, ShardRun] = {}
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(self._runs.values())
@@ -193,6 +196,7 @@ class Worker:
         runs = [run for run in self._runs.values() if run.batch_id == order.batch_id]
         for run in runs:
             run.close(Gate.CLOSED)
+            run.stopping = True
         telemetry.probe("gate.closed")
         on_the_wire = sum((run.on_the_wire for run in runs), Counter[str]())
         if not telemetry.probe("gate.acknowledging"):
@@ -308,7 +312,15 @@ class Worker:
             if request is None:
                 ended = _Ended.UNREADABLE
                 return
-            found = await self._exchange(lane, line, request)
+            pieces = None
+            if lane.streaming is not None:
+                body, pieces = streamed(lane.streaming, line.run.work.endpoint, request.body)
+                request = RequestLine(request.custom_id_raw, body)
+            try:
+                found = await self._exchange(lane, line, request, pieces)
+            except asyncio.CancelledError:
+                self._keep_partial(line, pieces)
+                raise
             ended = _Ended.NOT_ADMITTED if found is None else self._apply(lane, line, found)
         finally:
             self._ended(lane, line, ended)
@@ -339,7 +351,9 @@ class Worker:
             pass
         return None
 
-    async def _exchange(self, lane: Lane, line: Line, request: RequestLine) -> Verdict | None:
+    async def _exchange(
+        self, lane: Lane, line: Line, request: RequestLine, pieces: StreamedAnswer | None
+    ) -> Verdict | None:
         """Send the line; the verdict on what came of it, None when the gate was closed."""
         line.attempt += 1
         line_id = line.line_id
@@ -349,11 +363,13 @@ class Worker:
             body = self._aborts.callers[lane.backend].tag(line, body, headers)
         try:
             telemetry.probe("worker.dispatching")
-            answer = await lane.transport.send(
+            answer = await exchange(
+                lane.transport,
                 line.run.work.endpoint.removeprefix(_API_PREFIX),
                 body,
                 headers=headers,
                 before_write=line.admit,
+                pieces=pieces,
             )
             telemetry.probe("worker.answered")
             if line.doomed:
@@ -372,6 +388,13 @@ class Worker:
             model_is_listed=lane.backend in line.run.work.listed_by,
             now=time.time(),
         )
+
+    def _keep_partial(self, line: Line, pieces: StreamedAnswer | None) -> None:
+        """The line was cut off: what came of it goes with the shard's next commit."""
+        body = None if pieces is None else pieces.partial()
+        if body is not None and (kept := line.run.keep_partial(line, body)):
+            self._held_bytes += kept
+            self._writer.dirty(line.run)
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""

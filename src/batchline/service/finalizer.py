@@ -22,6 +22,7 @@ from batchline.domain.model import DAY_S, Batch, Blob, BlobKind, LineProblem
 from batchline.domain.results import Failure
 from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.leftovers import LeftoversJob, Unfinished, write_leftovers
+from batchline.service.partials import PartialsRange
 from batchline.store.contract import BlobStore, FinalFiles, Store
 
 RETRY_S: Final = 0.5
@@ -121,9 +122,17 @@ class Finalizer:
                 Unfinished(first_entry=first, entries=entries, settled=settled)
                 for first, entries, settled in bitmaps
             ],
+            partials=[
+                PartialsRange(
+                    path=str(self.blobs.path(one.blob)), start=one.start, stop=one.stop, crc=one.crc
+                )
+                for one in await self.store.partials(batch.id)
+            ],
         )
         try:
             written = await self.jobs.run(write_leftovers, job)
+            if written.lost_partials:
+                telemetry.trouble("partials_lost", batch_id=batch.id, ranges=written.lost_partials)
             telemetry.probe("never_run.written")
             return await self.blobs.adopt(scratch, BlobKind.NEVER_RUN, crc=written.crc)
         except BlobUnreadable:

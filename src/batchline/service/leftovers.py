@@ -6,7 +6,7 @@ Runs in a child process (`jobs.py`). Holds one shard of the plan and one block o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -17,8 +17,10 @@ from batchline.domain import bitmap, ids, plan
 from batchline.domain.errors import BlobUnreadable
 from batchline.domain.ids import BatchId
 from batchline.domain.lines import custom_id_raw_at
+from batchline.domain.partials import with_partial
 from batchline.domain.results import Failure, failure_tail
 from batchline.service.inputs import BLOCK_BYTES, InputFile
+from batchline.service.partials import Partials, PartialsRange
 from batchline.service.scratch import disk_trouble_named, write_all
 from batchline.telemetry import probe
 
@@ -41,7 +43,8 @@ class Unfinished:
 class LeftoversJob:
     """Whose lines never ran, why, and where their error lines go.
 
-    `failure` is BATCH_CANCELLED or BATCH_EXPIRED. What is at `output_path` is replaced.
+    `failure` is BATCH_CANCELLED or BATCH_EXPIRED. What is at `output_path` is replaced. `partials`:
+    what came of some of these lines before they were cut off goes into their error lines.
     """
 
     batch_id: str
@@ -51,18 +54,21 @@ class LeftoversJob:
     shards: Sequence[Unfinished]
     failure: Failure
     output_path: str
+    partials: Sequence[PartialsRange] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftoversResult:
     """How many lines were written, their bytes in all and the CRC-32C of those.
 
-    The file is durable, even when empty.
+    The file is durable, even when empty. `lost_partials` counts the ranges and the bodies of
+    partials that could not be read.
     """
 
     lines: int
     bytes: int
     crc: int
+    lost_partials: int = 0
 
 
 def write_leftovers(job: LeftoversJob) -> LeftoversResult:
@@ -99,18 +105,32 @@ def _write(job: LeftoversJob, planned: _PlanFile, source: InputFile, fd: int) ->
     tail = failure_tail(job.failure).replace(b"%", b"%%")
     line = b'{"id":"%b%%08x","custom_id":%%b%b' % (prefix, tail)
     reader = _CustomIdReader(source)
+    partials = Partials(job.partials)
     count = size = crc = 0
     for shard in job.shards:
         entries = planned.unsettled(shard)
         custom_ids = reader.read(entries)
-        written = b"".join(
-            [line % (entry[2], token) for entry, token in zip(entries, custom_ids, strict=True)]
-        )
-        write_all(fd, written)
+        lines = [line % (entry[2], token) for entry, token in zip(entries, custom_ids, strict=True)]
+        for written in _with_partials(lines, entries, partials):
+            write_all(fd, written)
+            size += len(written)
+            crc = google_crc32c.extend(crc, written)
         count += len(entries)
-        size += len(written)
-        crc = google_crc32c.extend(crc, written)
-    return LeftoversResult(lines=count, bytes=size, crc=crc)
+    return LeftoversResult(lines=count, bytes=size, crc=crc, lost_partials=partials.unreadable)
+
+
+def _with_partials(
+    lines: list[bytes], entries: Sequence[_Entry], partials: Partials
+) -> Iterator[bytes]:
+    """The lines of a shard in few pieces: one for each that was cut off, and what is between."""
+    begun = 0
+    for index, entry in enumerate(entries) if partials else ():
+        body = partials.body_of(entry[2])
+        if body is not None:
+            yield b"".join(lines[begun:index])
+            yield with_partial(lines[index], body)
+            begun = index + 1
+    yield b"".join(lines[begun:])
 
 
 class _PlanFile:

@@ -6,7 +6,7 @@ and so decides on values that nobody changes before it has written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,15 @@ from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import BlobRange, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.store import references, rows
-from batchline.store.tables import ERROR, OUTPUT, USAGE_COLUMNS, batch, segment_commit, shard
+from batchline.store.tables import (
+    ERROR,
+    OUTPUT,
+    USAGE_COLUMNS,
+    batch,
+    partial_commit,
+    segment_commit,
+    shard,
+)
 
 _COUNTERS = ("completed", "failed", *USAGE_COLUMNS)
 
@@ -56,6 +64,16 @@ def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, b
         .order_by(shard.c.number)
     )
     return [(row.first_entry, row.entries, bytes(row.settled)) for row in connection.execute(query)]
+
+
+def partials(connection: Connection, batch_id: BatchId) -> list[BlobRange]:
+    query = (
+        select(partial_commit)
+        .join(batch, batch.c.sequence == partial_commit.c.batch_sequence)
+        .where(batch.c.id == batch_id)
+        .order_by(partial_commit.c.sequence)
+    )
+    return [rows.range_of(row) for row in connection.execute(query).mappings()]
 
 
 def claim(connection: Connection, key: ShardKey) -> Shard | None:
@@ -126,6 +144,7 @@ class _Accepted:
     shards: dict[ShardKey, _Shard] = field(default_factory=dict)
     growth: dict[int, dict[str, int]] = field(default_factory=dict)  # by batch sequence
     ranges: list[dict[str, Any]] = field(default_factory=list)  # rows of segment_commit
+    partials: list[dict[str, Any]] = field(default_factory=list)  # rows of partial_commit
     segment_ends: dict[BlobName, int] = field(default_factory=dict)
     holders: set[tuple[BlobName, str]] = field(default_factory=set)
 
@@ -149,6 +168,13 @@ def commit(
             _accept(accepted, state, one, worker)
         # Else it settles nothing that is not settled: the same commit sent again because its answer
         # was lost. Its ranges are there already, and once more would double their lines.
+        if one.partials is not None:
+            # Of lines that stay unsettled, so no bit tells whether it was here before. Twice is as
+            # good as once: the error file takes the last record of a line.
+            accepted.partials.append(
+                {"batch_sequence": state.batch_sequence, **rows.range_values(one.partials)}
+            )
+            _hold(accepted, one.partials, one.key.batch_id, worker)
     _write(connection, accepted, worker, now=now)
     return answers
 
@@ -226,33 +252,36 @@ def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -
         (ERROR, one.errors, failed, none),
     ):
         if part is not None:
-            values = {"shard_number": state.number, "lines": bitmap.packed(lines), **used}
-            _accept_range(accepted, state.batch_sequence, kind, part, values)
-            accepted.holders |= {
-                (part.blob, one.key.batch_id),
-                (part.blob, references.worker_holder(worker)),
-            }
+            accepted.ranges.append(
+                {
+                    "batch_sequence": state.batch_sequence,
+                    "kind": kind,
+                    **rows.range_values(part),
+                    # What is to be taken back should the range be damaged; see `repairing.py`.
+                    "shard_number": state.number,
+                    "lines": bitmap.packed(lines),
+                    **used,
+                }
+            )
+            _hold(accepted, part, one.key.batch_id, worker)
 
 
-def _accept_range(
-    accepted: _Accepted, batch_sequence: int, kind: str, part: BlobRange, holds: Mapping[str, Any]
-) -> None:
-    """`holds`: what is to be taken back should the range be damaged; see `repairing.py`."""
-    accepted.ranges.append(
-        {"batch_sequence": batch_sequence, "kind": kind, **rows.range_values(part), **holds}
-    )
+def _hold(accepted: _Accepted, part: BlobRange, batch_id: BatchId, worker: str) -> None:
+    """The segment is needed by the batch, and by the worker that still writes to it."""
     end = accepted.segment_ends.get(part.blob, 0)
     accepted.segment_ends[part.blob] = max(end, part.stop)
+    accepted.holders |= {(part.blob, batch_id), (part.blob, references.worker_holder(worker))}
 
 
 def _write(connection: Connection, accepted: _Accepted, worker: str, *, now: int) -> None:
-    if not accepted.shards:
+    if accepted.shards:
+        _write_shards(connection, accepted.shards.values())
+        _write_growth(connection, accepted.growth)
+    for table, ranges in ((segment_commit, accepted.ranges), (partial_commit, accepted.partials)):
+        if ranges:
+            connection.execute(insert(table), ranges)
+    if not accepted.segment_ends:
         return
-    _write_shards(connection, accepted.shards.values())
-    _write_growth(connection, accepted.growth)
-    if not accepted.ranges:
-        return
-    connection.execute(insert(segment_commit), accepted.ranges)
     references.register_segments(connection, accepted.segment_ends, now=now)
     references.take(connection, sorted(accepted.holders))
     # A worker has one segment open: a new one means that it is done with the one before, whose

@@ -308,11 +308,18 @@ class Store(Protocol):
         batch is not terminal: bitmap, counts and usage replace the shard's, the ranges join the
         batch's output and error lists, and the batch's counts and usage grow by the difference.
         False means fenced: nothing of that commit was written, and the worker drops the shard.
-        Registers the segment as a blob, referenced by the batch and by the worker.
+        Registers the segment as a blob, referenced by the batch and by the worker. `partials` are
+        kept for the end of the batch and settle nothing.
         """
 
     async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
         """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order."""
+
+    async def partials(self, batch_id: BatchId) -> Sequence[BlobRange]:
+        """The committed records of lines that were cut off, oldest first; gone once it has ended.
+
+        The same records may be there twice, and those of a line that has settled since.
+        """
 
     async def committed_output(
         self, batch_id: BatchId, *, after: int, limit: int, now: int

@@ -336,6 +336,9 @@ class Database:
     async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
         return await self._read(lambda c: committing.bitmaps(c, batch_id))
 
+    async def partials(self, batch_id: BatchId) -> Sequence[BlobRange]:
+        return await self._read(lambda c: committing.partials(c, batch_id))
+
     async def committed_output(
         self, batch_id: BatchId, *, after: int, limit: int, now: int
     ) -> Sequence[BlobRange] | None:

@@ -26,7 +26,7 @@ from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import Batch, Blob, File, Purpose
 from batchline.store import batches, files, references, rows
 from batchline.store.contract import FinalFiles
-from batchline.store.tables import ERROR, OUTPUT, batch, file_range, segment_commit
+from batchline.store.tables import ERROR, OUTPUT, batch, file_range, partial_commit, segment_commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +84,8 @@ def finalize(
         .where(batch.c.sequence == this.sequence)
         .values(output_file_id=output, error_file_id=errors, **problems)
     )
-    connection.execute(
-        delete(segment_commit).where(segment_commit.c.batch_sequence == this.sequence)
-    )
+    for table in (segment_commit, partial_commit):
+        connection.execute(delete(table).where(table.c.batch_sequence == this.sequence))
     references.drop_held_by(connection, [batch_id])
     return batches.load(connection, batch_id)
 

@@ -292,6 +292,21 @@ shard: Final = Table(
     CheckConstraint("epoch >= 0 AND deaths >= 0", "epoch"),
 )
 
+# Records of lines that a stop cut off, until the batch's error file is written with them.
+partial_commit: Final = Table(
+    "partial_commit",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("batch_sequence", _SEQUENCE, ForeignKey("batch.sequence"), nullable=False),
+    Column("blob_name", Text, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("stop", BigInteger, nullable=False),
+    Column("crc", BigInteger),
+    CheckConstraint("0 <= start AND start < stop", "range"),
+    Index(None, "batch_sequence", "sequence"),
+    sqlite_autoincrement=True,
+)
+
 segment_commit: Final = Table(
     "segment_commit",
     metadata,

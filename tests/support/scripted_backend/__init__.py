@@ -7,6 +7,7 @@ give the same `BackendControl`.
     script.py    what it does: answers, faults, per-id plans
     witness.py   what it saw: the event log, its counts, waiting for them
     answers.py   the bytes of its answers
+    streaming.py the same as event streams
     protocol.py  HTTP towards the workers
     server.py    listening, going down and coming up, the control routes
     control.py   the client of the control routes

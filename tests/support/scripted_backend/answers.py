@@ -125,10 +125,11 @@ def _body(path: str, marker: bytes, model: bytes, answer: Answer) -> tuple[bytes
         return answer.body.encode(), answer.content_type
     if answer.status >= 300:
         return envelope(answer.status, answer.code), answer.content_type
-    return _good(path, marker, model, answer), answer.content_type
+    return good(path, marker, model, answer), answer.content_type
 
 
-def _good(path: str, marker: bytes, model: bytes, answer: Answer) -> bytes:
+def good(path: str, marker: bytes, model: bytes, answer: Answer) -> bytes:
+    """The body of a good answer. `marker` is JSON string content, `model` a whole JSON token."""
     usage = _USAGES[path]
     text = marker.ljust(answer.text_bytes, b"y")
     if answer.fault is Fault.WRONG_USAGE:

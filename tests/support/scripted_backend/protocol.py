@@ -21,7 +21,7 @@ from typing import Final, cast
 import httptools
 import msgspec
 
-from tests.support.scripted_backend import answers
+from tests.support.scripted_backend import answers, streaming
 from tests.support.scripted_backend.script import Answer, Fault, Script
 from tests.support.scripted_backend.witness import Event, Kind, Witness, now
 
@@ -35,6 +35,7 @@ _LAST_RECEIVED: Final = 52  # tcpi_last_data_recv in the struct tcp_info of linu
 
 class _Body(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw(b"null")
+    stream: object = None
     rid: str | None = None
 
 
@@ -54,7 +55,7 @@ class Exchange:
 
     __slots__ = (
         *("abort_id", "answer", "connection", "id", "keep_alive", "marker", "model", "number"),
-        "path",
+        *("path", "wants_stream"),
     )
 
     def __init__(self, connection: Connection, number: int, path: str) -> None:
@@ -67,6 +68,7 @@ class Exchange:
         self.model = b"null"
         self.answer = Answer()
         self.keep_alive = True
+        self.wants_stream = False
 
 
 class Responder:
@@ -115,7 +117,9 @@ class Responder:
         if self.script.cap and self.witness.in_flight > self.script.cap:
             return self.script.shed
         try:
-            exchange.model = bytes(_decode_body(body).model)
+            asked = _decode_body(body)
+            exchange.model = bytes(asked.model)
+            exchange.wants_stream = asked.stream is True
             model = json.loads(exchange.model)
         except (ValueError, RecursionError):
             return Answer(status=400)
@@ -269,6 +273,9 @@ class Connection(asyncio.Protocol):
     def finish(self, exchange: Exchange) -> None:
         """Give the planned answer now."""
         answer = exchange.answer
+        if exchange.wants_stream and streaming.is_streamed(exchange.path, answer):
+            self._stream(exchange)
+            return
         match answer.fault:
             case Fault.SILENT:
                 return  # in flight until the client leaves
@@ -289,6 +296,15 @@ class Connection(asyncio.Protocol):
                 )
                 if not exchange.keep_alive or answer.fault is Fault.NOT_HTTP:
                     self._transport.close()
+
+    def _stream(self, exchange: Exchange) -> None:
+        answer = exchange.answer
+        wire = streaming.streamed(exchange.path, exchange.marker, exchange.model, answer)
+        if answer.fault not in streaming.ENDLESS:
+            self._end(Kind.DROPPED if answer.fault in streaming.CUT else Kind.ANSWERED)
+        self._transport.write(wire)
+        if answer.fault in streaming.CUT:
+            self._transport.close()
 
     def reset(self) -> None:
         """End the connection by a reset; its request, if it has one, is dropped."""

@@ -20,7 +20,10 @@ class Fault(StrEnum):
     PRETTY = "pretty"  # good, with line breaks between its tokens
     WRONG_USAGE = "wrong_usage"  # good, but the usage is a string
     HUGE = "huge"  # good, with a text of `Answer.text_bytes`
-    SILENT = "silent"  # never answers
+    SILENT = "silent"  # never answers; of a stream, only the first half
+    STREAM_FAILS = "stream_fails"  # half of a stream, then an event that says so
+    STREAM_BREAKS = "stream_breaks"  # half of a stream, then an event that is not JSON
+    STREAM_ENDS = "stream_ends"  # half of a stream, then an orderly end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,8 @@ class Answer:
     """How one attempt is answered: after the latency, once it is no longer held.
 
     `latency_max_s` above `latency_s` draws evenly between the two. A `body` replaces the usual one;
-    without it an error status gets the API's envelope with `code`.
+    without it an error status gets the API's envelope with `code`. `streams`: a request that asks
+    for a stream gets one.
     """
 
     status: int = 200
@@ -42,6 +46,7 @@ class Answer:
     content_type: str = "application/json"
     code: str | None = None
     text_bytes: int = 32
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

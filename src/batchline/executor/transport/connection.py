@@ -17,7 +17,7 @@ from typing import Final, cast
 import httptools
 
 from batchline.domain.errors import SentUnanswered
-from batchline.executor.contract import Answer
+from batchline.executor.contract import Answer, Pieces
 from batchline.executor.transport.decoding import decoded
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
         self._fd = -1
         self._parser = httptools.HttpResponseParser(self)
         self._answer: asyncio.Future[Answer] | None = None
+        self._pieces: Pieces | None = None
         self._whole = False  # the last exchange had its answer to the last byte
         self._closing: asyncio.Future[None] | None = None
         self.lost = False
@@ -57,8 +58,12 @@ class Connection(asyncio.Protocol):
 
     # -- for the pool ----------------------------------------------------------------------
 
-    def begin(self, head: bytes, body: bytes) -> asyncio.Future[Answer]:
+    def begin(
+        self, head: bytes, body: bytes, pieces: Pieces | None = None
+    ) -> asyncio.Future[Answer]:
         """Hand the request to the socket, its first byte in this very call; then comes the answer.
+
+        `pieces` as for `Transport.send`.
 
         The future gives SentUnanswered: `reset`, `malformed` or `too_large`.
 
@@ -83,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._whole = self.heard = False
         self._interim = 0
         self._begin_answer()
+        self._pieces = pieces
         self._answer = self._loop.create_future()
         return self._answer
 
@@ -93,7 +99,7 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> bool:
         """The exchange is over for its caller; whether the connection can serve another."""
-        self._answer = None
+        self._answer = self._pieces = None
         return (
             self._whole
             and not self.lost
@@ -185,9 +191,10 @@ class Connection(asyncio.Protocol):
     def _begin_answer(self) -> None:
         self._head_bytes = 0
         self._in_body = False
+        self._handing_over = False  # the body goes to `_pieces`
         self._framed = False  # its length is known from its head
         self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body_bytes = self._announced = 0
         self._encoding = ""
         self._headers: dict[str, str] = {}
 
@@ -202,8 +209,7 @@ class Connection(asyncio.Protocol):
                 self._headers.setdefault(kept, value.decode("latin-1"))
         elif name == b"content-length":
             self._framed = True
-            if value.isdigit() and int(value) > self._limit_bytes:
-                self.fail(f"{int(value)} bytes announced", reason="too_large")
+            self._announced = int(value) if value.isdigit() else 0
         elif name == b"transfer-encoding":
             self._framed = True
             if value.lower() != b"chunked":
@@ -213,8 +219,17 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_body = True
+        status = self._parser.get_status_code()
+        if self._pieces is not None and status >= 200 and self._is_open:
+            head = Answer(status=status, headers=self._headers, body=b"")
+            self._handing_over = self._pieces.begin(head)
+        if not self._handing_over and self._announced > self._limit_bytes:
+            self.fail(f"{self._announced} bytes announced", reason="too_large")
 
     def on_body(self, data: bytes) -> None:
+        if self._handing_over and not self._encoding:
+            self._hand_over(data)
+            return
         self._body_bytes += len(data)
         if self._body_bytes > self._limit_bytes:
             self._body.clear()
@@ -222,9 +237,18 @@ class Connection(asyncio.Protocol):
         else:
             self._body.append(data)
 
+    def _hand_over(self, piece: bytes) -> None:
+        """Give a piece of the body to whoever wanted it so; what that raises ends the exchange."""
+        if self._pieces is None or not self._is_open:
+            return
+        try:
+            self._pieces.take(piece)
+        except SentUnanswered as exc:
+            self.fail(exc.message, reason=exc.reason)
+
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
-        if self._answer is None or self._answer.done():
+        if not self._is_open:
             return  # given up on the way: what is kept has told its whole answer
         if status >= 200:
             self._whole = self._parser.should_keep_alive()
@@ -234,6 +258,11 @@ class Connection(asyncio.Protocol):
         else:  # 102 and 103 come before the answer
             self._interim += 1
             self._begin_answer()
+
+    @property
+    def _is_open(self) -> bool:
+        """The exchange has not come to its end yet."""
+        return self._answer is not None and not self._answer.done()
 
     @property
     def _ends_with_connection(self) -> bool:
@@ -253,4 +282,12 @@ class Connection(asyncio.Protocol):
                 self._whole = False
                 answer.set_exception(exc)
                 return
+            if self._handing_over:
+                # Nobody asked for it compressed: it comes late, and in one piece.
+                if body:
+                    self._hand_over(body)
+                body = b""
+        if answer.done():
+            self._whole = False
+            return
         answer.set_result(Answer(status=status, headers=self._headers, body=body))

@@ -31,7 +31,7 @@ from aiohttp.streams import EofStream, StreamReader
 from yarl import URL
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
-from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.contract import Answer, BackendSettings, Pieces
 from batchline.executor.transport.heads import Heads
 
 # uvicorn and node close an idle connection after 5 s. Letting go first keeps us from writing into a
@@ -81,10 +81,12 @@ class GeneralTransport:
         *,
         headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        pieces: Pieces | None = None,
     ) -> Answer:
         """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
         head = self._heads.post(path, headers, len(body))
-        return await self._exchange(head, body, before_write, self._settings.total_timeout_s)
+        total_s = self._settings.total_timeout_s
+        return await self._exchange(head, body, before_write, total_s, pieces)
 
     async def get_json(self, path: str, *, timeout_s: float) -> Answer:
         """See `Transport.get_json`."""
@@ -97,7 +99,12 @@ class GeneralTransport:
         await self._connector.close()
 
     async def _exchange(
-        self, head: bytes, body: bytes, before_write: Callable[[], bool], total_s: float
+        self,
+        head: bytes,
+        body: bytes,
+        before_write: Callable[[], bool],
+        total_s: float,
+        pieces: Pieces | None = None,
     ) -> Answer:
         connection: Connection | None = None
         sent = whole = False
@@ -111,7 +118,7 @@ class GeneralTransport:
                 sent = True
                 self._in_flight.add(connection)
                 _write(wire, head, body)
-                answer = await _read_answer(protocol, self._settings.max_answer_bytes)
+                answer = await _read_answer(protocol, self._settings.max_answer_bytes, pieces)
                 whole = True
                 return answer
         except TimeoutError as exc:
@@ -175,8 +182,10 @@ def _write(wire: asyncio.Transport, head: bytes, body: bytes) -> None:
         wire.write(body)
 
 
-async def _read_answer(protocol: ResponseHandler, limit_bytes: int) -> Answer:
-    """The next answer, whole and decoded.
+async def _read_answer(
+    protocol: ResponseHandler, limit_bytes: int, pieces: Pieces | None
+) -> Answer:
+    """The next answer, whole and decoded; its body is empty where `pieces` took it.
 
     Raises:
         SentUnanswered: `reset`, `malformed` or `too_large`.
@@ -189,10 +198,16 @@ async def _read_answer(protocol: ResponseHandler, limit_bytes: int) -> Answer:
             message, payload = await protocol.read()  # 102 and 103 come before the answer
         if message.code < 200:
             raise SentUnanswered(f"status {message.code}", reason="malformed")
-        announced = message.headers.get("Content-Length")
-        if announced is not None and int(announced) > limit_bytes:
-            raise SentUnanswered(f"{announced} bytes announced", reason="too_large")
-        body = await _read_body(protocol, payload, limit_bytes)
+        kept = {name: value for name in _KEPT_HEADERS if (value := message.headers.get(name))}
+        answer = Answer(status=message.code, headers=kept, body=b"")
+        if pieces is not None and pieces.begin(answer):
+            await _hand_over(protocol, payload, pieces)
+        else:
+            announced = message.headers.get("Content-Length")
+            if announced is not None and int(announced) > limit_bytes:
+                raise SentUnanswered(f"{announced} bytes announced", reason="too_large")
+            body = await _read_body(protocol, payload, limit_bytes)
+            answer = Answer(status=message.code, headers=kept, body=body)
     except HttpProcessingError as exc:
         raise SentUnanswered(f"unusable answer: {_reason(exc)}", reason="malformed") from exc
     except aiohttp.ClientPayloadError as exc:
@@ -203,8 +218,7 @@ async def _read_answer(protocol: ResponseHandler, limit_bytes: int) -> Answer:
         raise SentUnanswered(f"connection lost: {_reason(exc)}", reason="reset") from exc
     if _ended_by_reset(protocol, message):
         raise SentUnanswered("reset in a body that ends with the connection", reason="reset")
-    kept = {name: value for name in _KEPT_HEADERS if (value := message.headers.get(name))}
-    return Answer(status=message.code, headers=kept, body=body)
+    return answer
 
 
 async def _read_body(protocol: ResponseHandler, payload: StreamReader, limit_bytes: int) -> bytes:
@@ -221,6 +235,13 @@ async def _read_body(protocol: ResponseHandler, payload: StreamReader, limit_byt
     if size > limit_bytes:
         raise SentUnanswered(f"more than {limit_bytes} bytes", reason="too_large")
     return body
+
+
+async def _hand_over(protocol: ResponseHandler, payload: StreamReader, pieces: Pieces) -> None:
+    with _told_when_lost(protocol, payload):
+        while not payload.at_eof():
+            if piece := await payload.readany():
+                pieces.take(piece)
 
 
 @contextlib.contextmanager

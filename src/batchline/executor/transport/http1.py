@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
-from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.contract import Answer, BackendSettings, Pieces
 from batchline.executor.transport.connection import Connection, Dead
 from batchline.executor.transport.heads import Heads
 
@@ -35,7 +35,7 @@ _ADDRESSES_S: Final = 10.0  # how long the addresses of a name are believed
 class _Request:
     """What an exchange is about. A plain class: one is made for each line."""
 
-    __slots__ = ("before_write", "began", "body", "head", "total_s")
+    __slots__ = ("before_write", "began", "body", "head", "pieces", "total_s")
 
     def __init__(
         self,
@@ -44,12 +44,14 @@ class _Request:
         before_write: Callable[[], bool],
         total_s: float,
         began: float,
+        pieces: Pieces | None = None,
     ) -> None:
         self.head = head
         self.body = body
         self.before_write = before_write
         self.total_s = total_s
         self.began = began  # `loop.time()`
+        self.pieces = pieces
 
 
 class Http1Transport:
@@ -85,11 +87,13 @@ class Http1Transport:
         *,
         headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        pieces: Pieces | None = None,
     ) -> Answer:
         """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
         head = self._heads.post(path, headers, len(body))
         total_s = self._settings.total_timeout_s
-        return await self._exchange(_Request(head, body, before_write, total_s, self._loop.time()))
+        began = self._loop.time()
+        return await self._exchange(_Request(head, body, before_write, total_s, began, pieces))
 
     async def get_json(self, path: str, *, timeout_s: float) -> Answer:
         """See `Transport.get_json`."""
@@ -146,7 +150,7 @@ class Http1Transport:
             self._keep(connection)
             raise NotAdmitted("the gate closed before the first byte was written")
         try:
-            answer = connection.begin(request.head, request.body)
+            answer = connection.begin(request.head, request.body, request.pieces)
         except Dead:
             connection.abort()
             raise
