@@ -18,14 +18,21 @@ MOMENTS: Final = ("before", "inside", "after")  # of a transaction of the store,
 def probes_in(source: Path) -> set[str]:
     """The names of the probes in a file: of `probe("name")` calls, and of the store's steps."""
     found = set()
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    imported = any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == "batchline.telemetry"
+        and any(alias.name == "probe" for alias in node.names)
+        for node in ast.walk(tree)
+    )
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         function = node.func
-        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        if name == "probe":
+        name = ast.unparse(function)
+        if name == "telemetry.probe" or (name == "probe" and imported):
             found |= _strings(node.args[0])
-        elif name == "_write" and source.name == "database.py":
+        elif name == "self._write" and source.name == "database.py":
             steps = [one.value for one in node.keywords if one.arg == "step"]
             assert steps, f"{source.name}:{node.lineno}: a transaction without a step"
             found |= {f"{step}.{moment}" for step in _strings(steps[0]) for moment in MOMENTS}
