@@ -19,7 +19,14 @@ from openai.types import Batch as ApiBatch
 from tests.chaos import schedule
 from tests.chaos.caller import Caller, caller
 from tests.chaos.customers import Customers
-from tests.chaos.explain import Resent, Why, resent, sent_though_settled, went_on_after
+from tests.chaos.explain import (
+    Resent,
+    Why,
+    failed_for_nothing,
+    resent,
+    sent_though_settled,
+    went_on_after,
+)
 from tests.chaos.faults import Faults, of_the_log
 from tests.chaos.records import Batch, Fault, Order
 from tests.chaos.rows import last_sequence
@@ -229,6 +236,7 @@ class Campaign:
             self._board.duplicated += len(_DOUBLED.findall(line))
             yield line
         yield from _blamed(batch, log)
+        yield from failed_for_nothing(batch.body or {}, self.faults.faults)
 
     def _count(
         self,

@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 from batchline.domain import bitmap
+from batchline.domain.lifecycle import BatchStatus
+from batchline.service.planning import CHILD_TRIES, SERVER_TRIES
 from tests.chaos.records import BadWeather, Fault, Life
 from tests.support.invariants import DYING_S, attempts_of
 from tests.support.scripted_backend import BackendLog, Event, Kind
 
 SHARD_LINES: Final = 1_000
+GIVEN_UP_AFTER: Final = min(CHILD_TRIES, SERVER_TRIES)
 COMMIT_S: Final = 0.1  # worker.commit_interval_s
 # Both are for a machine that has nothing else to do; see `records.busy`.
 COMMITTING_S: Final = 0.4  # what one commit may take beside all that dies; else a hundredth of that
@@ -93,6 +96,17 @@ def sent_though_settled(
         orphaned = event.first_byte_at < dead[index].until + DYING_S
         if row is not None and not orphaned and bitmap.is_marked(row.settled, entry % SHARD_LINES):
             yield f"{event.id}: sent though it was settled at {ats[index]:.3f}"
+
+
+def failed_for_nothing(body: Mapping[str, Any], faults: Sequence[Fault]) -> Iterator[str]:
+    """A batch that failed, though its input is good and fewer deaths met its validation than it
+    takes until a file is given up; `body` is the batch object."""
+    if body["status"] != BatchStatus.FAILED:
+        return
+    span = (body["created_at"], body["failed_at"] + 1)  # whole seconds
+    met = sum(f.is_kill and span[0] <= f.at <= span[1] for f in faults)
+    if body["in_progress_at"] is not None or met < GIVEN_UP_AFTER:
+        yield f"failed, and {met} deaths could have been its validation's: {body['errors']}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

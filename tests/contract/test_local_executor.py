@@ -388,7 +388,7 @@ async def test_after_close_gate_returned_nothing_more_of_the_batch_is_sent(
             it.open(it.work(ONE, 50), worker=first),
             it.open(it.work(ONE, 50, number=1), worker=second),
         ]
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         report = await it.executor.close_gate(ONE, grace_s=SOON_S, last_s=NEVER_S)
         assert (report.in_flight, report.killed) == (8, [])
         assert not it.executor.open_shard(first, it.work(ONE, 5, number=2))
@@ -437,7 +437,7 @@ async def test_lines_that_had_not_begun_when_the_gate_closed_hold_nothing(tmp_pa
 async def test_a_second_call_shortens_the_grace(tmp_path: Path) -> None:
     async with rig(tmp_path, HELD) as it:
         key = it.open(it.work(ONE, 50))
-        await it.backend.wait_until(min_held=AT_ONCE)
+        await it.backend.wait_until(min_held=8)
         await it.executor.close_gate(ONE, grace_s=NEVER_S, last_s=NEVER_S)
         assert key not in it.events.released
         again = await it.executor.close_gate(ONE, grace_s=0, last_s=NEVER_S)

@@ -15,6 +15,7 @@ from tests.chaos.explain import (
     COMMITTING_S,
     GOES_ON_S,
     Why,
+    failed_for_nothing,
     resent,
     sent_though_settled,
     went_on_after,
@@ -136,6 +137,17 @@ def test_a_settled_line_that_is_sent_again_is_noticed() -> None:
     assert not list(sent_though_settled(log, [fault], {"line": ("b", 7)}))
     before = BackendLog([event(Kind.ARRIVED, 4.0)])
     assert not list(sent_though_settled(before, [fault], {"line": ("b", 1_007)}))
+
+
+def test_a_batch_fails_of_as_many_deaths_as_its_validation_is_given() -> None:
+    body = {"status": "failed", "created_at": 5, "failed_at": 9, "in_progress_at": None}
+    body["errors"] = None
+    deaths = [killed(at) for at in (4.9, 5.1, 6.0, 9.9, 10.1)]
+    assert not list(failed_for_nothing(body, deaths))
+    (found,) = failed_for_nothing(body, deaths[2:])
+    assert "2 deaths" in found
+    assert list(failed_for_nothing({**body, "in_progress_at": 6}, deaths))
+    assert not list(failed_for_nothing({**body, "status": "completed"}, []))
 
 
 # -- how long a restart took -------------------------------------------------------------------

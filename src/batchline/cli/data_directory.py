@@ -23,6 +23,9 @@ from batchline.store.schema import refuse_newer
 FORMAT: Final = 1
 
 FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
+# A server that was killed while it started a child has left a copy of its lock with that child,
+# until it executes its program.
+LEFT_S: Final = 2.0
 _LOOK_S: Final = 0.05
 
 T = TypeVar("T")
@@ -37,22 +40,25 @@ class DataDirectory:
 
     @classmethod
     def take(cls, root: Path) -> DataDirectory:
-        """Create the directory if need be and lock it, as `take_if_free` does.
+        """Create the directory if need be and lock it, as `take_if_free` does; waits for a lock
+        that a killed server may have left behind, `LEFT_S` at most.
 
         Raises:
             ConfigError: another server uses the directory, or it cannot be used.
         """
-        directory = cls.take_if_free(root)
-        if directory is None:
-            raise ConfigError(f"data directory {root}: another server is using it")
+        until = time.monotonic() + LEFT_S
+        while (directory := cls.take_if_free(root)) is None:
+            if time.monotonic() > until:
+                raise ConfigError(f"data directory {root}: another server is using it")
+            time.sleep(_LOOK_S)
         return directory
 
     @classmethod
     def take_if_free(cls, root: Path) -> DataDirectory | None:
         """Create the directory if need be and lock it; None when somebody else holds the lock.
 
-        The lock is the kernel's: it ends with this process, however that ends, and children do not
-        inherit it (the descriptor is close-on-exec).
+        The lock is the kernel's: it ends with this process, however that ends, and children keep it
+        no longer than until they execute their program (the descriptor is close-on-exec).
 
         Raises:
             ConfigError: the directory cannot be used, or a newer Batchline wrote it: then nothing
