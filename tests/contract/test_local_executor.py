@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -29,6 +29,7 @@ from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
 from batchline.executor.local import FAILING_DEATHS, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
+from batchline.executor.worker_link import WorkerLink
 from tests.support.inputs import MODEL, line_id, make_lines
 from tests.support.scripted_backend import (
     Answer,
@@ -613,6 +614,26 @@ async def test_a_drain_closes_past_its_grace_what_is_not_closed_otherwise(tmp_pa
         await it.backend.wait_until(min_held=8)
         await it.executor.drain(grace_s=0)
         assert it.events.released[key].ends == {"scripted": Ends(unanswered=8)}
+
+
+async def test_a_drain_ends_although_a_worker_is_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = WorkerLink.start
+    draining: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
+    async with rig(tmp_path) as it:
+
+        async def start_during_a_drain(*arguments: Any, **named: Any) -> WorkerLink:
+            link = await start(*arguments, **named)
+            draining.set_result(asyncio.create_task(it.executor.drain(grace_s=0)))
+            await asyncio.sleep(0)  # it has looked around
+            return link
+
+        monkeypatch.setattr(WorkerLink, "start", start_during_a_drain)
+        os.kill(it.pids()[0], signal.SIGKILL)
+        async with asyncio.timeout(SOON_S):
+            await (await draining)
+        assert it.pids() == []
 
 
 async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Path) -> None:

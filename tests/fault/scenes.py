@@ -276,7 +276,8 @@ async def _cancelled(mortal: Mortal, batch_id: str) -> bool:
         mortal.client.batches.cancel(batch_id)
     except openai.APIConnectionError:
         mortal.bury()
-        return mortal.step.done
+        # At any later step than its own the cancel has been committed.
+        return mortal.step.done or not mortal.step.probe.startswith("cancel.")
     return True
 
 

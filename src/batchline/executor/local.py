@@ -149,6 +149,8 @@ class LocalExecutor:
             link.tell(m.Pause(paused=True))
         if quarantine and not self._quarantine_wanted:
             link.tell(m.Drain(0.0))
+        if self._stopping.is_set():  # a drain that began meanwhile does not know of this one
+            link.kill()
         ordered: asyncio.Queue[m.ToControl | None] = asyncio.Queue()
         serving = asyncio.get_running_loop().create_task(self._serve_in_order(link, ordered))
         # A worker whose commits nobody answers any more would hold its shards for ever.
