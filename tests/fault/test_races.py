@@ -77,7 +77,8 @@ async def test_a_cancel_within_20_ms_of_its_create_ends_cancelled(tmp_path: Path
         seen["lines finished"] += summary.finished
     _say(f"{dict(seen)}; {len(late)} requests sent after an answer")
     assert late == []
-    assert 0 < seen["never started"] < RACES, "every cancel met a batch in the same status"
+    # On a busy machine it may be all of them: 20 ms are over before a file has been read.
+    assert seen["never started"], "every cancel came too late for what it is about"
 
 
 def _create_and_cancel(client: openai.OpenAI, backend_url: str) -> list[CancelledBatch]:
@@ -203,9 +204,11 @@ async def test_a_cancel_beside_the_end_of_the_window_ends_in_one_of_the_two_ways
 
             def one(number: int) -> tuple[str, Batch | None]:
                 batch = submit(client, contents[number], window="3s")
-                # From 0.2 s before the end to as much after it.
+                # From 0.2 s before the end to as much after it; one is too late for certain.
                 offset_s = 0.4 * number / (count - 1) - 0.2
                 assert batch.expires_at is not None
+                if number == count - 1:
+                    wait_for(client, batch.id)
                 time.sleep(max(0.0, batch.expires_at + offset_s - time.time()))
                 return batch.id, cancel_or_too_late(client, batch.id)
 

@@ -343,13 +343,14 @@ async def test_an_after_that_never_existed_is_never_page_one(api: ApiServer, aft
 @pytest.mark.rule("B18")
 async def test_a_failed_batch_lists_its_problems(api: ApiServer, store: Database) -> None:
     batch = (await api.post_json("/v1/batches", ORDER)).json
+    later = batch["created_at"] + 7
     problems = [
         LineProblem(code="invalid_json_line", message="no JSON", line_number=2),
         LineProblem(code="empty_file", message="empty", param="file_id"),
     ]
-    assert await store.refuse_batch(BatchId(batch["id"]), problems=problems, now=7)
+    assert await store.refuse_batch(BatchId(batch["id"]), problems=problems, now=later)
     failed = (await api.request("GET", f"/v1/batches/{batch['id']}")).json
-    assert (failed["status"], failed["failed_at"]) == ("failed", 7)
+    assert (failed["status"], failed["failed_at"]) == ("failed", later)
     assert failed["errors"] == {
         "object": "list",
         "data": [

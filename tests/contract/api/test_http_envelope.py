@@ -402,6 +402,7 @@ async def test_readiness_tells_what_is_wrong_with_what(api: ApiServer) -> None:
             "backends": [{"name": "gpu", "state": "down", "reason": "refused", "models": ["m"]}],
             "workers": {"wanted": 2, "running": 1},
             "disk": {"state": "ok", "free_bytes": 7},
+            "damaged": 0,
         },
     )
 
