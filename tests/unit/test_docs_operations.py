@@ -45,7 +45,7 @@ def test_every_name_in_the_directory_is_there() -> None:
     directory = DataDirectory(Path("d"), -1)
     ours = [
         *(directory.database, directory.blobs, directory.format, directory.children),
-        *(directory.note, directory.admin_socket),
+        *(directory.note, directory.admin_socket, directory.validating),
     ]
     written = {path.name for path in ours} | {"lock", "reserve"}
     assert set(first_cells("The data directory")) == written
