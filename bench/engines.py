@@ -1,12 +1,12 @@
 """Simulated inference engines in virtual time: what a limiter is developed and judged on.
 
-**The model.** A batching engine runs up to `max_running` requests at once and gives each of them one
-token a step. A step with n running requests takes `step_s * (1 + drag * n)` seconds up to the knee
-and n / knee times that beyond it: decoding is bound by memory up to there and by arithmetic after
-it. So the engine's tokens a second grow almost in proportion up to the knee, and not at all behind
-it, where every request only takes longer. What is more than `max_running` waits in a queue, in order;
-what is more than `sheds_above` at once is answered 429. `capacity` scales the knee over time:
-interactive traffic takes its share of an engine in this way.
+**The model.** A batching engine runs up to `max_running` requests at once and gives each of them
+one token a step. A step with n running requests takes `step_s * (1 + drag * n)` seconds up to the
+knee and n / knee times that beyond it: decoding is bound by memory up to there and by arithmetic
+after it. So the engine's tokens a second grow almost in proportion up to the knee, and not at all
+behind it, where every request only takes longer. What is more than `max_running` waits in a queue,
+in order; what is more than `sheds_above` at once is answered 429. `capacity` scales the knee over
+time: interactive traffic takes its share of an engine in this way.
 
 Requests have output lengths of a log-normal distribution (sigma 0.5), known to nobody beforehand.
 
