@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, case, func, insert, select, update
 from batchline.domain import bitmap, lifecycle
 from batchline.domain.errors import NotFound
 from batchline.domain.ids import BatchId, FileId, ProjectId
-from batchline.domain.lifecycle import BatchEvent, BatchStatus
+from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
     Batch,
     Blob,
@@ -137,6 +137,36 @@ def advance(
         # It ended without files, so nothing will ever read its input again.
         references.drop_held_by(connection, [batch_id])
     return load(connection, batch_id)
+
+
+def advance_stopped(
+    connection: Connection,
+    batch_id: BatchId,
+    event: BatchEvent,
+    *,
+    from_status: BatchStatus,
+    stopping: Stopping | None,
+    also: Mapping[str, object] | None = None,
+    now: int,
+) -> BatchStatus | None:
+    """Move by an event that leads where `stopping` says: there; None when it is not allowed, or the
+    batch is no longer in `from_status` or is stopped otherwise.
+
+    The row is locked from here on: nobody can cancel, commit or end the batch.
+    """
+    target = lifecycle.advance(from_status, event, stopping)
+    if target is None:
+        return None
+    moved = connection.execute(
+        update(batch)
+        .where(
+            batch.c.id == batch_id,
+            batch.c.status == from_status.value,
+            batch.c.stopping.is_not_distinct_from(None if stopping is None else stopping.value),
+        )
+        .values({**arrival(target, now=now), **(also or {})})
+    )
+    return target if moved.rowcount == 1 else None
 
 
 def _move(

@@ -20,7 +20,6 @@ from sqlalchemy import (
     update,
 )
 
-from batchline.domain import lifecycle
 from batchline.domain.ids import BatchId, FileId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import Batch, Blob, File, Purpose
@@ -49,20 +48,16 @@ def finalize(
     now: int,
 ) -> Batch | None:
     """Write the files and end the batch; see `Store.finalize`."""
-    target = lifecycle.advance(from_status, BatchEvent.FILES_WRITTEN, stopping)
-    if target is None:
-        return None
-    # The guard comes first and locks the row: from here on nobody can cancel or commit.
-    ended = connection.execute(
-        update(batch)
-        .where(
-            batch.c.id == batch_id,
-            batch.c.status == from_status.value,
-            batch.c.stopping.is_not_distinct_from(None if stopping is None else stopping.value),
-        )
-        .values(batches.arrival(target, now=now))
+    # The guard comes first: from here on nobody can cancel or commit.
+    target = batches.advance_stopped(
+        connection,
+        batch_id,
+        BatchEvent.FILES_WRITTEN,
+        from_status=from_status,
+        stopping=stopping,
+        now=now,
     )
-    if ended.rowcount == 0:
+    if target is None:
         return None
     loaded = batches.load(connection, batch_id)
     this = _Ended(id=batch_id, sequence=loaded.sequence, project_id=loaded.project_id, now=now)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, select, update
 
-from batchline.domain import bitmap, lifecycle
+from batchline.domain import bitmap
 from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import Batch, CommittedRange
@@ -54,20 +54,17 @@ def unsettle(
     now: int,
 ) -> Batch | None:
     """See `Store.unsettle_ranges`."""
-    target = lifecycle.advance(from_status, BatchEvent.RESULTS_DAMAGED, stopping)
-    if target is None:
-        return None
-    # The guard comes first and locks the row: from here on nobody can cancel, commit or finalize.
-    moved = connection.execute(
-        update(batch)
-        .where(
-            batch.c.id == batch_id,
-            batch.c.status == from_status.value,
-            batch.c.stopping.is_not_distinct_from(None if stopping is None else stopping.value),
-        )
-        .values({**batches.arrival(target, now=now), "repairs": batch.c.repairs + 1})
+    # The guard comes first: from here on nobody can cancel, commit or finalize.
+    target = batches.advance_stopped(
+        connection,
+        batch_id,
+        BatchEvent.RESULTS_DAMAGED,
+        from_status=from_status,
+        stopping=stopping,
+        also={"repairs": batch.c.repairs + 1},
+        now=now,
     )
-    if moved.rowcount == 0:
+    if target is None:
         return None
     query = select(batch.c.sequence).where(batch.c.id == batch_id)
     sequence = int(connection.execute(query).scalar_one())

@@ -9,13 +9,14 @@ import socket
 from collections.abc import Sequence
 from itertools import pairwise
 
+import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import Answer
-from batchline.executor.transport.connection import Connection
+from batchline.executor.transport.connection import Connection, Dead
 
 LIMIT = 5_000
 REASONS = {"reset", "malformed", "too_large"}
@@ -127,6 +128,24 @@ def test_what_follows_an_answer_spoils_the_connection_and_not_the_answer(
 def test_garbage_is_a_reason_or_an_answer_and_nothing_else(wire: bytes, cuts: list[int]) -> None:
     found, _ = uvloop.run(fed(pieces(wire, cuts), then_end=True))
     assert isinstance(found, Answer) or found in REASONS
+
+
+def test_a_connection_that_is_being_closed_takes_no_request() -> None:
+    """Between an answer that nobody asked for and the end of the connection is a loop step."""
+
+    async def begin() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(limit_bytes=LIMIT), sock=ours
+            )
+            connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+            assert not connection.lost
+            with pytest.raises(Dead):
+                connection.begin(b"POST / HTTP/1.1\r\n\r\n", b"{}")
+            await connection.closed()
+
+    uvloop.run(begin())
 
 
 def test_a_head_without_end_is_given_up() -> None:

@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         self._pieces: Pieces | None = None
         self._whole = False  # the last exchange had its answer to the last byte
         self._closing: asyncio.Future[None] | None = None
+        self.usable = False  # it is open, and nobody has begun to close it
         self.lost = False
         self.answers = 0  # that came to their end on this connection
         self.heard = False  # a byte came since the exchange began
@@ -70,7 +71,7 @@ class Connection(asyncio.Protocol):
         Raises:
             Dead: nothing was written.
         """
-        if self._transport is None or self.lost:
+        if self._transport is None or not self.usable:
             raise Dead
         first = head + body if len(body) < _COALESCE_BYTES else head
         try:
@@ -102,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._answer = self._pieces = None
         return (
             self._whole
-            and not self.lost
+            and self.usable
             and self._transport is not None
             # An answer may come before the request has left; the rest would hit the next one.
             and self._transport.get_write_buffer_size() == 0
@@ -113,7 +114,7 @@ class Connection(asyncio.Protocol):
 
         One system call. What the loop has not read yet would be taken as the next answer.
         """
-        if self.lost:
+        if not self.usable:
             return False
         asking = select.poll()
         asking.register(self._fd, select.POLLIN)
@@ -125,6 +126,7 @@ class Connection(asyncio.Protocol):
         `close()` would wait for a peer that does not read. Without the linger option the kernel
         would still deliver a whole request after we said that it was taken back.
         """
+        self.usable = False
         if self._transport is None or self.lost:
             return
         sock = self._transport.get_extra_info("socket")
@@ -134,6 +136,7 @@ class Connection(asyncio.Protocol):
 
     def let_go(self) -> None:
         """Close an idle connection in order."""
+        self.usable = False
         if self._transport is not None:
             self._transport.close()
 
@@ -155,6 +158,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._fd = transport.get_extra_info("socket").fileno()
+        self.usable = True
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
@@ -177,6 +181,7 @@ class Connection(asyncio.Protocol):
             self.fail(f"a head of more than {MAX_HEAD_BYTES} bytes", reason="malformed")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
         self.lost = True
         if self._closing is not None:
             self._closing.set_result(None)

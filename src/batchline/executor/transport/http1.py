@@ -144,7 +144,7 @@ class Http1Transport:
 
     async def _on(self, connection: Connection, request: _Request) -> Answer:
         # No await from here to the write: this is the loop step the gate was asked in.
-        if connection.lost:
+        if not connection.usable:
             raise Dead
         if not request.before_write():
             self._keep(connection)
@@ -174,7 +174,7 @@ class Http1Transport:
     def _take(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.lost:
+            if not connection.usable:
                 continue
             idle_s = self._loop.time() - connection.idle_since
             if idle_s < _LOOK_AFTER_S or connection.is_quiet():
@@ -194,7 +194,7 @@ class Http1Transport:
     def _sweep(self) -> None:
         """Let go of what has been idle for long; the oldest are on the left."""
         oldest = self._loop.time() - _KEEPALIVE_S
-        while self._idle and (self._idle[0].lost or self._idle[0].idle_since < oldest):
+        while self._idle and (not self._idle[0].usable or self._idle[0].idle_since < oldest):
             self._idle.popleft().let_go()
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep) if self._idle else None
 
