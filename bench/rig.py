@@ -290,8 +290,8 @@ def backend_process(cores: Cores, *options: str) -> Iterator[Backend]:
         yield Backend(process, port)
 
 
-def common_settings(backend: Backend) -> dict[str, object]:
-    """What every server here is started with: one worker, 256 in flight, no limits on files."""
+def common_settings(backend: Backend, *, in_flight: int = IN_FLIGHT) -> dict[str, object]:
+    """What every server here is started with: one worker, no limits on files."""
     return {
         "workers": 1,
         "limits": {
@@ -300,7 +300,7 @@ def common_settings(backend: Backend) -> dict[str, object]:
             "max_lines": 0,
         },
         "backend": [
-            {"name": "bench", "base_url": backend.base_url, "max_in_flight": IN_FLIGHT},
+            {"name": "bench", "base_url": backend.base_url, "max_in_flight": in_flight},
         ],
     }
 

@@ -134,20 +134,21 @@ def _starts(rig: Rig, state: State) -> list[Start]:
     _write(rig, folder / "data", state)
     rig.say(f"{state.what}: written in {time.perf_counter() - began:.1f} s")
     rig.backend.reset(_ANSWER_S)
-    settings = common_settings(rig.backend)
+    # Of a small run too, some lines have to be left for each of its starts.
+    at_once = max(1, min(IN_FLIGHT, state.running * state.lines // 16))
+    settings = common_settings(rig.backend, in_flight=at_once)
     starts = []
     with server(folder, settings=settings, fork=False, start=False) as running:
         for _ in range(rig.size.times(RUNS)):
             running.start()
-            _work_and_die(rig, running, state)
+            _work_and_die(rig, running, wanted=at_once)
             starts.append(_start(rig, running))
             running.kill_all()
     return starts
 
 
-def _work_and_die(rig: Rig, running: ServerProcess, state: State) -> None:
-    """Have some requests answered and others under way, and kill every process."""
-    wanted = min(IN_FLIGHT, state.running * state.lines // 4)
+def _work_and_die(rig: Rig, running: ServerProcess, *, wanted: int) -> None:
+    """Have `wanted` requests answered and others under way, and kill every process."""
     give_up = time.monotonic() + _GIVE_UP_S
     while (stats := rig.backend.stats()).answered < wanted or not stats.in_flight:
         if time.monotonic() > give_up:

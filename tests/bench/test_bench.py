@@ -72,6 +72,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(180)  # a dozen servers, beside two other tests
 @pytest.mark.parametrize(
     "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run, startup and memory"]
 )
