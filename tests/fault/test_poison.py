@@ -46,6 +46,7 @@ MAX_ATTEMPTS: Final = 5  # retry.max_attempts
 # received and not be put together.
 LARGE: Final = Answer(hold=True, fault=Fault.HUGE, text_bytes=60 * MIB)
 ROOM_BYTES: Final = 95 * MIB
+WORKERS: Final = 2
 
 
 def give_little_memory(pid: int) -> None:
@@ -57,15 +58,21 @@ def give_little_memory(pid: int) -> None:
 
 
 async def starve(running: ServerProcess, backend: BackendControl, poison: str) -> None:
-    """Limit every worker while the poison is held, then release it; returns when one has died."""
-    await backend.wait_until(min_held=1)
-    workers = running.workers()
-    for pid in workers:
-        give_little_memory(pid)
-    await backend.release(poison)
+    """Limit every worker while the poison is held, then release it; returns when one has died.
+
+    Whenever it is held again: an attempt may also end without its worker's death.
+    """
+    limited: set[int] = set()
     deadline = time.monotonic() + DEATH_S
-    while set(workers) <= set(running.workers()):
+    while limited <= set(running.workers()):
         assert time.monotonic() < deadline, "every worker survived the answer"
+        # When all are there, also those that replace the dead: none is to die while it starts.
+        all_there = running.readiness()["workers"]["running"] == WORKERS
+        if all_there and (await backend.stats()).held:
+            for pid in set(running.workers()) - limited:
+                give_little_memory(pid)
+                limited.add(pid)
+            await backend.release(poison)
         time.sleep(POLL_S)
 
 
@@ -164,7 +171,7 @@ async def test_an_answer_that_exhausts_the_memory_of_its_worker_is_settled(
     deadly, and so may be repeated by the same worker, as often as any line."""
     content = make_lines(LINES)
     async with backend_process(Script(by_id={FIRST: (LARGE,)})) as backend:
-        with server(tmp_path, backend.base_url, options=["--workers", "2"]) as running:
+        with server(tmp_path, backend.base_url, options=["--workers", f"{WORKERS}"]) as running:
             client = running.client()
             batch = submit(client, content)
             for _ in range(DEATHS):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import Answer
 from batchline.executor.transport.connection import Connection, Dead
+from tests.contract.transport.raw_server import http
 
 LIMIT = 5_000
 REASONS = {"reset", "malformed", "too_large"}
@@ -146,6 +147,19 @@ def test_a_connection_that_is_being_closed_takes_no_request() -> None:
             await connection.closed()
 
     uvloop.run(begin())
+
+
+def test_a_body_that_there_is_no_memory_for_is_a_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the general transport has it: the worker ends, and its line is under suspicion."""
+
+    def refuse(self: Connection, status: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Connection, "_complete", refuse)
+    with pytest.raises(MemoryError):
+        uvloop.run(fed([http(b"{}")], then_end=False))
 
 
 def test_a_head_without_end_is_given_up() -> None:

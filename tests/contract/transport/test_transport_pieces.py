@@ -176,3 +176,20 @@ async def test_an_abort_in_the_middle_closes_the_connection_and_no_piece_follows
         async with asyncio.timeout(SOON_S):
             await server.all_gone.wait()
     assert taker.pieces == [b"one"]
+
+
+@pytest.mark.parametrize(
+    "wire", [http(b"{}"), b"HTTP/1.1 200 OK\r\n\r\n{}"], ids=["told", "closed"]
+)
+async def test_a_fault_of_ours_is_not_taken_for_the_backends(
+    make: MakeTransport, wire: bytes
+) -> None:
+    """If this fails, a worker that has no memory left blames each backend for it."""
+
+    class Broken(Taker):
+        def take(self, piece: bytes) -> None:
+            raise MemoryError(len(piece))
+
+    async with serving(answering(wire, then_close=True)) as server:
+        with pytest.raises(MemoryError):
+            await post_to(make(backend(server.url)), Broken())

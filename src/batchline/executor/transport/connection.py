@@ -98,6 +98,12 @@ class Connection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(SentUnanswered(message, reason=reason))
 
+    def _fail_of_ours(self, exc: BaseException) -> None:
+        """A fault of ours (no memory for the body, say) is not the backend's: it goes on up."""
+        self._whole = False
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc)
+
     def end(self) -> bool:
         """The exchange is over for its caller; whether the connection can serve another."""
         self._answer = self._pieces = None
@@ -173,6 +179,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.fail("an answer in another protocol", reason="malformed")
+        except httptools.HttpParserCallbackError as exc:
+            self._fail_of_ours(exc.__context__ or exc)
         except httptools.HttpParserError as exc:
             # After the whole answer it is what follows that is broken.
             self._whole = False
@@ -187,7 +195,10 @@ class Connection(asyncio.Protocol):
             self._closing.set_result(None)
         if self._answer is not None and not self._answer.done():
             if exc is None and self._ends_with_connection:
-                self._complete(self._parser.get_status_code())
+                try:
+                    self._complete(self._parser.get_status_code())
+                except Exception as ours:  # noqa: BLE001  # it goes to whoever awaits the answer
+                    self._fail_of_ours(ours)
             else:
                 self.fail("connection lost", reason="reset")
 
