@@ -5,9 +5,9 @@ tokens divided by the speed of one request, which does not depend on what runs b
 the model stands for 50 real ones and a shard has 20, so that a shard is 1,000 real lines. Results
 count when their line ends and are told to the policy in groups. `ours` is the server's code:
 `domain/shares.py` chooses shards for workers by the rules of `executor/local.py`, and
-`executor/turns.py` the lines of each worker; permits are split between the workers that have shards, as
-`executor/permits.py` does. The baselines take, for every free permit, the next line of the batch
-that came first (`fifo`) or whose window closes first (`edf`), without shards or workers.
+`executor/turns.py` the lines of each worker; permits are split between the workers that have
+shards, as `executor/permits.py` does. The baselines take, for every free permit, the next line of
+the batch that came first (`fifo`) or whose window closes first (`edf`), without shards or workers.
 """
 
 from __future__ import annotations
@@ -279,12 +279,12 @@ def heavy_tailed(
 ) -> list[Job]:
     """Batches over some hours whose work adds up to `load` of the room's.
 
-    Sizes are Pareto (alpha 1.1, cut off at 10,000 times the least), projects are chosen by Zipf,
+    Sizes are Pareto (alpha 0.7, cut off at 10,000 times the least), projects are chosen by Zipf,
     lines have 1,000 tokens or half or twice that. `windows` are (window, least slack): a batch has
     the shortest window that is at least `slack` times what it takes alone, by chance a longer one.
     """
     rng = random.Random(seed)  # noqa: S311  # a model
-    sizes = [min(10_000.0, rng.paretovariate(1.1)) for _ in range(batches)]
+    sizes = [min(10_000.0, rng.paretovariate(0.7)) for _ in range(batches)]
     tokens = [rng.choice((500, 1_000, 2_000)) for _ in range(batches)]
     scale = load * CAPACITY * hours * 3600 / sum(s * t for s, t in zip(sizes, tokens, strict=True))
     popular = [1 / (n + 1) for n in range(projects)]

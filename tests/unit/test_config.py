@@ -142,6 +142,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
     texts = {int: "2097152", float: "1.5", bool: "true", str: "127.0.0.2", Path: "elsewhere"}
     env = {env_name_of(key): texts.get(kind, "2h,3s") for key, kind in config.scalars()}
     env |= {"BATCHLINE_SERVER_PORT": "2", "BATCHLINE_WORKERS": "3"}
+    env["BATCHLINE_SCHEDULING_URGENT_SHARE"] = "0.5"
     settings = load(environ=env)
     for key, _ in config.scalars():
         value: object = settings

@@ -122,7 +122,7 @@ def test_a_closed_gate_passes_the_turn_on() -> None:
     closed = run_of("a")
     turns = Turns([closed, run_of("b", 2), run_of("c", 2)])
     closed.close(Gate.CLOSED)
-    assert batches(turns, 9) == ["b", "c", "b", "c"]
+    assert Counter(batches(turns, 9)) == {"b": 2, "c": 2}
     assert closed not in list(turns)
 
 
@@ -144,4 +144,4 @@ def test_a_shard_that_has_lines_again_is_back_in_turn() -> None:
     assert line.run is back
     back.put_back(line)
     turns.add(back)
-    assert batches(turns, 2) == ["a", "b"] or batches(turns, 1) == ["a"]
+    assert sorted(batches(turns, 2)) == ["a", "b"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from batchline.domain.fairness import FairQueue, Tags
@@ -25,7 +26,8 @@ READY: Final = 2  # shards that a project has open at one place: one runs dry, o
 CROWDED: Final = 32  # but where so many are open it has one, so that there is a place for others
 
 _REVIEW_S: Final = 1.0  # dangers are looked for this often,
-_REVIEWED_A_SECOND: Final = 2_000  # and at 10,000 batches every 5 s: a look takes 1 us a batch
+_SLICE: Final = 200  # and not at all batches at once, which would hold up the control process:
+_SLICE_S: Final = 0.1  # so many a tenth of a second, all of 10,000 in five
 _RATE_S: Final = 30.0  # the rate of a model is that of about so long
 _STALE_S: Final = 120.0  # a longer gap between looks says nothing of the rate
 _ODDEST: Final = 16.0  # a line counts as at most so many lines, or as one of so many
@@ -130,7 +132,9 @@ class Shares:
         self._batches_of: dict[ProjectId, int] = {}
         self._models: dict[str, _Model] = {}
         self._backends: dict[str, _Backend] = {}
+        self._now = -math.inf
         self._review_at = -math.inf
+        self._looks = self._look_at_all()
 
     # -- batches come and go ---------------------------------------------------------------
 
@@ -368,13 +372,33 @@ class Shares:
     # -- dangers ---------------------------------------------------------------------------
 
     def _review(self, now: float) -> None:
-        """Look for batches in danger, if that is due."""
-        if not self._review_at - _STALE_S < now < self._review_at:
-            every_s = max(_REVIEW_S, len(self._members) / _REVIEWED_A_SECOND)
-            self._review_at = now + every_s
-            for of_model in self._models.values():
-                self._measure(of_model, now)
-                self._look(of_model, now)
+        """Go on looking for batches in danger, if that is due."""
+        if self._review_at - _STALE_S < now < self._review_at:
+            return
+        self._now = now
+        self._review_at = now + _SLICE_S
+        looked = 0
+        for batches in self._looks:
+            looked += batches
+            if looked >= _SLICE:
+                return
+        self._looks = self._look_at_all()
+        self._review_at = now + _REVIEW_S
+
+    def _look_at_all(self) -> Iterator[int]:
+        """One round; after each project how many batches it took."""
+        for of_model in list(self._models.values()):
+            self._measure(of_model, self._now)
+            competing = {
+                project: self._weights[project]
+                for project, wanting in of_model.projects.items()
+                if len(wanting.queue)
+            }
+            of_all = sum(competing.values())
+            for project, wanting in list(of_model.projects.items()):
+                self._look(of_model, wanting, self._weights[project] / (of_all or 1.0))
+                yield 1 + len(wanting.members)
+            self._raise(of_model, competing)
 
     def _measure(self, of_model: _Model, now: float) -> None:
         """The rate of the model, from what was done since the last look."""
@@ -388,37 +412,41 @@ class Shares:
         else:
             of_model.rate += (1 - math.exp(-past_s / _RATE_S)) * (rate - of_model.rate)
 
-    def _look(self, of_model: _Model, now: float) -> None:
-        competing = {
-            project: self._weights[project]
-            for project, wanting in of_model.projects.items()
-            if len(wanting.queue)
-        }
-        of_all = sum(competing.values())
-        for project, wanting in of_model.projects.items():
-            rate = None
-            if of_model.rate is not None:
-                rate = of_model.rate * self._weights[project] / (of_all or self._weights[project])
-            wanting.danger = danger(
-                self._demands(wanting, of_model), now=now, rate=rate, most=of_model.rate
-            )
-            wanting.raised = 0.0
-        urgent = [project for project in competing if of_model.projects[project].danger.beyond]
-        of_urgent = sum(competing[project] for project in urgent)
-        for project in urgent:
-            of_model.projects[project].raised = raised_weight(
-                competing[project],
-                of_all=of_all,
-                of_urgent=of_urgent,
-                urgent_share=self._urgent_share,
-            )
+    def _look(self, of_model: _Model, wanting: _Wanting, share: float) -> None:
+        most = of_model.rate
+        rate = None if most is None else most * min(1.0, share)
+        wanting.danger = danger(
+            self._demands(wanting, of_model), now=self._now, rate=rate, most=most
+        )
 
-    def _demands(self, wanting: _Wanting, of_model: _Model) -> Iterator[Demand]:
-        for member in sorted(wanting.members.values(), key=lambda one: one.expires_at):
-            yield Demand(
-                batch=member.sequence,
-                created_at=member.created_at,
-                expires_at=member.expires_at,
-                work=member.lines * self._each(member, of_model),
-                waits=member.sequence in wanting.queue,
+    def _raise(self, of_model: _Model, competing: Mapping[ProjectId, float]) -> None:
+        """Give more weight to the projects that need more than their shares."""
+        urgent = {
+            project: competing[project]
+            for project, wanting in of_model.projects.items()
+            if wanting.danger.beyond and project in competing
+        }
+        of_all, of_urgent = sum(competing.values()), sum(urgent.values())
+        for project, wanting in of_model.projects.items():
+            wanting.raised = 0.0
+            if project in urgent:
+                wanting.raised = raised_weight(
+                    urgent[project],
+                    of_all=of_all,
+                    of_urgent=of_urgent,
+                    urgent_share=self._urgent_share,
+                )
+
+    def _demands(self, wanting: _Wanting, of_model: _Model) -> list[Demand]:
+        each = of_model.each
+        waiting = wanting.queue
+        return [
+            Demand(
+                one.sequence,
+                one.created_at,
+                one.expires_at,
+                one.lines * (one.tokens / one.told if one.told else each),
+                one.sequence in waiting,
             )
+            for one in sorted(wanting.members.values(), key=attrgetter("expires_at"))
+        ]
