@@ -25,6 +25,7 @@ from bench import (
     listing,
     memory,
     run_command,
+    scheduling,
     startup,
     upload,
     validation,
@@ -47,6 +48,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "run": run_command.measure,
         "startup": startup.measure,
         "memory": memory.measure,
+        "scheduling": scheduling.measure,
     }
 )
 

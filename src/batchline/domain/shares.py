@@ -383,7 +383,7 @@ class Shares:
             if looked >= _SLICE:
                 return
         self._looks = self._look_at_all()
-        self._review_at = now + _REVIEW_S
+        self._review_at = now + max(_REVIEW_S, looked * _SLICE_S / _SLICE)
 
     def _look_at_all(self) -> Iterator[int]:
         """One round; after each project how many batches it took."""
