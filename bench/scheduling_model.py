@@ -205,13 +205,13 @@ class Ours:
         chosen = self._shares.choose(_BACKEND, [_MODEL], now=now, beside=beside)
         if chosen is None:
             return False
-        number = chosen[0]
-        turn = self._shares.turn(number, _MODEL)
+        number, place = chosen[0], str(self._workers.index(worker))
+        turn = self._shares.turn(number, _MODEL, backend=_BACKEND, place=place)
         lines = self._shards[number].pop()
         if not self._shards[number]:
             self._shares.rests(number, _MODEL)
         charge = self._shares.take(
-            number, _MODEL, backend=_BACKEND, done=0, failed=0, tokens=0, lines=lines
+            number, _MODEL, backend=_BACKEND, place=place, done=0, failed=0, tokens=0, lines=lines
         )
         run = _Run(self._jobs[number], self._workers.index(worker), lines, turn, charge, left=lines)
         worker.open.append(run)

@@ -52,7 +52,7 @@ PARTS_AND_FLOORS = {
         "get: time with many batches / with 100",
     ],
     ("scheduling",): [
-        "share error over an hour, 200 projects (worst)",
+        "distance from the fair share over an hour, shards, 200 projects (worst)",
         "least share beside a flood",
         "windows missed at a load of 0.7, beyond EDF's",
         "slowdown of small batches at a load of 0.7 (p99)",

@@ -61,7 +61,12 @@ class Room:
         self.left[chosen] -= 1
         if not self.left[chosen]:
             self.shares.rests(*chosen)
-        return self.shares.take(*chosen, backend=backend, done=0, failed=0, tokens=0, lines=lines)
+        return self.shares.take(
+            *chosen, backend=backend, place="w", done=0, failed=0, tokens=0, lines=lines
+        )
+
+    def turn(self, number: int, *, place: str = "w") -> Turn:
+        return self.shares.turn(number, "m", backend="b", place=place)
 
     def given(self, times: int, *, backend: str = "b", models: Iterable[str] = ("m",)) -> list[int]:
         """The batches of the next shards."""
@@ -253,12 +258,11 @@ def test_long_lines_go_less_often_beside_short_ones() -> None:
     room = Room()
     room.batch(1, "long")
     room.batch(2, "short")
-    assert room.shares.turn(1, "m") == Turn(project="long")
     for _ in range(2):
         charge = room.give()
         assert charge is not None
         run(room, charge, SHARD * (300 if charge.member.sequence == 1 else 100))
-    long, short = room.shares.turn(1, "m"), room.shares.turn(2, "m")
+    long, short = room.turn(1), room.turn(2)
     assert short.weight / long.weight == pytest.approx(3)
 
 
@@ -283,7 +287,7 @@ def test_a_batch_that_would_be_late_goes_first_and_leaves_a_quarter() -> None:
     room.batch(9, lines=65_000, window_s=1_000)
     room.now += 2
     assert Counter(room.given(400))[9] == pytest.approx(300, abs=10)
-    assert room.shares.turn(9, "m").first
+    assert room.turn(9).first
 
 
 def test_a_project_that_needs_more_than_its_share_gets_some_and_the_others_keep_theirs() -> None:
@@ -297,8 +301,8 @@ def test_a_project_that_needs_more_than_its_share_gets_some_and_the_others_keep_
     assert served["late"] == pytest.approx(1_000 * (0.8 / 5 + 0.2), abs=20)
     for number in range(4):
         assert served[f"p{number}"] == pytest.approx(1_000 * 0.8 / 5, abs=20)
-    assert room.shares.turn(9, "m").urgent == 0.2
-    assert room.shares.turn(0, "m").urgent == 0.0
+    assert room.turn(9).urgent == 0.2
+    assert room.turn(0).urgent == 0.0
 
 
 def test_dangers_are_looked_for_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

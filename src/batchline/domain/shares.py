@@ -11,6 +11,7 @@ tokens, guessed from what came before while a shard runs and corrected when its 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -69,6 +70,7 @@ class Charge:
     member: Member
     model: str
     backend: str
+    place: str
     weight: float
     part: float
     each: float  # what a line was taken for
@@ -115,9 +117,13 @@ class _Wanting:
 
 @dataclass(slots=True, eq=False)
 class _Backend:
-    """The competition for one backend: one tag for each project, one queue for each model."""
+    """The competition for one backend: one tag for each project, one queue for each model.
+
+    `places` are the workers at which a project has shards for it.
+    """
 
     tags: Tags[ProjectId] = field(default_factory=Tags)
+    places: dict[ProjectId, Counter[str]] = field(default_factory=dict)
     queues: dict[str, FairQueue[ProjectId]] = field(default_factory=dict)
 
 
@@ -271,8 +277,8 @@ class Shares:
 
     # -- what became of it -----------------------------------------------------------------
 
-    def turn(self, sequence: int, model: str) -> Turn:
-        """The right by which a shard of the batch would run now."""
+    def turn(self, sequence: int, model: str, *, backend: str, place: str) -> Turn:
+        """The right by which a shard of the batch would run now at `place`, a worker."""
         member = self._members[sequence]
         of_model = self._models[model]
         wanting = of_model.projects[member.project]
@@ -280,9 +286,12 @@ class Shares:
         # model, so that of models whose tokens cannot be compared lines count alike.
         odd = self._each(member, of_model) / of_model.each
         odd = min(_ODDEST, max(1 / _ODDEST, odd))
+        # A project that is at several workers has a part of its weight at each, or it would have
+        # more of all of them than one that is small enough for one.
+        places = {place, *self._backends[backend].places.get(member.project, ())}
         return Turn(
             project=member.project,
-            weight=self._weights[member.project] / odd,
+            weight=self._weights[member.project] / odd / len(places),
             urgent=self._urgent_share if wanting.raised else 0.0,
             first=sequence == wanting.danger.first,
         )
@@ -293,12 +302,14 @@ class Shares:
         model: str,
         *,
         backend: str,
+        place: str,
         done: int,
         failed: int,
         tokens: int,
         lines: int,
     ) -> Charge:
-        """A shard with `lines` to run was given out to `backend`: its project and batch pay.
+        """A shard with `lines` to run was given to the worker `place`, for `backend`: its project
+        and its batch pay.
 
         `done` (completed), `failed` and `tokens` are what the shard has from earlier.
         """
@@ -309,6 +320,7 @@ class Shares:
             member=member,
             model=model,
             backend=backend,
+            place=place,
             part=wanting.part(sequence),
             weight=self._weight(member.project, wanting),
             each=self._each(member, of_model),
@@ -318,7 +330,9 @@ class Shares:
             tokens=tokens,
         )
         of_model.held += 1
-        self._tags(backend).serve(member.project)
+        places = self._backends[backend].places.setdefault(member.project, Counter())
+        places[place] += 1
+        self._backends[backend].tags.serve(member.project)
         wanting.queue.tags.serve(sequence)
         self._pay(charge, lines * charge.each)
         return charge
@@ -344,6 +358,13 @@ class Shares:
     def returned(self, charge: Charge) -> None:
         """The shard came back: what it did not run is not paid for."""
         self._models[charge.model].held -= 1
+        of_backend, project = self._backends[charge.backend], charge.member.project
+        places = of_backend.places[project]
+        places[charge.place] -= 1
+        if not places[charge.place]:
+            del places[charge.place]
+        if not places:
+            del of_backend.places[project]
         self._pay(charge, -charge.lines * charge.each)
         charge.lines = 0
 
@@ -359,9 +380,6 @@ class Shares:
         if wanting is not None and member.sequence in wanting.members:
             wanting.queue.tags.charge(member.sequence, work / charge.part)
             wanting.queue.moved(member.sequence)
-
-    def _tags(self, backend: str) -> Tags[ProjectId]:
-        return self._backends.setdefault(backend, _Backend()).tags
 
     def _weight(self, project: ProjectId, wanting: _Wanting) -> float:
         return wanting.raised or self._weights[project]

@@ -150,7 +150,7 @@ class Scheduler:
         if choice is None:
             return False
         running, model = choice
-        turn = Turn() if room.quarantine else self._sharing.turn(running, model)
+        turn = Turn() if room.quarantine else self._sharing.turn(running, model, room)
         number = self._take(running, model, quarantine=room.quarantine)
         key = ShardKey(batch_id=running.batch.id, number=number)
         given = settled = False
@@ -164,7 +164,7 @@ class Scheduler:
                 work = self._work(running, shard, turn, quarantine=room.quarantine)
                 given = self._executor.open_shard(room.worker, work)
                 if given and not room.quarantine:
-                    held.charge = self._sharing.charge(running, shard, room.backend)
+                    held.charge = self._sharing.charge(running, shard, room)
             return given
         finally:
             if not given:

@@ -105,18 +105,21 @@ class Sharing:
             beside.setdefault(batch.project_id, []).append(batch.sequence)
         return beside
 
-    def turn(self, running: Running, model: str) -> Turn:
-        """The right by which a shard of the batch runs, if it is opened now."""
-        return self._shares.turn(running.batch.sequence, model)
+    def turn(self, running: Running, model: str, room: Room) -> Turn:
+        """The right by which a shard of the batch runs, if it is opened there now."""
+        return self._shares.turn(
+            running.batch.sequence, model, backend=room.backend, place=room.worker
+        )
 
     # -- what is paid ----------------------------------------------------------------------
 
-    def charge(self, running: Running, shard: Shard, backend: str) -> Charge:
+    def charge(self, running: Running, shard: Shard, room: Room) -> Charge:
         """The shard runs: its project and its batch pay for it."""
         return self._shares.take(
             running.batch.sequence,
             shard.model,
-            backend=backend,
+            backend=room.backend,
+            place=room.worker,
             done=shard.completed,
             failed=shard.failed,
             tokens=shard.usage.total_tokens,
