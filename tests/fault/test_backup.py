@@ -375,7 +375,7 @@ def forge_partial(data: Path) -> None:
     with closing(sqlite3.connect(data / "batchline.sqlite3")) as database, database:
         database.execute(
             "INSERT INTO partial_commit (batch_sequence, blob_name, start, stop, crc)"
-            " SELECT batch_sequence, blob_name, start, stop, 0 FROM segment_commit LIMIT 1"
+            " SELECT batch.sequence, blob_name, start, stop, 0 FROM file_range, batch LIMIT 1"
         )
 
 
