@@ -14,7 +14,8 @@ from statistics import median
 from typing import Final
 
 from batchline.domain.ids import BatchId, ProjectId
-from batchline.domain.shares import Member, Shares, Turn
+from batchline.domain.shares import Shares, Turn
+from batchline.domain.wanting import Member
 from batchline.executor.turns import Turns
 from bench.report import Floor, Measurement, Row, Table, percentile
 from bench.rig import Rig

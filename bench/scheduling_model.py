@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from batchline.domain.ids import ProjectId
-from batchline.domain.shares import Charge, Member, Shares, Turn
+from batchline.domain.shares import Charge, Shares, Turn
+from batchline.domain.wanting import Member
 from batchline.executor.local import MOST_OPEN, OPEN_SHARDS
 from batchline.executor.turns import Turns
 

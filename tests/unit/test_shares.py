@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from batchline.domain.ids import ProjectId
 from batchline.domain.model import DAY_S
-from batchline.domain.shares import CROWDED, PER_PROJECT, READY, Charge, Member, Shares, Turn
+from batchline.domain.shares import CROWDED, PER_PROJECT, READY, Charge, Shares, Turn
+from batchline.domain.wanting import Member
 
 NOW = 1_000_000
 SHARD = 1_000
@@ -311,7 +312,7 @@ def test_dangers_are_looked_for_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     for number in range(10_000):
         room.batch(number, f"p{number % 1_000}")
     looked = []
-    monkeypatch.setattr(room.shares, "_look", lambda *seen: looked.append(seen))
+    monkeypatch.setattr(room.shares._review, "_look", lambda *seen: looked.append(seen))
     looks = []
     for _ in range(60):
         before = len(looked)

@@ -10,42 +10,22 @@ tokens, guessed from what came before while a shard runs and corrected when its 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Final
 
 from batchline.domain.fairness import FairQueue, Tags
 from batchline.domain.ids import ProjectId
-from batchline.domain.urgency import Danger, Demand, danger, first_part, raised_weight
+from batchline.domain.review import Review
+from batchline.domain.wanting import Member, ModelWork, Wanting
 
 URGENT_SHARE: Final = 0.2  # of a model's work: what projects in danger get beyond their shares
 PER_PROJECT: Final = 8  # batches of one project that are open at one place, where others wait
 READY: Final = 2  # shards that a project has open at one place: one runs dry, one is ready,
 CROWDED: Final = 32  # but where so many are open it has one, so that there is a place for others
 
-_REVIEW_S: Final = 1.0  # dangers are looked for this often,
-_SLICE: Final = 200  # and not at all batches at once, which would hold up the control process:
-_SLICE_S: Final = 0.1  # so many a tenth of a second, all of 10,000 in five
-_RATE_S: Final = 30.0  # the rate of a model is that of about so long
-_STALE_S: Final = 120.0  # a longer gap between looks says nothing of the rate
 _ODDEST: Final = 16.0  # a line counts as at most so many lines, or as one of so many
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A batch that runs. `lines` are those without a result."""
-
-    sequence: int
-    project: ProjectId
-    created_at: int
-    expires_at: int
-    lines: int
-    models: set[str] = field(default_factory=set)  # it has been waiting for
-    tokens: int = 0  # that its results told
-    told: int = 0  # results with tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,41 +61,6 @@ class Charge:
 
 
 @dataclass(slots=True, eq=False)
-class _Model:
-    """What is known of the work for one model."""
-
-    tokens: int = 0
-    told: int = 0
-    work: float = 0.0  # done since the last look
-    rate: float | None = None  # of work, a second
-    held: int = 0  # shards that run
-    waiting: int = 0  # projects that have something to give out
-    looked_at: float = -math.inf
-    projects: dict[ProjectId, _Wanting] = field(default_factory=dict)  # with a batch of it
-
-    @property
-    def each(self) -> float:
-        """What a line of it takes, as far as is known."""
-        return self.tokens / self.told if self.told else 1.0
-
-
-@dataclass(slots=True, eq=False)
-class _Wanting:
-    """The batches of one project that want one model."""
-
-    queue: FairQueue[int] = field(default_factory=FairQueue)
-    members: dict[int, Member] = field(default_factory=dict)
-    danger: Danger = field(default_factory=Danger)
-    raised: float = 0.0  # the weight while in danger; 0: its own
-
-    def part(self, sequence: int) -> float:
-        """The weight of a batch among its siblings."""
-        if sequence != self.danger.first:
-            return 1.0
-        return first_part(len(self.queue) - 1)
-
-
-@dataclass(slots=True, eq=False)
 class _Backend:
     """The competition for one backend: one tag for each project, one queue for each model.
 
@@ -136,11 +81,9 @@ class Shares:
         self._weights: dict[ProjectId, float] = {}
         self._ranks: dict[ProjectId, int] = {}
         self._batches_of: dict[ProjectId, int] = {}
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelWork] = {}
         self._backends: dict[str, _Backend] = {}
-        self._now = -math.inf
-        self._review_at = -math.inf
-        self._looks = self._look_at_all()
+        self._review = Review(self._models, self._weights, urgent_share=urgent_share)
 
     # -- batches come and go ---------------------------------------------------------------
 
@@ -181,8 +124,8 @@ class Shares:
         if member is None:
             return
         member.models.add(model)
-        of_model = self._models.setdefault(model, _Model())
-        wanting = of_model.projects.setdefault(member.project, _Wanting())
+        of_model = self._models.setdefault(model, ModelWork())
+        wanting = of_model.projects.setdefault(member.project, Wanting())
         wanting.members[sequence] = member
         of_model.waiting += not len(wanting.queue)
         wanting.queue.enter(sequence, (member.expires_at, sequence))
@@ -226,7 +169,7 @@ class Shares:
         each), only what belongs beside them: of a project with few shards there any, of one with
         more a batch that has none there.
         """
-        self._review(now)
+        self._review.go_on(now)
         best: tuple[float, int, ProjectId, str] | None = None
         for model in models:
             found = self._next_project(backend, model, beside)
@@ -284,7 +227,7 @@ class Shares:
         wanting = of_model.projects[member.project]
         # Lines share by tokens: twice as long ones go half as often. Against the mean of the
         # model, so that of models whose tokens cannot be compared lines count alike.
-        odd = self._each(member, of_model) / of_model.each
+        odd = of_model.each_of(member) / of_model.each
         odd = min(_ODDEST, max(1 / _ODDEST, odd))
         # A project that is at several workers has a part of its weight at each, or it would have
         # more of all of them than one that is small enough for one.
@@ -323,7 +266,7 @@ class Shares:
             place=place,
             part=wanting.part(sequence),
             weight=self._weight(member.project, wanting),
-            each=self._each(member, of_model),
+            each=of_model.each_of(member),
             lines=lines,
             done=done,
             failed=failed,
@@ -381,90 +324,5 @@ class Shares:
             wanting.queue.tags.charge(member.sequence, work / charge.part)
             wanting.queue.moved(member.sequence)
 
-    def _weight(self, project: ProjectId, wanting: _Wanting) -> float:
+    def _weight(self, project: ProjectId, wanting: Wanting) -> float:
         return wanting.raised or self._weights[project]
-
-    def _each(self, member: Member, of_model: _Model) -> float:
-        return member.tokens / member.told if member.told else of_model.each
-
-    # -- dangers ---------------------------------------------------------------------------
-
-    def _review(self, now: float) -> None:
-        """Go on looking for batches in danger, if that is due."""
-        if self._review_at - _STALE_S < now < self._review_at:
-            return
-        self._now = now
-        self._review_at = now + _SLICE_S
-        looked = 0
-        for batches in self._looks:
-            looked += batches
-            if looked >= _SLICE:
-                return
-        self._looks = self._look_at_all()
-        self._review_at = now + max(_REVIEW_S, looked * _SLICE_S / _SLICE)
-
-    def _look_at_all(self) -> Iterator[int]:
-        """One round; after each project how many batches it took."""
-        for of_model in list(self._models.values()):
-            self._measure(of_model, self._now)
-            competing = {
-                project: self._weights[project]
-                for project, wanting in of_model.projects.items()
-                if len(wanting.queue)
-            }
-            of_all = sum(competing.values())
-            for project, wanting in list(of_model.projects.items()):
-                self._look(of_model, wanting, self._weights[project] / (of_all or 1.0))
-                yield 1 + len(wanting.members)
-            self._raise(of_model, competing)
-
-    def _measure(self, of_model: _Model, now: float) -> None:
-        """The rate of the model, from what was done since the last look."""
-        past_s = now - of_model.looked_at
-        work, of_model.work, of_model.looked_at = of_model.work, 0.0, now
-        if not 0 < past_s < _STALE_S or not (of_model.held or work):
-            return
-        rate = work / past_s
-        if of_model.rate is None:
-            of_model.rate = rate or None
-        else:
-            of_model.rate += (1 - math.exp(-past_s / _RATE_S)) * (rate - of_model.rate)
-
-    def _look(self, of_model: _Model, wanting: _Wanting, share: float) -> None:
-        most = of_model.rate
-        rate = None if most is None else most * min(1.0, share)
-        wanting.danger = danger(
-            self._demands(wanting, of_model), now=self._now, rate=rate, most=most
-        )
-
-    def _raise(self, of_model: _Model, competing: Mapping[ProjectId, float]) -> None:
-        """Give more weight to the projects that need more than their shares."""
-        urgent = {
-            project: competing[project]
-            for project, wanting in of_model.projects.items()
-            if wanting.danger.beyond and project in competing
-        }
-        of_all, of_urgent = sum(competing.values()), sum(urgent.values())
-        for project, wanting in of_model.projects.items():
-            wanting.raised = 0.0
-            if project in urgent:
-                wanting.raised = raised_weight(
-                    urgent[project],
-                    of_all=of_all,
-                    of_urgent=of_urgent,
-                    urgent_share=self._urgent_share,
-                )
-
-    def _demands(self, wanting: _Wanting, of_model: _Model) -> list[Demand]:
-        each = of_model.each
-        waiting = wanting.queue
-        return [
-            Demand(
-                one.sequence,
-                one.created_at,
-                one.expires_at,
-                one.lines * (one.tokens / one.told if one.told else each),
-                one.sequence in waiting,
-            )
-            for one in sorted(wanting.members.values(), key=attrgetter("expires_at"))
-        ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from batchline.domain.ids import BatchId, ProjectId
 from batchline.domain.model import Shard, ShardCommit
-from batchline.domain.shares import URGENT_SHARE, Charge, Member, Shares, Turn
+from batchline.domain.shares import URGENT_SHARE, Charge, Shares, Turn
+from batchline.domain.wanting import Member
 from batchline.executor.contract import Room
 from batchline.service.running import Running
 from batchline.store.contract import Store
