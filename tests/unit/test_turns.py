@@ -60,8 +60,8 @@ def test_who_comes_late_begins_at_once_and_has_saved_up_nothing() -> None:
     turns = Turns([run_of("a"), run_of("b")])
     taken(turns, 1_000)
     turns.add(run_of("c", 100))
-    assert Counter(batches(turns, 300)) == {"a": 100, "b": 100, "c": 100}
-    assert Counter(batches(turns, 100)) == {"a": 50, "b": 50}
+    assert Counter(batches(turns, 30)) == {"a": 10, "b": 10, "c": 10}
+    assert Counter(batches(turns, 370)) == {"a": 140, "b": 140, "c": 90}
 
 
 def test_who_comes_beside_one_that_was_alone_does_not_wait_for_what_that_had() -> None:
