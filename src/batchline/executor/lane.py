@@ -7,10 +7,22 @@ it and reports how they ended.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from batchline.executor.contract import Transport
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import Line
 from batchline.executor.streamed import Streaming
+
+
+class Source(Protocol):
+    """Where lines come from: a shard, or a lane's own look at one that others serve too."""
+
+    def take(self) -> Line | None:
+        """The next line to dispatch, now counted as in flight; None when there is none now."""
+
+    @property
+    def has_line(self) -> bool:
+        """Whether `take` could give a line, now or later."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +39,7 @@ class Lane:
     trials: int = 0
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
-    runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
+    runs: dict[Source, None] = field(default_factory=dict)  # with lines left, oldest first
 
     def take(self) -> Line | None:
         """The next line that may go to this backend now, or None."""

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from batchline.domain import bitmap, partials, plan
 from batchline.domain.ids import BatchId, line_id_prefix
@@ -50,6 +51,8 @@ class Line:
     held_bytes: int = 0  # what it counts in the worker's byte budget
     backend: str = ""  # where the current attempt goes
     sends: int = 0  # attempts under this epoch, also those that do not count
+    failed_at: tuple[str, ...] = ()  # backends at which an attempt broke; others are better
+    losses: int = 0  # attempts that do not count, because the backend went down with them
     abort_id: str | None = None  # by which its backend can be called to abort the attempt
     doomed: bool = False  # that call is under way: an answer may be cut short, and counts no more
     ended_by: EndedBy | None = None  # set when the attempt is cancelled
@@ -130,7 +133,7 @@ class ShardRun:
     ends: dict[str, Ends] = field(default_factory=dict)  # behind the closed gate, by backend
 
     @classmethod
-    def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> ShardRun:
+    def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> Self:
         shard = work.shard
         return cls(
             work=work,

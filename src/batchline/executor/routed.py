@@ -1,0 +1,204 @@
+"""Shards that several backends serve: which lane gets which line.
+
+With one backend none of this is there: its lane takes lines from the shard itself. With more, each
+lane takes them through a `Share` of the shard. That leaves a line that failed at a backend to the
+others, and keeps groups of lines with the same prefix together (`affinity.py`, `spread.py`). No
+lane with room is idle while there is a line that it may have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from batchline.domain import bitmap, plan
+from batchline.executor.affinity import Seat, preferences
+from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.lane import Lane
+from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.spread import Spread
+from batchline.executor.streamed import streaming_of
+
+# So many broken attempts in a row, while another backend answers, are the backend's fault: one that
+# fails everything fails it fast, and would get most of the lines.
+BROKEN_IN_A_ROW: Final = 10
+
+
+@dataclass(slots=True, eq=False)
+class RoutedLane(Lane):
+    """A lane that has others beside it."""
+
+    weight: float = 1.0
+    broken: int = 0  # attempts in a row
+    _broke: Line | None = None  # the one that ends now
+
+    @property
+    def admits(self) -> bool:
+        """Whether lines go to this backend, if perhaps not this moment."""
+        return self.admitting and self.permits > 0
+
+    @property
+    def load(self) -> float:
+        """What it carries of its part: the lane with the lowest has the most room."""
+        return self.in_flight / self.weight
+
+    def _next_line(self) -> Line | None:
+        line = Lane._next_line(self)
+        if line is None:
+            # Rather than idle: also lines that keep their prefix in somebody else's cache.
+            for share in self.runs:
+                if isinstance(share, Share) and (line := share.take_split()) is not None:
+                    break
+        return line
+
+    def note_broken(self, line: Line) -> int:
+        """The attempt at `line`, which ends now, broke; how many in a row have."""
+        self._broke = line
+        self.broken += 1
+        return self.broken
+
+    def ended(self, line: Line, *, answered: bool) -> None:
+        if self._broke is line:
+            self._broke = None
+        elif answered:
+            self.broken = 0
+        Lane.ended(self, line, answered=answered)
+
+
+@dataclass(slots=True, eq=False)
+class RoutedRun(ShardRun):
+    """A shard with a share for each lane. `spread` None: no lines of it share a prefix."""
+
+    spread: Spread | None = None
+    shares: list[Share] = field(default_factory=list)
+
+    def _next_index(self) -> int:
+        if self.spread is None:
+            return ShardRun._next_index(self)
+        return 0 if self.spread.left else self.work.shard.entries
+
+    def fresh_for(self, seat: int, *, split: bool) -> Line | None:
+        """A line that was not dispatched yet for the lane at `seat`."""
+        spread = self.spread
+        if spread is None:
+            return self._next_fresh()
+        entry = spread.take_split(seat) if split else spread.take(seat)
+        if entry is None:
+            return None
+        if not spread.left:
+            self.cursor = self.work.shard.entries
+        return self.line_at(entry)
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one lane sees of a shard that others serve too."""
+
+    run: RoutedRun
+    lane: RoutedLane
+    seat: int
+
+    @property
+    def has_line(self) -> bool:
+        return self.run.has_line
+
+    def take(self) -> Line | None:
+        """As `ShardRun.take`; None also where what is left is better left to another lane."""
+        return self._taken(split=False)
+
+    def take_split(self) -> Line | None:
+        """As `take`, for a lane that would be idle otherwise."""
+        return self._taken(split=True)
+
+    def _taken(self, *, split: bool) -> Line | None:
+        run = self.run
+        if run.gate is not Gate.OPEN:
+            return None
+        line = self._returned() if run.returned else None
+        if line is None:
+            line = run.fresh_for(self.seat, split=split)
+        if line is not None:
+            run.in_flight.add(line)
+        return line
+
+    def _returned(self) -> Line | None:
+        """The first of the lines that came back that does not wait for another backend."""
+        returned = self.run.returned
+        for at, line in enumerate(returned):
+            if not line.failed_at or self._may_have(line):
+                del returned[at]
+                return line
+        return None
+
+    def _may_have(self, line: Line) -> bool:
+        """False for a line that failed here, while one admits at which it did not."""
+        if self.lane.backend not in line.failed_at:
+            return True
+        return not any(
+            other.lane.admits and other.lane.backend not in line.failed_at
+            for other in self.run.shares
+        )
+
+
+def lanes_of(
+    backends: Sequence[BackendSettings], transports: Iterable[Transport]
+) -> Mapping[str, Lane]:
+    """A lane for each backend; plain ones where there is only one."""
+    if len(backends) == 1:
+        return {
+            b.name: Lane(b.name, transport, streaming_of(b))
+            for b, transport in zip(backends, transports, strict=True)
+        }
+    return {
+        b.name: RoutedLane(b.name, transport, streaming_of(b), weight=b.weight)
+        for b, transport in zip(backends, transports, strict=True)
+    }
+
+
+def open_run(
+    work: ShardWork, lanes: Mapping[str, Lane], *, input_fd: int, entries: bytes
+) -> ShardRun:
+    """The shard as its lanes will share it; a plain one where there is nothing to share."""
+    routed = [lanes[name] for name in work.backends]
+    if len(routed) < 2 or work.suspects:
+        return ShardRun.open(work, input_fd=input_fd, entries=entries)
+    run = RoutedRun.open(work, input_fd=input_fd, entries=entries)
+    run.shares = [
+        Share(run, lane, seat) for seat, lane in enumerate(routed) if isinstance(lane, RoutedLane)
+    ]
+    hashes = plan.prefix_hashes(entries)
+    if any(hashes):
+        seats = [Seat(share.lane.backend, share.lane.weight) for share in run.shares]
+        settled = work.shard.settled
+        done = {n for n in range(len(hashes)) if bitmap.is_marked(settled, n)}
+        done.update(work.lost)
+        run.spread = Spread.of(preferences(hashes, seats), done)
+        if not run.spread.left:
+            run.cursor = work.shard.entries
+    return run
+
+
+def lanes_with(run: ShardRun) -> list[RoutedLane]:
+    """The lanes of a shard that is shared, each with its share in its list; else none."""
+    if not isinstance(run, RoutedRun):
+        return []
+    for share in run.shares:
+        share.lane.runs.setdefault(share)
+    return [share.lane for share in run.shares]
+
+
+def leave(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
+    """Take the shard, which is over, from the lists of its lanes."""
+    if isinstance(run, RoutedRun):
+        for share in run.shares:
+            share.lane.runs.pop(share, None)
+        run.shares.clear()
+    else:
+        for backend in run.work.backends:
+            lanes[backend].runs.pop(run, None)
+
+
+def emptiest(lanes: Sequence[RoutedLane]) -> RoutedLane:
+    """Whose turn it is when several have room: the lane with the most of it for its weight."""
+    return min(lanes, key=lambda lane: lane.load)
