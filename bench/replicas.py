@@ -1,10 +1,11 @@
 """Replicas with prefix caches in virtual time, fed by the real lanes of the dispatch.
 
-The model, the same for every way of routing: a replica runs up to `max_in_flight` requests. One
-takes (tokens of its prompt that are not cached) / `prefill_per_s` and then `decode_s`, whatever
-else runs. A prefix is cached once a request with it has done its prefill, so requests that arrive
-together each pay; the cache holds `cache_tokens`, least recently used first out. No clock, no
-socket, no randomness beyond the workload's seed.
+The model, the same for every way of routing: a replica runs up to `max_in_flight` requests. It
+fills prompts in the order in which they came, `prefill_per_s` tokens a second of those that are not
+cached; then each request takes `decode_s`, whatever else runs. Whoever comes after a request with
+the same prefix finds it cached, since that one is filled first. The cache holds `cache_tokens` of
+prefixes, least recently used first out. No clock, no socket, no randomness beyond the workload's
+seed.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ class Replica:
     prompt_tokens: int = 0
     _cache: OrderedDict[int, int] = field(default_factory=OrderedDict)  # prefix to its tokens
     _held: int = 0
+    _filled_at: float = 0.0  # when every prompt that came so far is filled
 
-    def arrive(self, prefix: int, prefix_tokens: int, tail_tokens: int) -> float:
-        """Seconds until the prefill of a request is done."""
+    def arrive(self, now: float, prefix: int, prefix_tokens: int, tail_tokens: int) -> float:
+        """When a request that comes now is answered."""
         self.requests += 1
         self.prompt_tokens += prefix_tokens + tail_tokens
         uncached = prefix_tokens + tail_tokens
@@ -73,14 +75,15 @@ class Replica:
             self._cache.move_to_end(prefix)
             self.cached_tokens += prefix_tokens
             uncached -= prefix_tokens
-        return uncached / self.engine.prefill_per_s
+        else:
+            self._keep(prefix, prefix_tokens)
+        start = max(now, self._filled_at)
+        self._filled_at = start + uncached / self.engine.prefill_per_s
+        return self._filled_at + self.engine.decode_s
 
-    def prefilled(self, prefix: int, prefix_tokens: int) -> None:
-        """The prefix is in the cache from here on."""
-        if prefix not in self._cache:
-            self._held += prefix_tokens
+    def _keep(self, prefix: int, prefix_tokens: int) -> None:
+        self._held += prefix_tokens
         self._cache[prefix] = prefix_tokens
-        self._cache.move_to_end(prefix)
         while self._held > self.engine.cache_tokens:
             _, tokens = self._cache.popitem(last=False)
             self._held -= tokens
@@ -156,7 +159,7 @@ def run(
     waiting = deque(shards(workload, hashed=hashed))
     held: list[list[tuple[ShardRun, int]]] = [[] for _ in range(workers)]  # with its first line
     of_run: dict[ShardRun, int] = {}
-    events: list[tuple[float, int, str, int, Lane | None, Line | None, int]] = []
+    events: list[tuple[float, int, int, Lane, Line]] = []
     order = itertools.count()
     now = 0.0
 
@@ -174,20 +177,14 @@ def run(
         for lane, line in dispatch.taken(worker):
             prefix = workload.groups[of_run[line.run] + line.index]
             replica = replicas[lane.backend]
-            took_s = replica.arrive(prefix, workload.prefix_tokens, workload.tail_tokens)
-            filled = now + took_s
-            heapq.heappush(events, (filled, next(order), lane.backend, worker, None, None, prefix))
-            ends = filled + replica.engine.decode_s
-            heapq.heappush(events, (ends, next(order), lane.backend, worker, lane, line, prefix))
+            ends = replica.arrive(now, prefix, workload.prefix_tokens, workload.tail_tokens)
+            heapq.heappush(events, (ends, next(order), worker, lane, line))
             refill(worker)
 
     for worker in range(workers):
         start(worker)
     while events:
-        now, _, backend, worker, lane, line, prefix = heapq.heappop(events)
-        if lane is None or line is None:
-            replicas[backend].prefilled(prefix, workload.prefix_tokens)
-            continue
+        now, _, worker, lane, line = heapq.heappop(events)
         lane.ended(line, answered=True)
         line.run.settle(line, b"", succeeded=True, usage=None)
         start(worker)

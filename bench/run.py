@@ -24,6 +24,7 @@ from bench import (
     finalize,
     listing,
     memory,
+    routing,
     run_command,
     startup,
     upload,
@@ -47,6 +48,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "run": run_command.measure,
         "startup": startup.measure,
         "memory": memory.measure,
+        "routing": routing.measure,
     }
 )
 

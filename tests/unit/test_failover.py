@@ -77,15 +77,15 @@ class Desk:
         return found
 
     def break_(self, line: Line, found: Verdict, *, last: bool) -> bool:
-        """What the worker does with a broken attempt; whether the backend was reported."""
-        reported = self.failover.note(self.lane, line, found)
+        """What the worker does with a broken attempt; whether its trial failed by that."""
+        failed = self.failover.note(self.lane, line, found)
         line.run.in_flight.discard(line)
         if not last:
             line.run.waiting[line] = asyncio.get_running_loop().call_later(60, lambda: None)
         elif not self.failover.holds(self.lane, line, found):
             self.settled.append((line, found))
-        self.lane.ended(line, answered=not reported)
-        return reported
+        self.lane.ended(line, answered=not failed)
+        return failed
 
     async def look(self, answer: Answer | UpstreamError) -> None:
         """One look is over, and what follows from it done."""
@@ -210,10 +210,35 @@ async def test_a_fault_of_ours_in_a_look_is_not_taken_for_the_backends() -> None
 async def test_a_backend_that_only_fails_is_left_alone_while_another_answers() -> None:
     desk = Desk()
     lines = desk.lines(BROKEN_IN_A_ROW)
-    reported = [desk.break_(line, STATUS_500, last=True) for line in lines]
-    assert reported == [False] * (BROKEN_IN_A_ROW - 1) + [True]
-    assert desk.faults() == [("broken", False)]
+    for line in lines[:-1]:
+        desk.break_(line, STATUS_500, last=True)
+    assert (desk.faults(), desk.lane.admits) == ([], True)
+    desk.break_(lines[-1], STATUS_500, last=True)
+    assert (desk.faults(), desk.lane.admits) == ([("broken", False)], False)
+
+
+async def test_an_answer_between_makes_a_broken_attempt_the_first_again() -> None:
+    desk = Desk()
+    lines = desk.lines(2 * BROKEN_IN_A_ROW)
+    for line in lines:
+        if line is lines[BROKEN_IN_A_ROW - 1]:
+            desk.lane.ended(line, answered=True)
+        else:
+            desk.break_(line, STATUS_500, last=True)
+            if line is lines[-2]:
+                assert desk.lane.admits
     assert not desk.lane.admits
+
+
+async def test_attempts_that_are_cut_off_by_a_backend_that_lives_are_counted_too() -> None:
+    desk = Desk()
+    lines = desk.lines(BROKEN_IN_A_ROW)
+    for line in lines:
+        desk.break_(line, CUT_OFF, last=True)
+    assert desk.lane.admits
+    await desk.look(ALIVE)
+    assert (desk.faults(), desk.lane.admits) == ([("broken", False)], False)
+    assert len(desk.settled) == BROKEN_IN_A_ROW
 
 
 @pytest.mark.parametrize("how", ["away", "fails too"])
@@ -226,8 +251,9 @@ async def test_the_last_one_that_admits_is_never_left_alone_for_that(how: str) -
         other.fault()
     else:
         other.broken = 1
-    assert not any(desk.break_(line, STATUS_500, last=True) for line in lines)
-    assert desk.lane.admits
+    for line in lines:
+        desk.break_(line, STATUS_500, last=True)
+    assert (desk.faults(), desk.lane.admits) == ([], True)
 
 
 async def test_a_trial_that_breaks_keeps_the_circuit_closed_while_another_answers() -> None:

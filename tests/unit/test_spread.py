@@ -37,7 +37,7 @@ def test_every_line_goes_once_whoever_asks_and_nobody_is_refused_while_there_is_
         left = one.left
         entry = one.take(seat)
         if entry is None:
-            entry = one.take_split(seat)
+            entry = one.take_divided(seat)
         assert (entry is None) == (left == 0)
         if entry is not None:
             taken.append(entry)
@@ -67,7 +67,7 @@ def test_no_group_is_divided_as_long_as_somebody_can_have_a_whole_one(
 def test_own_lines_go_first_then_free_ones_then_those_of_others() -> None:
     one = spread([[0, 2]], [[2, 4], [6, 8]], free=[[4, 6]])
     assert take_all(one, 0) == [0, 1, 4, 5, 6, 7]
-    assert one.take_split(0) == 3
+    assert one.take_divided(0) == 3
     assert take_all(one, 1) == [2]
     assert one.left == 0
 
@@ -83,14 +83,14 @@ def test_half_of_a_group_is_taken_over_rather_than_nothing() -> None:
     one = spread([], [[0, 8]])
     assert one.take(1) == 0
     assert one.take(0) is None
-    assert [one.take_split(0) for _ in range(7)] == [4, 5, 6, 7, 2, 3, 1]
-    assert one.take_split(0) is None
+    assert [one.take_divided(0) for _ in range(7)] == [4, 5, 6, 7, 2, 3, 1]
+    assert one.take_divided(0) is None
 
 
 def test_a_big_group_is_halved_among_the_idle() -> None:
     one = spread([[0, 900]], [], [])
     for _ in range(300):
-        assert None not in [one.take_split(seat) for seat in range(3)]
+        assert None not in [one.take_divided(seat) for seat in range(3)]
     assert one.left == 0
 
 
@@ -103,7 +103,7 @@ def test_groups_stay_whole_over_a_whole_shard_of_them() -> None:
         for seat in range(3):
             entry = one.take(seat)
             if entry is None:
-                entry = one.take_split(seat)
+                entry = one.take_divided(seat)
             if entry is not None:
                 seen[hashes[entry]].add(seat)
     assert sum(len(seats) for seats in seen.values()) <= len(seen) + 3

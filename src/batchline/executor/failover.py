@@ -10,7 +10,7 @@ must come to an end as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from batchline.domain.attempts import Outcome
@@ -42,32 +42,33 @@ class Failover:
         self._offer = offer
         self._fail = fail
         self._last: dict[Line, Verdict] = {}  # no attempts left, and in doubt whether this counts
-        self._doubtful: dict[Lane, list[Line]] = {}  # cut off since its last look began
+        self._doubtful: dict[Lane, dict[Line, Verdict]] = {}  # cut off since its last look began
         self._looks: dict[Lane, asyncio.Task[None]] = {}
 
     def note(self, lane: Lane, line: Line, found: Verdict) -> bool:
-        """An attempt at `line` broke; whether the backend was reported for it.
+        """An attempt at `line` broke; whether its trial, if it was one, failed by that.
 
-        It is for a trial that was cut off, and where another backend answers also for any other
-        trial, and for too many in a row.
+        A trial fails that was cut off, and where another backend answers any that broke.
         """
         if lane.backend not in line.failed_at:
             line.failed_at = (*line.failed_at, lane.backend)
-        if found.cut_off and line.losses < FREE_LOSSES and line.run.gate is Gate.OPEN:
-            self._doubt(lane, line)
-        in_a_row = lane.note_broken(line) if isinstance(lane, RoutedLane) else 0
-        if in_a_row and _another_answers(lane, line):
-            fails = line.trial or in_a_row >= BROKEN_IN_A_ROW
+        if isinstance(lane, RoutedLane):
+            lane.breaking = line
+        if line.trial and (found.cut_off or _another_answers(lane, line)):
+            self._close(lane, Outcome.BROKEN, found.reason, trial=True)
+            failed = True
         else:
-            fails = line.trial and found.cut_off
-        if fails:
-            self._close(lane, Outcome.BROKEN, found.reason, trial=line.trial)
-        return fails
+            failed = False
+        if found.cut_off and line.losses < FREE_LOSSES and line.run.gate is Gate.OPEN:
+            self._doubt(lane, line, found)
+        else:
+            self._in_a_row(lane, line, found)
+        return failed
 
     def holds(self, lane: Lane, line: Line, found: Verdict) -> bool:
         """Whether the verdict, the line's last by its count, waits for a look at the backend."""
         run = line.run
-        if line not in self._doubtful.get(lane, ()):
+        if line not in self._doubtful.get(lane, {}):
             return False
         run.in_flight.discard(line)
         self._last[line] = found
@@ -80,10 +81,18 @@ class Failover:
         for look in self._looks.values():
             look.cancel()
 
+    def _in_a_row(self, lane: Lane, line: Line, found: Verdict) -> None:
+        """One more attempt broke: too many, while another backend answers, are the backend's."""
+        if not isinstance(lane, RoutedLane):
+            return
+        lane.broken += 1
+        if lane.broken >= BROKEN_IN_A_ROW and lane.admitting and _another_answers(lane, line):
+            self._close(lane, Outcome.BROKEN, found.reason, trial=False)
+
     # -- looks -----------------------------------------------------------------------------
 
-    def _doubt(self, lane: Lane, line: Line) -> None:
-        self._doubtful.setdefault(lane, []).append(line)
+    def _doubt(self, lane: Lane, line: Line, found: Verdict) -> None:
+        self._doubtful.setdefault(lane, {})[line] = found
         if lane not in self._looks:
             self._looks[lane] = asyncio.get_running_loop().create_task(self._look(lane))
 
@@ -94,7 +103,8 @@ class Failover:
             while lines := self._doubtful.pop(lane, None):
                 trouble = await _trouble(lane)
                 if trouble is None:
-                    for line in lines:
+                    for line, found in lines.items():
+                        self._in_a_row(lane, line, found)
                         self._count(line)
                 else:
                     self._lost(lane, lines, trouble)
@@ -112,7 +122,7 @@ class Failover:
             del line.run.waiting[line]
             self._settle(line, found)
 
-    def _lost(self, lane: Lane, lines: list[Line], trouble: str) -> None:
+    def _lost(self, lane: Lane, lines: Iterable[Line], trouble: str) -> None:
         """The attempts do not count; lines that wait go on as soon as somebody takes them."""
         self._close(lane, Outcome.NOT_SENT, trouble, trial=False)
         runs: dict[ShardRun, None] = {}

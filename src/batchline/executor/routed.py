@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchline.domain import bitmap, plan
+from batchline.domain.ids import BatchId
 from batchline.executor.affinity import Seat, preferences
 from batchline.executor.contract import BackendSettings, ShardWork, Transport
 from batchline.executor.lane import Lane
@@ -31,7 +32,8 @@ class RoutedLane(Lane):
 
     weight: float = 1.0
     broken: int = 0  # attempts in a row
-    _broke: Line | None = None  # the one that ends now
+    breaking: Line | None = None  # whose attempt broke, and ends now
+    divides: bool = False  # a group that another lane is at, in this turn
 
     @property
     def admits(self) -> bool:
@@ -43,24 +45,18 @@ class RoutedLane(Lane):
         """What it carries of its part: the lane with the lowest has the most room."""
         return self.in_flight / self.weight
 
-    def _next_line(self) -> Line | None:
-        line = Lane._next_line(self)
-        if line is None:
-            # Rather than idle: also lines that keep their prefix in somebody else's cache.
-            for share in self.runs:
-                if isinstance(share, Share) and (line := share.take_split()) is not None:
-                    break
+    def take(self) -> Line | None:
+        """As `Lane.take`; rather than be idle it takes over what another lane is at."""
+        line = Lane.take(self)
+        if line is None and self.runs and self.in_flight < self.permits:
+            self.divides = True
+            line = Lane.take(self)
+            self.divides = False
         return line
 
-    def note_broken(self, line: Line) -> int:
-        """The attempt at `line`, which ends now, broke; how many in a row have."""
-        self._broke = line
-        self.broken += 1
-        return self.broken
-
     def ended(self, line: Line, *, answered: bool) -> None:
-        if self._broke is line:
-            self._broke = None
+        if self.breaking is line:
+            self.breaking = None
         elif answered:
             self.broken = 0
         Lane.ended(self, line, answered=answered)
@@ -78,12 +74,12 @@ class RoutedRun(ShardRun):
             return ShardRun._next_index(self)
         return 0 if self.spread.left else self.work.shard.entries
 
-    def fresh_for(self, seat: int, *, split: bool) -> Line | None:
+    def fresh_for(self, seat: int, *, divide: bool) -> Line | None:
         """A line that was not dispatched yet for the lane at `seat`."""
         spread = self.spread
         if spread is None:
             return self._next_fresh()
-        entry = spread.take_split(seat) if split else spread.take(seat)
+        entry = spread.take_divided(seat) if divide else spread.take(seat)
         if entry is None:
             return None
         if not spread.left:
@@ -103,21 +99,22 @@ class Share:
     def has_line(self) -> bool:
         return self.run.has_line
 
+    @property
+    def work(self) -> ShardWork:
+        return self.run.work
+
+    @property
+    def batch_id(self) -> BatchId:
+        return self.run.batch_id
+
     def take(self) -> Line | None:
         """As `ShardRun.take`; None also where what is left is better left to another lane."""
-        return self._taken(split=False)
-
-    def take_split(self) -> Line | None:
-        """As `take`, for a lane that would be idle otherwise."""
-        return self._taken(split=True)
-
-    def _taken(self, *, split: bool) -> Line | None:
         run = self.run
         if run.gate is not Gate.OPEN:
             return None
         line = self._returned() if run.returned else None
         if line is None:
-            line = run.fresh_for(self.seat, split=split)
+            line = run.fresh_for(self.seat, divide=self.lane.divides)
         if line is not None:
             run.in_flight.add(line)
         return line

@@ -44,12 +44,12 @@ class Spread:
         self.left -= 1
         return _next(ranges)
 
-    def take_split(self, seat: int) -> int | None:
+    def take_divided(self, seat: int) -> int | None:
         """An entry for a seat that would be idle otherwise; None when nothing is left at all."""
         if not self.left:
             return None
         if not self.own[seat] and not self.free:
-            self._split(seat)
+            self._divide(seat)
         return self.take(seat)
 
     def _take_over(self, seat: int) -> bool:
@@ -63,7 +63,7 @@ class Spread:
         self._give(self.own[longest].pop(0), longest, seat)
         return True
 
-    def _split(self, seat: int) -> None:
+    def _divide(self, seat: int) -> None:
         """The second half of the last group of the longest list; of one line, that line."""
         longest = max(range(len(self.own)), key=self.counts.__getitem__)
         last = self.own[longest][0]

@@ -473,12 +473,12 @@ class Worker:
         self, lane: Lane, line: Line, found: Verdict, *, retry_in_s: float | None
     ) -> _Ended:
         """The attempt broke; None: by its count it was the line's last."""
-        reported = self._failover.note(lane, line, found)
+        failed_trial = self._failover.note(lane, line, found)
         if retry_in_s is not None:
             self._retry_later(line, retry_in_s)
         elif not self._failover.holds(lane, line, found):
             self._settle(line, found)
-        return _Ended.FAULT if reported else _Ended.ANSWERED
+        return _Ended.FAULT if failed_trial else _Ended.ANSWERED
 
     def _settle_late(self, line: Line, found: Verdict) -> None:
         """Settle a line that waited for it outside of a slot."""
