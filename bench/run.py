@@ -27,6 +27,7 @@ from bench import (
     routing,
     run_command,
     startup,
+    two_workers,
     upload,
     validation,
 )
@@ -40,6 +41,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "validation": validation.measure,
         "dispatch": dispatch.measure,
         "wide": dispatch.measure_wide,
+        "workers": two_workers.measure,
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,
