@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import pytest
-
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import (
     Answer,
@@ -91,15 +89,14 @@ async def test_one_is_killed_and_comes_back_another_is_drained_over_a_restart(
                 await one.wait_until(min_held=PERMITS)
 
             kill(a)
-            # What it had goes to the others, which are full: they get it first.
             running.wait_readiness(lambda body: state_of(body, "a") == "gated")
             assert await b.release() + await c.release() == 2 * PERMITS
             for one in (b, c):
                 await one.wait_until(min_arrivals=2 * PERMITS, min_held=PERMITS)
             lost = {event.id for event in read_log(log_a).arrivals}
-            taken = [event.id for log in (await b.log(), await c.log()) for event in log.arrivals]
+            taken = {event.id for log in (await b.log(), await c.log()) for event in log.arrivals}
             assert len(lost) == PERMITS
-            assert lost <= set(taken)
+            assert lost & taken  # what it had goes to the others, before what was never sent
 
             port = urlsplit(a.url).port or 0
             again = await stack.enter_async_context(backend_process(HOLDING, log=log_a, port=port))
@@ -108,8 +105,9 @@ async def test_one_is_killed_and_comes_back_another_is_drained_over_a_restart(
             await again.wait_until(min_held=2)  # one of each worker: it comes back slowly
             running.wait_readiness(lambda body: state_of(body, "a") == "up")
 
-            drained = asyncio.create_task(
-                asyncio.to_thread(running.command, "backends", "drain", "c")
+            # In a thread at once: readiness is waited for without giving the loop a turn.
+            drained = asyncio.get_running_loop().run_in_executor(
+                None, running.command, "backends", "drain", "c"
             )
             running.wait_readiness(lambda body: state_of(body, "c") == "draining")
             assert shown(running, "c")["in_flight"] == PERMITS
@@ -158,40 +156,50 @@ async def test_the_only_backend_is_killed_with_lines_in_their_last_attempt(tmp_p
             assert (summary.finished, summary.failed, summary.resent) == (60, 0, PERMITS)
 
 
-async def test_a_replica_that_hangs_gets_no_lines_and_loses_none(tmp_path: Path) -> None:
-    """It takes connections and says nothing: looks notice, long before a request's time is up."""
+async def test_what_a_replica_that_hangs_has_in_flight_goes_to_the_other(tmp_path: Path) -> None:
+    """It takes connections and says nothing, to requests as to looks."""
     content = make_lines(LINES)
-    script = Script(answer=Answer(latency_s=0.01))
-    async with backend_process(script) as a, backend_process(script) as b:
-        settings = settings_of({"a": a, "b": b}, total_timeout_s=12.0, health_s=0.2)
+    async with backend_process() as a, backend_process() as b:
+        settings = settings_of({"a": a, "b": b}, total_timeout_s=1.0)
         with server(tmp_path, settings=settings) as running:
             assert a.pid is not None
             os.kill(a.pid, signal.SIGSTOP)
             try:
                 client = running.client()
                 batch = submit(client, content)
-                body = running.wait_readiness(
-                    lambda body: state_of(body, "a") == "gated", timeout_s=20
-                )
-                assert state_of(body, "b") == "up"
                 ended = wait_for(client, batch.id)
+                assert state_of(running.readiness(), "a") == "gated"
             finally:
                 os.kill(a.pid, signal.SIGCONT)
             summary = conserved(client, ended, content)
             assert (summary.finished, summary.failed) == (LINES, 0)
-            running.wait_readiness(lambda body: state_of(body, "a") == "up", timeout_s=20)
 
 
-@pytest.mark.parametrize("attempts", [2])
+async def test_a_replica_that_dies_while_nobody_needs_it_is_known_to_before_a_line_is_sent(
+    tmp_path: Path,
+) -> None:
+    content = make_lines(60)
+    async with backend_process() as a, backend_process() as b:
+        settings = settings_of({"a": a, "b": b}, health_s=0.05)
+        with server(tmp_path, settings=settings) as running:
+            await a.go_down()
+            running.wait_readiness(lambda body: state_of(body, "a") == "gated")
+            client = running.client()
+            ended = wait_for(client, submit(client, content).id)
+            assert conserved(client, ended, content, await b.log()).finished == 60
+            await a.come_up()
+            running.wait_readiness(lambda body: state_of(body, "a") == "up")
+
+
 async def test_a_replica_that_fails_everything_costs_a_line_one_attempt_at_most(
-    tmp_path: Path, attempts: int
+    tmp_path: Path,
 ) -> None:
     """It fails fast, and would get most of the lines."""
     content = make_lines(LINES)
     failing = Script(answer=Answer(status=500))
     working = Script(answer=Answer(latency_s=0.01))
     async with backend_process(failing) as a, backend_process(working) as b:
-        settings = settings_of({"a": a, "b": b}, attempts=attempts)
+        settings = settings_of({"a": a, "b": b}, attempts=2)
         with server(tmp_path, settings=settings, options=TWO_WORKERS) as running:
             client = running.client()
             ended = wait_for(client, submit(client, content).id)

@@ -283,6 +283,17 @@ def test_when_it_is_back_and_there_is_no_line_it_admits(desk: Desk) -> None:
     assert desk.trial() is None
 
 
+def test_a_backend_that_is_silent_is_left_alone_although_a_line_found_it_first(
+    desk: Desk,
+) -> None:
+    desk.all_want("a")
+    desk.fault("a", outcome=Outcome.NOT_SENT)
+    desk.admission.note_down(ONE, "no answer", silent=True)
+    desk.news()
+    desk.now += SILENT_WAIT_S - 0.1
+    assert desk.trial() is None
+
+
 def test_a_backend_that_shed_is_not_tried_because_a_look_was_answered(desk: Desk) -> None:
     desk.all_want("a")
     desk.fault("a", retry_after_s=60)

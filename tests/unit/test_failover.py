@@ -11,7 +11,7 @@ from batchline.domain.attempts import Outcome
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor import messages as m
 from batchline.executor.contract import Answer
-from batchline.executor.failover import FREE_LOSSES, Failover
+from batchline.executor.failover import FREE_LOSSES, SILENT_S, Failover
 from batchline.executor.lane import Lane
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
 from batchline.executor.shard_run import Gate, Line, ShardRun
@@ -124,6 +124,10 @@ async def test_what_was_cut_off_by_a_backend_that_is_gone_does_not_count(
     assert desk.offered == [lines[0].run]
     assert not desk.lane.admits
     assert desk.faults() == [("not_sent", False)]
+    (fault,) = desk.sent
+    assert isinstance(fault, m.BackendFault)
+    # One that says nothing would hold the line that tries it.
+    assert fault.retry_after_s == (None if isinstance(trouble, NotSent) else SILENT_S)
     assert (desk.settled, desk.failed) == ([], [])
 
 

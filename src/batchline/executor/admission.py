@@ -23,7 +23,8 @@ from batchline.executor.permits import PermitPool
 from batchline.executor.standing import Standing
 
 _RETRY_AFTER_CAP_S = 300.0
-SILENT_WAIT_S: Final = 10.0  # looks go on meanwhile, and one that is answered ends it
+# Looks go on meanwhile, and one that is answered ends it; but lines may fare better than looks.
+SILENT_WAIT_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -185,7 +186,7 @@ class Admission:
         `silent`: it takes connections and says nothing, so that a trial would be held.
         """
         desk = self._desks[name]
-        if desk.circuit.admitting:
+        if desk.circuit.admitting or desk.circuit.outcome in (Outcome.NOT_SENT, Outcome.BROKEN):
             asked_s = SILENT_WAIT_S if silent else 0.0
             self._close(desk, Outcome.NOT_SENT, reason, asked_s=asked_s)
 

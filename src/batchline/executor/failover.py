@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from batchline.domain.attempts import Outcome
-from batchline.domain.errors import UpstreamError
+from batchline.domain.errors import NotSent, UpstreamError
 from batchline.executor import messages as m
 from batchline.executor.lane import Lane
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
@@ -23,6 +23,8 @@ from batchline.executor.verdict import Verdict
 
 FREE_LOSSES: Final = 3  # of one line; the next ones count as attempts
 LOOK_S: Final = 2.0  # a backend that lives lists its models in milliseconds
+# A trial would be held by a backend that says nothing. By then the catalogue's looks have decided.
+SILENT_S: Final = 15.0
 
 
 class Failover:
@@ -102,7 +104,7 @@ class Failover:
             await asyncio.sleep(0)  # what was cut off in this loop step is asked about in one look
             while lines := self._doubtful.pop(lane, None):
                 trouble = await _trouble(lane)
-                if trouble is None:
+                if trouble is None:  # it lives
                     for line, found in lines.items():
                         self._in_a_row(lane, line, found)
                         self._count(line)
@@ -122,9 +124,16 @@ class Failover:
             del line.run.waiting[line]
             self._settle(line, found)
 
-    def _lost(self, lane: Lane, lines: Iterable[Line], trouble: str) -> None:
+    def _lost(self, lane: Lane, lines: Iterable[Line], trouble: UpstreamError) -> None:
         """The attempts do not count; lines that wait go on as soon as somebody takes them."""
-        self._close(lane, Outcome.NOT_SENT, trouble, trial=False)
+        silent = not isinstance(trouble, NotSent)
+        self._close(
+            lane,
+            Outcome.NOT_SENT,
+            trouble.message,
+            trial=False,
+            wait_s=SILENT_S if silent else None,
+        )
         runs: dict[ShardRun, None] = {}
         for line in lines:
             self._last.pop(line, None)
@@ -138,25 +147,33 @@ class Failover:
         for run in runs:
             self._offer(run)
 
-    def _close(self, lane: Lane, outcome: Outcome, reason: str, *, trial: bool) -> None:
+    def _close(
+        self,
+        lane: Lane,
+        outcome: Outcome,
+        reason: str,
+        *,
+        trial: bool,
+        wait_s: float | None = None,
+    ) -> None:
         lane.fault()
         self._send(
             m.BackendFault(
                 backend=lane.backend,
                 outcome=outcome.value,
                 reason=reason,
-                retry_after_s=None,
+                retry_after_s=wait_s,
                 trial=trial,
             )
         )
 
 
-async def _trouble(lane: Lane) -> str | None:
+async def _trouble(lane: Lane) -> UpstreamError | None:
     """Why the backend of the lane does not answer; None when it does, whatever it says."""
     try:
         await lane.transport.get_json("/models", timeout_s=LOOK_S)
     except UpstreamError as exc:
-        return exc.message
+        return exc
     return None
 
 
