@@ -357,9 +357,9 @@ class LocalExecutor:
         ):
             return False
         link.held[key] = work
+        self._want(link)  # first: of several backends' permits one would come before the others
         link.tell(m.OpenShard(work))
         telemetry.probe("shard.opened")
-        self._want(link)
         return True
 
     def _want(self, link: WorkerLink) -> None:
