@@ -52,6 +52,20 @@ PARTS_AND_FLOORS = {
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
     ],
+    ("routing",): [
+        *(
+            f"{workload}: {what}"
+            for workload in (
+                *(f"groups of {size}" for size in (2, 8, 50, 400)),
+                *("sizes by Pareto (0.9)", "one prefix for all"),
+            )
+            for what in ("share of the bound that is cached", "time, of by room")
+        ),
+        "slow replica, no prefixes: time, of the least",
+        "slow replica, groups of 50: time, of the least",
+        "weights: error of a share",
+        "routing: CPU a line beyond one backend, us",
+    ],
     ("run", "startup", "memory"): [
         "run / serve, wall time (median)",
         "many batches, seconds to the first request",
