@@ -50,7 +50,7 @@ async def test_to_drain_twice_is_as_good_as_once(tmp_path: Path) -> None:
     assert Server(note).done == []
 
 
-async def test_a_backend_that_is_not_there_is_refused_unless_it_was_drained_once(
+async def test_a_backend_that_is_not_there_can_only_be_taken_back(
     tmp_path: Path,
 ) -> None:
     note = tmp_path / "drained.json"
@@ -60,6 +60,8 @@ async def test_a_backend_that_is_not_there_is_refused_unless_it_was_drained_once
     assert not note.exists()
     note.write_text('["gone"]')
     again = Server(note)
+    with pytest.raises(NotFound):
+        await again.drains.set("gone", drained=True)
     await again.drains.set("gone", drained=False)
     assert (again.done, note.read_text()) == ([], "[]")
 

@@ -131,13 +131,16 @@ async def test_what_was_cut_off_by_a_backend_that_is_gone_does_not_count(
     assert (desk.settled, desk.failed) == ([], [])
 
 
-async def test_what_was_cut_off_by_a_backend_that_lives_counts() -> None:
+@pytest.mark.parametrize("answer", [ALIVE, SentUnanswered("not HTTP", reason="malformed")])
+async def test_what_was_cut_off_by_a_backend_that_lives_counts(
+    answer: Answer | UpstreamError,
+) -> None:
     desk = Desk()
     last, other = desk.lines(2)
     desk.break_(last, CUT_OFF, last=True)
     desk.break_(other, CUT_OFF, last=False)
     assert desk.settled == []
-    await desk.look(ALIVE)
+    await desk.look(answer)
     assert desk.settled == [(last, CUT_OFF)]
     assert (last.losses, other.attempt, list(other.run.waiting)) == (0, 1, [other])
     assert (desk.faults(), desk.lane.admits) == ([], True)

@@ -20,13 +20,17 @@ class Watch:
             on_up=lambda _: self.said.append("up"),
         )
 
-    def look(self, reason: str | None, *, connected: bool = False) -> list[str]:
+    def look(
+        self, reason: str | None, *, connected: bool = False, silent: bool = True
+    ) -> list[str]:
         """One look, with an answer or a reason; all that was said so far."""
         if reason is None:
             listing = Listing(models=("m",))
             self.report = after_answer(self.report, listing, configured=None, now_s=0)
         else:
-            self.report = after_failure(self.report, reason, now_s=0, connected=connected)
+            self.report = after_failure(
+                self.report, reason, now_s=0, connected=connected, silent=silent
+            )
         self.health.looked(self.report)
         return self.said
 
@@ -46,6 +50,12 @@ def test_an_answer_between_makes_it_the_first_again() -> None:
     for _ in range(3):
         watch.look("silent", connected=True)
         assert watch.look(None) == []
+
+
+def test_garbage_is_an_answer() -> None:
+    watch = Watch()
+    for _ in range(3):
+        assert watch.look("not HTTP", connected=True, silent=False) == []
 
 
 def test_it_goes_down_once_and_comes_up_once() -> None:

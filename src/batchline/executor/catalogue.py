@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from batchline import telemetry
-from batchline.domain.errors import NotSent, UpstreamError
+from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor.contract import Answer, BackendSettings, Transport
 
 
@@ -57,6 +57,7 @@ class BackendReport:
     checked_at_s: float | None = None
     failures: int = 0  # in a row
     connected: bool = True  # at the last look, whether or not it answered
+    silent: bool = False  # it did not, at all
 
 
 class _Model(msgspec.Struct):
@@ -113,11 +114,17 @@ def after_answer(
         checked_at_s=now_s,
         failures=0 if trouble is None else before.failures + 1,
         connected=True,
+        silent=False,
     )
 
 
 def after_failure(
-    before: BackendReport, reason: str, *, now_s: float, connected: bool = False
+    before: BackendReport,
+    reason: str,
+    *,
+    now_s: float,
+    connected: bool = False,
+    silent: bool = True,
 ) -> BackendReport:
     """What is known once the backend could not be reached: the models that it had stay."""
     return replace(
@@ -127,6 +134,7 @@ def after_failure(
         checked_at_s=now_s,
         failures=before.failures + 1,
         connected=connected,
+        silent=silent,
     )
 
 
@@ -182,8 +190,13 @@ class Catalogue:
                 "/models", timeout_s=self._timing.answer_timeout_s
             )
         except UpstreamError as exc:
-            connected = not isinstance(exc, NotSent)
-            after = after_failure(before, exc.message, now_s=self._clock(), connected=connected)
+            after = after_failure(
+                before,
+                exc.message,
+                now_s=self._clock(),
+                connected=not isinstance(exc, NotSent),
+                silent=not isinstance(exc, SentUnanswered) or exc.is_cut_off,
+            )
         else:
             after = after_answer(
                 before,

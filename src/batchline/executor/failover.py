@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from batchline.domain.attempts import Outcome
-from batchline.domain.errors import NotSent, UpstreamError
+from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor import messages as m
 from batchline.executor.lane import Lane
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
@@ -172,6 +172,8 @@ async def _trouble(lane: Lane) -> UpstreamError | None:
     """Why the backend of the lane does not answer; None when it does, whatever it says."""
     try:
         await lane.transport.get_json("/models", timeout_s=LOOK_S)
+    except SentUnanswered as exc:
+        return exc if exc.is_cut_off else None
     except UpstreamError as exc:
         return exc
     return None

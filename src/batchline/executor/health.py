@@ -17,7 +17,7 @@ SILENT_LOOKS: Final = 2
 
 def is_down(report: BackendReport) -> bool:
     """Whether the looks so far are reason enough to send nothing."""
-    if report.reach is not Reach.UNREACHABLE:
+    if report.reach is not Reach.UNREACHABLE or not report.silent:
         return False
     return not report.connected or report.failures >= SILENT_LOOKS
 

@@ -84,7 +84,7 @@ def of_error(error: NotSent | SentUnanswered, *, line_id: str, custom_id_raw: by
         Outcome.BROKEN,
         error.message,
         results.failure_line(line_id, custom_id_raw, failure),
-        cut_off=error.reason in ("reset", "timeout"),
+        cut_off=error.is_cut_off,
     )
 
 

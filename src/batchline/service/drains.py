@@ -61,7 +61,7 @@ class Drains:
             NotFound: there is no such backend.
             StorageFull: it could not be noted; nothing was changed.
         """
-        if name not in self._backends and name not in self._drained:
+        if name not in self._backends and (drained or name not in self._drained):
             there = ", ".join(self._backends) or "none"
             raise NotFound(f"There is no backend '{name}'; there are: {there}.")
         async with self._writing:
