@@ -89,7 +89,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(180)  # a dozen servers, beside two other tests
 @pytest.mark.parametrize(
-    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run, startup and memory"]
+    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "routing", "run, startup and memory"]
 )
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"
