@@ -221,4 +221,6 @@ def opened(lanes: dict[str, Lane], first: int, entries: bytes) -> ShardRun:
         plan_path="unused",
         backends=list(lanes),
     )
-    return routed.open_run(work, lanes, input_fd=-1, entries=entries)
+    shard = ShardRun.open(work, input_fd=-1, entries=entries)
+    routed.share_out(shard, lanes)
+    return shard

@@ -183,5 +183,5 @@ def _another_answers(lane: Lane, line: Line) -> bool:
     """Whether the shard has a lane beside this one whose last attempt went well."""
     return any(
         other.lane is not lane and other.lane.admits and not other.lane.broken
-        for other in getattr(line.run, "shares", ())
+        for other in line.run.shares
     )

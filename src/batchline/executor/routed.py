@@ -9,7 +9,7 @@ lane with room is idle while there is a line that it may have.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from batchline.domain import bitmap, plan
@@ -63,35 +63,10 @@ class RoutedLane(Lane):
 
 
 @dataclass(slots=True, eq=False)
-class RoutedRun(ShardRun):
-    """A shard with a share for each lane. `spread` None: no lines of it share a prefix."""
-
-    spread: Spread | None = None
-    shares: list[Share] = field(default_factory=list)
-
-    def _next_index(self) -> int:
-        if self.spread is None:
-            return ShardRun._next_index(self)
-        return 0 if self.spread.left else self.work.shard.entries
-
-    def fresh_for(self, seat: int, *, divide: bool) -> Line | None:
-        """A line that was not dispatched yet for the lane at `seat`."""
-        spread = self.spread
-        if spread is None:
-            return self._next_fresh()
-        entry = spread.take_divided(seat) if divide else spread.take(seat)
-        if entry is None:
-            return None
-        if not spread.left:
-            self.cursor = self.work.shard.entries
-        return self.line_at(entry)
-
-
-@dataclass(slots=True, eq=False)
 class Share:
     """What one lane sees of a shard that others serve too."""
 
-    run: RoutedRun
+    run: ShardRun
     lane: RoutedLane
     seat: int
 
@@ -114,7 +89,7 @@ class Share:
             return None
         line = self._returned() if run.returned else None
         if line is None:
-            line = run.fresh_for(self.seat, divide=self.lane.divides)
+            line = run.next_for(self.seat, divide=self.lane.divides)
         if line is not None:
             run.in_flight.add(line)
         return line
@@ -153,33 +128,25 @@ def lanes_of(
     }
 
 
-def open_run(
-    work: ShardWork, lanes: Mapping[str, Lane], *, input_fd: int, entries: bytes
-) -> ShardRun:
-    """The shard as its lanes will share it; a plain one where there is nothing to share."""
-    routed = [lanes[name] for name in work.backends]
-    if len(routed) < 2 or work.suspects:
-        return ShardRun.open(work, input_fd=input_fd, entries=entries)
-    run = RoutedRun.open(work, input_fd=input_fd, entries=entries)
-    run.shares = [
-        Share(run, lane, seat) for seat, lane in enumerate(routed) if isinstance(lane, RoutedLane)
-    ]
-    hashes = plan.prefix_hashes(entries)
+def share_out(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
+    """Give each of the shard's lanes its share, where there are several.
+
+    Suspects run one at a time, at whichever lane comes first.
+    """
+    routed = [lane for name in run.work.backends if isinstance(lane := lanes[name], RoutedLane)]
+    if len(routed) < 2 or run.work.suspects:
+        return
+    run.shares = [Share(run, lane, seat) for seat, lane in enumerate(routed)]
+    hashes = plan.prefix_hashes(run.entries)
     if any(hashes):
-        seats = [Seat(share.lane.backend, share.lane.weight) for share in run.shares]
-        settled = work.shard.settled
-        done = {n for n in range(len(hashes)) if bitmap.is_marked(settled, n)}
-        done.update(work.lost)
-        run.spread = Spread.of(preferences(hashes, seats), done)
-        if not run.spread.left:
-            run.cursor = work.shard.entries
-    return run
+        seats = [Seat(lane.backend, lane.weight) for lane in routed]
+        done = {n for n in range(len(hashes)) if bitmap.is_marked(run.settled, n)}
+        done.update(run.work.lost)
+        run.share_out(Spread.of(preferences(hashes, seats), done))
 
 
 def lanes_with(run: ShardRun) -> list[RoutedLane]:
     """The lanes of a shard that is shared, each with its share in its list; else none."""
-    if not isinstance(run, RoutedRun):
-        return []
     for share in run.shares:
         share.lane.runs.setdefault(share)
     return [share.lane for share in run.shares]
@@ -187,13 +154,11 @@ def lanes_with(run: ShardRun) -> list[RoutedLane]:
 
 def leave(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
     """Take the shard, which is over, from the lists of its lanes."""
-    if isinstance(run, RoutedRun):
-        for share in run.shares:
-            share.lane.runs.pop(share, None)
-        run.shares.clear()
-    else:
-        for backend in run.work.backends:
-            lanes[backend].runs.pop(run, None)
+    for share in run.shares:
+        share.lane.runs.pop(share, None)
+    run.shares.clear()
+    for backend in run.work.backends:
+        lanes[backend].runs.pop(run, None)
 
 
 def emptiest(lanes: Sequence[RoutedLane]) -> RoutedLane:

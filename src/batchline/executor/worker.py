@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -160,11 +160,12 @@ class Worker:
     def _open(self, work: ShardWork) -> None:
         key = work.shard.key
         try:
-            run = _open_run(work, self._lanes)
+            run = _open_run(work)
         except (OSError, BlobUnreadable):
             self._send(m.InputUnreadable(key))
             self._send(m.ShardReleased(Released(key=key, epoch=work.shard.epoch, settled=False)))
             return
+        routed.share_out(run, self._lanes)
         self._runs[key] = run
         if self._draining:
             run.close(Gate.CLOSED)
@@ -604,7 +605,7 @@ def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
     return RequestLine(request.custom_id_raw, with_model(request.body, model))
 
 
-def _open_run(work: ShardWork, lanes: Mapping[str, Lane]) -> ShardRun:
+def _open_run(work: ShardWork) -> ShardRun:
     shard = work.shard
     offset, length = plan.span(shard.first_entry, shard.entries)
     plan_fd = os.open(work.plan_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -617,5 +618,6 @@ def _open_run(work: ShardWork, lanes: Mapping[str, Lane]) -> ShardRun:
         os.close(plan_fd)
     if len(entries) != length:
         raise BlobUnreadable("the plan is shorter than its shards")
-    input_fd = os.open(work.input_path, os.O_RDONLY | os.O_CLOEXEC)
-    return routed.open_run(work, lanes, input_fd=input_fd, entries=entries)
+    return ShardRun.open(
+        work, input_fd=os.open(work.input_path, os.O_RDONLY | os.O_CLOEXEC), entries=entries
+    )
