@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from batchline.api.connections import ConnectionSettings
 from batchline.config_abort import abort_call, cancel_by
+from batchline.config_limit import limits_of
 from batchline.config_values import (
     MIB,
     MISSING,
@@ -136,6 +137,7 @@ _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
     *("cancel", "abort_call", "stops_on_close"),
+    *("concurrency", "min_in_flight", "interactive_slowdown", "priority"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
 
@@ -324,6 +326,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
     if get("keep_partial", bool) and not get("stream", bool):
         raise ConfigError(f"{place}: keep_partial: only of answers that are streamed; set stream")
     headers = _headers(table.get("headers", {}), f"{place}: headers")
+    limits = limits_of(table, get, place)
     cancel = cancel_by(get("cancel", str), f"{place}: cancel")
     key_env = get("api_key_env", str)
     if key_env is not None:
@@ -332,7 +335,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         name=get("name", str) or _name_of(base_url),
         base_url=base_url,
         models=get("models", tuple[str, ...]),
-        max_in_flight=get("max_in_flight", int),
+        max_in_flight=limits.ceiling,
         connect_timeout_s=get("connect_timeout_s", float),
         total_timeout_s=get("total_timeout_s", float),
         max_answer_bytes=get("max_answer_bytes", int),
@@ -343,6 +346,10 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         abort_call=abort_call(table.get("abort_call"), f"{place}: abort_call", cancel=cancel),
         stops_on_close=get("stops_on_close", bool),
         transport=_transport(get("transport", str), base_url, f"{place}: transport"),
+        concurrency=limits.concurrency,
+        min_in_flight=limits.floor,
+        interactive_slowdown=limits.slowdown,
+        priority=get("priority", int),
     )
 
 

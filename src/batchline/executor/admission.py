@@ -17,8 +17,10 @@ from batchline.domain.attempts import Outcome
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
+from batchline.executor.engine_load import EngineLoad
 from batchline.executor.limiter import FixedLimit
 from batchline.executor.permits import PermitPool
+from batchline.executor.steering import Steering, steering_of
 
 _RETRY_AFTER_CAP_S = 300.0
 
@@ -27,6 +29,8 @@ _RETRY_AFTER_CAP_S = 300.0
 class _Desk:
     circuit: Circuit
     pool: PermitPool
+    steering: Steering | None = None  # None: the pool's limit is what was configured
+    measure: int = 0  # what its workers report under
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
 
@@ -44,10 +48,7 @@ class Admission:
         self._tell = tell
         self._clock = clock
         self._random = random.Random()  # noqa: S311  # jitter, not a secret
-        self._desks = {
-            b.name: _Desk(Circuit(), PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit()))
-            for b in backends
-        }
+        self._desks = {b.name: _desk_of(b) for b in backends}
 
     def waiting_reasons(self) -> Mapping[str, str]:
         """Backend to why lines wait for it, for those whose circuit is closed."""
@@ -56,6 +57,14 @@ class Admission:
             for name, desk in self._desks.items()
             if not desk.circuit.admitting
         }
+
+    def limits(self) -> Mapping[str, int]:
+        """Backend to how many requests may be in flight there now."""
+        return {name: desk.pool.limit for name, desk in self._desks.items()}
+
+    def is_wanted(self, backend: str) -> bool:
+        """Whether some worker has lines for it."""
+        return bool(self._desks[backend].wanting)
 
     # -- who holds what --------------------------------------------------------------------
 
@@ -75,6 +84,8 @@ class Admission:
             else:
                 desk.wanting.discard(worker)
                 desk.single.discard(worker)
+                if desk.steering is not None:
+                    desk.steering.gone(worker)
             self._rebalance(name, desk)
 
     def worker_gone(self, worker: str) -> None:
@@ -83,12 +94,30 @@ class Admission:
             desk.wanting.discard(worker)
             desk.single.discard(worker)
             desk.pool.gone(worker)
+            if desk.steering is not None:
+                desk.steering.gone(worker)
             desk.circuit.trial_returned(worker, self._clock())
             self._rebalance(name, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
-        for worker, permits in desk.pool.rebalance(desk.wanting, single=desk.single).items():
-            self._tell(worker, m.SetPermits(name, permits, desk.pool.orders[worker]))
+        orders = desk.pool.rebalance(desk.wanting, single=desk.single)
+        self._order(name, desk, orders)
+
+    def _order(self, name: str, desk: _Desk, orders: Mapping[str, int]) -> None:
+        for worker, permits in orders.items():
+            number = desk.pool.orders[worker]
+            self._tell(worker, m.SetPermits(name, permits, number, desk.measure))
+
+    def _follow(self, name: str, desk: _Desk, steering: Steering) -> None:
+        """Hand out what the limit is now."""
+        new_measure = steering.measure != desk.measure
+        if steering.limit == desk.pool.limit and not new_measure:
+            return
+        desk.pool.limit, desk.measure = steering.limit, steering.measure
+        orders = desk.pool.rebalance(desk.wanting, single=desk.single)
+        self._order(name, desk, orders)
+        if new_measure:  # also for those whose share is what it was
+            self._order(name, desk, desk.pool.again(desk.wanting - orders.keys()))
 
     # -- what workers report ---------------------------------------------------------------
 
@@ -121,6 +150,30 @@ class Admission:
             for each in desk.wanting:
                 self._tell(each, m.SetCircuit(message.backend, admitting=False))
 
+        if desk.steering is not None and message.outcome == Outcome.SHED and not message.trial:
+            desk.steering.shed(worker, message, now=self._clock(), first=closed)
+            self._follow(message.backend, desk, desk.steering)
+
+    def lane_report(self, worker: str, message: m.LaneReport) -> None:
+        desk = self._desks[message.backend]
+        if desk.steering is not None and worker in desk.wanting:
+            order = desk.pool.orders.get(worker, 0)
+            desk.steering.report(worker, message, now=self._clock(), order=order)
+            self._follow(message.backend, desk, desk.steering)
+
+    def engine_load(self, backend: str, load: EngineLoad) -> None:
+        """What the backend's own page says of it."""
+        desk = self._desks[backend]
+        if desk.steering is not None:
+            desk.steering.look(
+                load,
+                now=self._clock(),
+                held=desk.pool.held,
+                orders=desk.pool.orders,
+                wanting=desk.wanting,
+            )
+            self._follow(backend, desk, desk.steering)
+
     def trial_over(self, worker: str, message: m.TrialOver) -> None:
         desk = self._desks[message.backend]
         if not message.worked:
@@ -141,3 +194,11 @@ class Admission:
                 worker = self._random.choice(sorted(desk.wanting))
                 desk.circuit.trial_with = worker
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))
+
+
+def _desk_of(backend: BackendSettings) -> _Desk:
+    steering = steering_of(backend)
+    if steering is None:
+        fixed = FixedLimit(max_in_flight=backend.max_in_flight)
+        return _Desk(Circuit(), PermitPool(fixed.limit()))
+    return _Desk(Circuit(), PermitPool(steering.limit), steering, steering.measure)

@@ -43,6 +43,13 @@ class AbortCall:
     id_field: str | None = None
 
 
+class Concurrency(StrEnum):
+    """How many requests may be in flight at a backend."""
+
+    FIXED = "fixed"  # `max_in_flight`
+    ADAPTIVE = "adaptive"  # what it takes, from `min_in_flight` to `max_in_flight`
+
+
 class TransportName(StrEnum):
     """How requests cross the network: `AUTO` is `HTTP1` for `http://` and `GENERAL` for TLS."""
 
@@ -61,6 +68,8 @@ class BackendSettings:
     `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
+    `interactive_slowdown` (0: others are nobody's business) and `min_in_flight` mean something where
+    `concurrency` is adaptive. `priority` goes out with every request that has none of its own.
     """
 
     name: str
@@ -77,6 +86,10 @@ class BackendSettings:
     abort_call: AbortCall | None = None
     stops_on_close: bool = False
     transport: TransportName = TransportName.AUTO
+    concurrency: Concurrency = Concurrency.FIXED
+    min_in_flight: int = 1
+    interactive_slowdown: float = 1.3
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,11 +37,19 @@ from batchline.domain.splices import with_model
 from batchline.executor import messages as m
 from batchline.executor import verdict
 from batchline.executor.aborts import Aborts
-from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
+from batchline.executor.contract import (
+    BackendSettings,
+    Concurrency,
+    Released,
+    ShardWork,
+    Transport,
+)
+from batchline.executor.edits import edits_of
 from batchline.executor.lane import Lane
+from batchline.executor.meter import REPORT_S, Meter
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
-from batchline.executor.streamed import StreamedAnswer, exchange, streamed, streaming_of
+from batchline.executor.streamed import StreamedAnswer, exchange
 from batchline.executor.verdict import Verdict
 
 
@@ -71,7 +79,7 @@ class Worker:
         self._settings = settings
         self._send = send
         self._lanes = {
-            b.name: Lane(b.name, transport(b), streaming_of(b)) for b in settings.backends
+            b.name: Lane(b.name, transport(b), edits_of(b), _meter_of(b)) for b in settings.backends
         }
         self._runs: dict[ShardKey, ShardRun] = {}
         self._aborts = Aborts(
@@ -108,6 +116,7 @@ class Worker:
             background = [
                 tasks.create_task(self._writer.run()),
                 tasks.create_task(self._beat()),
+                tasks.create_task(self._report()),
             ]
             await self._over.wait()
             for task in background:
@@ -127,6 +136,14 @@ class Worker:
         while True:
             self._send(m.Heartbeat())
             await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _report(self) -> None:
+        metered = [lane for lane in self._lanes.values() if lane.meter is not None]
+        while metered:
+            await asyncio.sleep(REPORT_S)
+            for lane in metered:
+                if (report := lane.report()) is not None:
+                    self._send(report)
 
     # -- what the control process says -----------------------------------------------------
 
@@ -219,6 +236,8 @@ class Worker:
         lane = self._lanes[order.backend]
         lane.permits, lane.permits_order = order.permits, order.order
         lane.owes_permits = True
+        if lane.meter is not None:
+            lane.meter.begin_anew(order.measure)
         self._settle_permits(lane)
         self._pump(lane)
 
@@ -313,8 +332,12 @@ class Worker:
                 ended = _Ended.UNREADABLE
                 return
             pieces = None
-            if lane.streaming is not None:
-                body, pieces = streamed(lane.streaming, line.run.work.endpoint, request.body)
+            if lane.edits is not None:
+                edited = lane.edits.made(line.run.work.endpoint, request.body)
+                if edited is None:
+                    ended = _Ended.UNREADABLE
+                    return
+                body, pieces = edited
                 request = RequestLine(request.custom_id_raw, body)
             try:
                 found = await self._exchange(lane, line, request, pieces)
@@ -409,6 +432,8 @@ class Worker:
         )
         match decision:
             case Settle():
+                if lane.meter is not None and found.outcome is Outcome.ANSWERED:
+                    lane.meter.answered(line.began, found.usage)
                 self._settle(line, found)
             case RetryIn(delay_s=delay_s):
                 self._retry_later(line, delay_s)
@@ -423,6 +448,7 @@ class Worker:
                         reason=found.reason,
                         retry_after_s=found.retry_after_s,
                         trial=line.trial,
+                        in_flight=lane.in_flight,
                     )
                 )
             case _:
@@ -532,6 +558,10 @@ async def _until_called_off() -> None:
     What came of the request meanwhile may be half a text.
     """
     await asyncio.Event().wait()
+
+
+def _meter_of(backend: BackendSettings) -> Meter | None:
+    return Meter() if backend.concurrency is Concurrency.ADAPTIVE else None
 
 
 def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
