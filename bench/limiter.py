@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from bench.engines import KEPT_BACK, SHAPES, EngineShape, best_fixed
+from bench.engines import KEPT_BACK, SHAPES, EngineShape, Fixed, best_fixed, steady_rate
 from bench.report import Floor, Measurement, Row, Table
 from bench.rig import Rig
-from bench.steered import CEILING, Play
+from bench.steered import Play
 
 FOUND_BY_S: Final = 30.0
 WITHIN: Final = 0.20
@@ -44,9 +44,10 @@ def parts_of(shape: EngineShape) -> list[Part]:
 class Found:
     """What the limit came to in one part of one run.
 
-    `after_s`: from then on, to the end of the part, the median of every ten seconds has at least
-    80 % of what the best limit brings, without more in flight than 1.2 times that. `rate` is a
-    share of what the best limit brings, in the part's second half.
+    `after_s`: from then on, to the end of the part, the median of every ten seconds is within reach
+    of the best: no more than 1.2 times as many, for no less than 80 % of the tokens by the engine's
+    formula. Of an engine with a knee that is within 20 % of the knee. `rate` is what came, as a
+    share of what the best brings, in the part's second half.
     """
 
     best: int
@@ -64,7 +65,7 @@ def found(play: Play, part: Part) -> Found:
     late = play.limits(middle, part.stop)
     return Found(
         best=best.limit,
-        after_s=_found_after_s(play, part, best.limit),
+        after_s=_found_after_s(play, part, best),
         limit=median(late),
         lowest=min(late),
         highest=max(late),
@@ -72,12 +73,14 @@ def found(play: Play, part: Part) -> Found:
     )
 
 
-def _found_after_s(play: Play, part: Part, best: int) -> float:
+def _found_after_s(play: Play, part: Part, best: Fixed) -> float:
     """Since when the median of each stretch is within reach of `best`, for good."""
     stretches = list(_stretches(part))
     for start in reversed(stretches):
-        middle = median(play.limits(start, start + _STRETCH_S))
-        if abs(middle / best - 1) > WITHIN:
+        limit = round(median(play.limits(start, start + _STRETCH_S)))
+        rate = steady_rate(play.shape, limit, capacity=part.capacity)
+        near = limit <= (1 + WITHIN) * best.limit and rate >= (1 - WITHIN) * best.tokens_per_s
+        if not near:
             return start + 1.0 - part.start
     return 0.0
 
@@ -99,10 +102,13 @@ def played(shape: EngineShape, *, seed: int = 1, until: float | None = None) -> 
 def measure(rig: Rig) -> Measurement:
     """Every shape from a cold start with each seed; of the one that changes, each of its parts."""
     rows: list[Row] = []
+    slowest = worst = 0.0
     for shape in (*SHAPES, *KEPT_BACK):
         plays = [played(shape, seed=seed) for seed in SEEDS]
         for part in parts_of(shape):
             finds = [found(play, part) for play in plays]
+            slowest = max(slowest, *(one.after_s for one in finds))
+            worst = max(worst, *(1 - one.rate for one in finds))
             rows.append(
                 {
                     "engine": shape.name + (" (kept back)" if shape in KEPT_BACK else ""),
@@ -120,5 +126,17 @@ def measure(rig: Rig) -> Measurement:
     rig.say(f"{len(rows)} parts, virtual time; no process of Batchline takes part")
     return Measurement(
         tables=[Table("The limit in the second half of each part; the worst of three runs", rows)],
+        floors=[
+            Floor(
+                "adaptive limit, seconds until it is near the best (slowest)",
+                slowest,
+                at_most=FOUND_BY_S,
+            ),
+            Floor(
+                "adaptive limit, share of the best fixed one's tokens (least)",
+                1 - worst,
+                at_least=1 - WITHIN,
+            ),
+        ],
         raw={"rows": rows},
     )

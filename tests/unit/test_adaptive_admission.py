@@ -1,4 +1,4 @@
-"""Permits of a backend whose limit is learnt: who is told what, and that no more are out at once."""
+"""Permits of a backend whose limit is learnt: who is told what, and never too much."""
 
 from __future__ import annotations
 

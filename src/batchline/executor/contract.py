@@ -68,7 +68,7 @@ class BackendSettings:
     `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
-    `interactive_slowdown` (0: others are nobody's business) and `min_in_flight` mean something where
+    `interactive_slowdown` (0: others are nobody's business) and `min_in_flight` are of use where
     `concurrency` is adaptive. `priority` goes out with every request that has none of its own.
     """
 

@@ -1,6 +1,7 @@
 """The learnt limit of one backend: what workers and the engine's page say, told to the limiter.
 
-Nothing here waits or sends. `Admission` calls it with what it hears and hands out what `limit` says.
+Nothing here waits or sends. `Admission` calls it with what it hears, and hands out what `limit`
+says.
 """
 
 from __future__ import annotations
