@@ -48,7 +48,7 @@ class Stage:
 
 def shape(name: str, knee: int, **more: float) -> EngineShape:
     """An engine with a page."""
-    age_s = more.pop("page_age_s", 0.05)
+    age_s = more.pop("page_age_s", 0.0)
     places = int(more.pop("places", 100_000))
     return EngineShape(name=name, knee=knee, places=places, page_age_s=age_s, **more)
 
@@ -129,20 +129,30 @@ def _come(play: Play, chance: random.Random, most_per_s: float) -> None:
     play.later(wait_s, partial(_come, play, chance, most_per_s))
 
 
-def longest_excess_s(play: Play, stage: Stage) -> float:
-    """The longest stretch in which the engine had more than 1.25 times what it makes use of."""
-    longest = begun = 0.0
-    over = False
-    for moment in play.moments:
-        if moment.at < WARM_S:
-            continue
-        is_over = moment.in_hand > 1.25 * stage.most
-        if is_over and not over:
-            begun = moment.at
-        if is_over:
-            longest = max(longest, moment.at - begun + 0.25)
-        over = is_over
-    return longest
+def given_back_after_s(play: Play, stage: Stage) -> tuple[float, float]:
+    """From when a rise of the others' load is at the engine until the limit, and what is in flight,
+    leave it the room that it takes; the longest of all rises.
+
+    At the engine: nine tenths of what they have in hand in the mean while the load is high.
+    """
+    limit_s = in_flight_s = 0.0
+    rises = [at for at in _multiples(PERIOD_S) if share_at(at) > share_at(at - 1.0)]
+    for rise in rises:
+        high = [m for m in play.moments if rise <= m.at < rise + PERIOD_S]
+        theirs = 0.9 * mean(m.in_hand - m.in_flight for m in high[len(high) // 2 :])
+        risen = next((m.at for m in high if m.in_hand - m.in_flight >= theirs), rise)
+        room = stage.most - theirs + 0.1 * stage.most
+        never = rise + PERIOD_S
+        limit_s = max(limit_s, next((m.at for m in high if m.limit <= room), never) - risen)
+        in_flight_s = max(
+            in_flight_s, next((m.at for m in high if m.in_flight <= room), never) - risen
+        )
+    return limit_s, in_flight_s
+
+
+def _multiples(period_s: float) -> list[float]:
+    """The instants at which the load changes, once the limit is found."""
+    return [n * period_s for n in range(1, round(UNTIL_S / period_s)) if n * period_s >= WARM_S]
 
 
 def measure(rig: Rig) -> Measurement:
@@ -155,6 +165,7 @@ def measure(rig: Rig) -> Measurement:
         for way in WAYS:
             play = alone if way is ALONE else acted(stage, way)
             latencies = play.latencies(WARM_S, UNTIL_S - 10.0, "interactive")
+            limit_s, in_flight_s = given_back_after_s(play, stage)
             rows.append(
                 {
                     "engine": stage.shape.name + (" (kept back)" if stage.kept_back else ""),
@@ -166,7 +177,8 @@ def measure(rig: Rig) -> Measurement:
                     "batch, share of what was spare": (
                         play.rate(WARM_S, UNTIL_S) / (stage.can_do - theirs)
                     ),
-                    "longest excess, s": longest_excess_s(play, stage),
+                    "limit lowered after, s": limit_s,
+                    "in flight lowered after, s": in_flight_s,
                 }
             )
     rig.say(f"{len(rows)} runs, virtual time; no process of Batchline takes part")

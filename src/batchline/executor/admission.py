@@ -151,7 +151,13 @@ class Admission:
                 self._tell(each, m.SetCircuit(message.backend, admitting=False))
 
         if desk.steering is not None and message.outcome == Outcome.SHED and not message.trial:
-            desk.steering.shed(worker, message, now=self._clock(), first=closed)
+            desk.steering.shed(
+                worker,
+                message,
+                now=self._clock(),
+                first=closed,
+                pool=desk.pool,
+            )
             self._follow(message.backend, desk, desk.steering)
 
     def lane_report(self, worker: str, message: m.LaneReport) -> None:
@@ -168,8 +174,7 @@ class Admission:
             desk.steering.look(
                 load,
                 now=self._clock(),
-                held=desk.pool.held,
-                orders=desk.pool.orders,
+                pool=desk.pool,
                 wanting=desk.wanting,
             )
             self._follow(backend, desk, desk.steering)

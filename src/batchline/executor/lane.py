@@ -102,5 +102,5 @@ class Lane:
             order=self.permits_order,
             permits=self.permits,
             in_flight=self.in_flight,
-            full=self.admitting and self.window is None and 0 < self.permits <= self.in_flight,
+            full=self.admitting and self.window is None and self.permits <= self.in_flight,
         )

@@ -22,13 +22,14 @@ from typing import Final
 from batchline.executor.neighbours import Neighbours
 from batchline.executor.search import FIRST, Search
 
-_LEAST_ANSWERS: Final = 6  # for one measurement; more for larger limits
+_LEAST_ANSWERS: Final = 6  # for one measurement; else half as many as are in flight
+_LEAST_ANSWERS_FAST: Final = 4  # while it doubles, where less is to be told apart; else a quarter
 _LOOKS: Final = 2  # for one measurement
 _LOOKS_LAST_S: Final = 2.0  # for so long a look makes up for answers
-_NEAR: Final = 0.2  # in hand, off the level by so much: something else than the level was measured
+_NEAR: Final = 0.05  # in hand, off the level by more: something else than the level was measured
+_NEAR_OTHERS: Final = 0.2  # the same while others come and go
 _BELOW_SHED: Final = 0.95
 _WAITING: Final = 0.1  # of those that run: so many that wait are too many; none while others wait
-_BESIDE_OTHERS: Final = 0.95  # of what runs at most: a place should be free when they come
 _KV_FULL: Final = 0.95
 _CROWDED_LOOKS: Final = 20
 
@@ -108,7 +109,7 @@ class AdaptiveLimit:
         self._latency_s = 0.0
         self._looks: list[tuple[float, float]] = []  # in hand, tokens a second
         self._looks_until = -math.inf
-        self._last: tuple[int, int, bool] | None = None  # measure, in hand, steady
+        self._last: tuple[int, Look, bool] | None = None  # measure, look, steady
         self._waited = 0  # looks in a row at which too many waited
         self._crowded = 0  # looks in a row at which others left us nothing, and nobody suffered
         self._shed_from = 0
@@ -138,13 +139,13 @@ class AdaptiveLimit:
         allowed: else there was too little to do, and nothing is learnt of the limit.
         """
         before = self.measure
-        if not limited or now < self._looks_until or self._is_capped(now):
+        if not limited or now < self._looks_until or self._has_no_room(now):
             self._forget()
         else:
             self._answers += answers
             self._tokens += tokens
             self._latency_s += latency_s
-            if self._answers >= max(_LEAST_ANSWERS, self._limit // 2) and self._latency_s > 0:
+            if self._answers >= self._answers_needed and self._latency_s > 0:
                 # An answer counts as a token, so that those without any (embeddings) are something.
                 speed = (self._tokens + self._answers) / self._latency_s
                 in_hand = self._limit + self._neighbours.others(now)
@@ -198,10 +199,9 @@ class AdaptiveLimit:
         self._waited = self._waited + 1 if too_many and look.running else 0
         if self._waited >= _LOOKS:  # once: a burst, that it reads in a moment
             self._waited = 0
-            places = math.floor(look.running * (_BESIDE_OTHERS if others else 1.0))
-            if places < self._search.level:
-                self._roof.found(now, places)
-                self._search.go(places)
+            if look.running < self._search.level:
+                self._roof.found(now, look.running)
+                self._search.go(look.running)
         elif look.kv_use is not None and look.kv_use >= _KV_FULL:
             self._roof.found(now, min(self._roof.most(now), self._search.level))
 
@@ -225,40 +225,45 @@ class AdaptiveLimit:
             self._last = None
             return
         self._looks_until = now + _LOOKS_LAST_S
+        near = _NEAR_OTHERS if self._neighbours.are_there(now) else _NEAR
+        off = abs(look.in_hand - self._search.level)
         steady = (
-            look.limited
-            and not self._is_capped(now)
-            and abs(look.in_hand - self._search.level) <= max(2, _NEAR * self._search.level)
+            look.limited and not self._has_no_room(now) and off <= max(2, near * self._search.level)
         )
-        last, self._last = self._last, (self.measure, look.in_hand, steady)
+        last, self._last = self._last, (self.measure, look, steady)
         if not steady or last is None or not last[2] or last[0] != self.measure:
             self._looks.clear()
             return
-        self._looks.append(((last[1] + look.in_hand) / 2, look.running / look.token_s))
+        in_hand = (last[1].in_hand + look.in_hand) / 2
+        running = (last[1].running + look.running) / 2
+        self._looks.append((in_hand, running / look.token_s))
         if len(self._looks) >= _LOOKS:
             in_hand, rate = (sum(values) / len(values) for values in zip(*self._looks, strict=True))
             self._looks.clear()
             if rate > 0:
                 self._search.seen(now, in_hand=in_hand, rate=rate)
 
-    def _is_capped(self, now: float) -> bool:
-        """Whether others allow less than the search would have."""
-        return (
-            self._neighbours.cap(now) < self._search.level
-            or self._search.level - self._neighbours.others(now) < self._floor
-        )
+    @property
+    def _answers_needed(self) -> int:
+        if self._search.ramp:
+            return max(_LEAST_ANSWERS_FAST, self._limit // 4)
+        return max(_LEAST_ANSWERS, self._limit // 2)
+
+    def _has_no_room(self, now: float) -> bool:
+        """Whether others leave less than we have in any case: then it is not the level that is."""
+        return self._search.level - self._neighbours.others(now) < self._floor
 
     def _follow(self, now: float, before: int) -> None:
         """The limit that follows from all that is known."""
         others = self._neighbours.others(now)
-        most = min(self._ceiling + others, self._roof.most(now))
+        most = min(self._ceiling + others, self._roof.most(now), self._neighbours.cap(now))
         self._search.most = max(self._floor, math.floor(most))
+        self._search.gentle = self._neighbours.are_there(now)
         self._search.keep_in_bounds()
         if self.measure != before:
             self._forget()
             self._looks.clear()
-        level = min(self._search.level, self._neighbours.cap(now))
-        self._limit = max(self._floor, min(math.floor(level) - others, self._ceiling))
+        self._limit = max(self._floor, min(self._search.level - others, self._ceiling))
 
     def _forget(self) -> None:
         self._answers = self._tokens = 0

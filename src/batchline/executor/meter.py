@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchline.domain.model import Usage
+from batchline.executor.contract import BackendSettings, Concurrency
 from batchline.executor.messages import LaneReport
 
 REPORT_S: Final = 0.25
@@ -75,3 +76,8 @@ class Meter:
     def _clear(self) -> None:
         self._answers = self._tokens = 0
         self._latency_s = 0.0
+
+
+def meter_of(backend: BackendSettings) -> Meter | None:
+    """None for a backend whose limit is what was configured."""
+    return Meter() if backend.concurrency is Concurrency.ADAPTIVE else None

@@ -21,6 +21,7 @@ _GONE_AFTER_S: Final = 10.0  # without a request of others: nobody is there
 _BLIND_S: Final = 10.0  # without a page: what it said last is no longer so
 _DOWN: Final = 0.95  # of what would be just enough
 _UP: Final = 1.1
+_FAR: Final = 3.0  # times what is in hand: a cap so high is none
 _AGAIN_BELOW: Final = 0.9  # of what a token may take
 
 
@@ -64,6 +65,8 @@ class Neighbours:
                 self._cap = _DOWN * in_hand * most_s / token_s
         elif token_s < _AGAIN_BELOW * most_s and self._cap < math.inf:
             self._cap = max(self._cap, in_hand) * _UP
+            if self._cap > _FAR * in_hand:
+                self._cap = math.inf
 
     def are_there(self, now: float) -> bool:
         """Whether somebody used the engine in the last seconds."""

@@ -8,7 +8,8 @@ seconds, it is 4 a / b, with 80 % of the rate that it never reaches. More that o
 always loses.
 
 **How.** It doubles until that no longer pays. Behind a knee the rate is the knee's, and one request
-is slower in proportion, so the knee is about rate / (rate of one request when there were few).
+is slower in proportion, so the knee is about rate / (rate of one request when there were few);
+where that cannot be, there is none, and the level before the last was good enough.
 From there on it tries steps up and down, stays where neither is better, and looks again every few
 seconds, by smaller steps. When the rate at an unchanged level falls, the level goes down at once by
 as much.
@@ -23,8 +24,10 @@ from typing import Final
 FIRST: Final = 8  # where the search begins: less than nearly any engine takes
 _EXPONENT: Final = 0.2
 _BETTER: Final = 0.01  # in the logarithm of the utility: less is noise
+_GENTLE: Final = 1.4  # instead of doubling
 _STEP: Final = 1.25
 _FINE_STEP: Final = 1.1
+_HAS_KNEE: Final = 0.55  # of a level that was better than half of it: no knee is lower than that
 _SLOWER: Final = 1.15  # at an unchanged level: the capacity has fallen
 _HOLD_S: Final = 5.0  # between two looks whether there is more to be had
 
@@ -45,8 +48,8 @@ class _Seen:
 class Search:
     """`level` is how many requests should be in hand now, within `least` and `most`.
 
-    `measure` counts the changes of `level`: what is measured belongs to one of them. Instants are
-    the caller's monotonic clock, in seconds.
+    `measure` counts the changes of `level`: what is measured belongs to one of them. `gentle`:
+    somebody would suffer from twice too many. Instants are the caller's clock, in seconds.
     """
 
     def __init__(self, *, least: int, most: int) -> None:
@@ -54,12 +57,13 @@ class Search:
         self.most = most
         self.level = max(least, min(FIRST, most))
         self.measure = 1
+        self.gentle = False
         self.ramp = True  # doubling; afterwards steps around `_reference`
         self._reference: _Seen | None = None
         self._top_speed = 0.0  # tokens a second of one request, the highest of the ramp
         self._trying = False  # `level` is a step away from the reference
         self._up = True
-        self._step = _STEP
+        self._step = _FINE_STEP
         self._failures = 0
         self._hold_until = -math.inf
 
@@ -95,11 +99,14 @@ class Search:
         self._top_speed = max(self._top_speed, seen.rate / seen.in_hand)
         if before is None or seen.utility > before.utility + _BETTER:
             self._reference = seen
-            self._change(seen.level * 2)
+            self._change(math.ceil(seen.level * (_GENTLE if self.gentle else 2)))
             if self.level > seen.level:
                 return
-        least = seen.level if before is None else before.level // 2
-        self.go(round(max(seen.rate / self._top_speed, least)))
+        knee = seen.rate / self._top_speed
+        if before is None or knee > _HAS_KNEE * before.level:
+            self.go(round(knee))
+        else:
+            self.go(before.level)
 
     def _climb(self, now: float, seen: _Seen) -> None:
         reference = self._reference

@@ -7,7 +7,7 @@ says.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,17 +15,17 @@ from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings, Concurrency
 from batchline.executor.engine_load import EngineLoad
 from batchline.executor.limiter import AdaptiveLimit, Look
+from batchline.executor.permits import PermitPool
 
-_RECENT_S: Final = 0.75  # a look is compared with the most that we had for so long before it
 _NEXT_LOOK_S: Final = 2.0  # two looks further apart say nothing of what lies between
 
 
 @dataclass(slots=True)
 class _Heard:
-    """A worker's last reports: when, in flight, and whether that was all it may."""
+    """A worker's last two reports: the order that it obeyed, and how many it had in flight; and
+    whether that was all it may."""
 
-    order: int = 0
-    in_flight: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=8))
+    in_flight: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=2))
     limited: bool = False
 
 
@@ -40,6 +40,7 @@ class Steering:
         )
         self._heard: dict[str, _Heard] = {}
         self._last: tuple[float, EngineLoad] | None = None
+        self._ours = 0  # at the last look
 
     @property
     def limit(self) -> int:
@@ -57,11 +58,7 @@ class Steering:
     def report(self, worker: str, message: m.LaneReport, *, now: float, order: int) -> None:
         """A worker's word; `order` is the number of the newest that it was given."""
         heard = self._heard.setdefault(worker, _Heard())
-        if message.order != heard.order:
-            # What it had before it obeyed is no measure of what it may have now.
-            heard.in_flight.clear()
-        heard.order = message.order
-        heard.in_flight.append((now, message.in_flight))
+        heard.in_flight.append((message.order, message.in_flight))
         heard.limited = message.limited
         if message.order == order and message.measure == self.measure:
             self._limiter.report(
@@ -72,13 +69,17 @@ class Steering:
                 limited=message.limited,
             )
 
-    def shed(self, worker: str, message: m.BackendFault, *, now: float, first: bool) -> None:
+    def shed(
+        self,
+        worker: str,
+        message: m.BackendFault,
+        *,
+        now: float,
+        first: bool,
+        pool: PermitPool,
+    ) -> None:
         """A refusal for load; `first`: lines went to the backend until now."""
-        others = sum(
-            heard.in_flight[-1][1]
-            for name, heard in self._heard.items()
-            if name != worker and heard.in_flight
-        )
+        others = sum(self._most_of(name, pool) for name in pool.held if name != worker)
         self._limiter.shed(now, in_flight=message.in_flight + others, first=first)
 
     def look(
@@ -86,12 +87,13 @@ class Steering:
         load: EngineLoad,
         *,
         now: float,
-        held: Mapping[str, int],
-        orders: Mapping[str, int],
+        pool: PermitPool,
         wanting: Collection[str],
     ) -> None:
-        """The engine's page. `held` is the most that each worker may have in flight."""
+        """The engine's page."""
         last, self._last = self._last, (now, load)
+        ours = sum(self._most_of(worker, pool) for worker in pool.held)
+        before, self._ours = self._ours, ours
         self._limiter.look(
             now,
             Look(
@@ -99,25 +101,28 @@ class Steering:
                 waiting=load.waiting,
                 kv_use=load.kv_use,
                 token_s=_token_s(last, now, load),
-                ours=sum(
-                    self._most_of(worker, now, held=most, order=orders.get(worker, 0))
-                    for worker, most in held.items()
-                ),
+                ours=max(before, ours),  # the page may be as old as the last look
                 limited=all(
                     worker in self._heard and self._heard[worker].limited for worker in wanting
                 ),
             ),
         )
 
-    def _most_of(self, worker: str, now: float, *, held: int, order: int) -> int:
-        """The most that a worker may have had in flight a moment ago."""
+    def _most_of(self, worker: str, pool: PermitPool) -> int:
+        """The most that a worker may have in flight.
+
+        What it said under its newest order, when it said so twice; before that what it had last, if
+        that is more than it may have by now.
+        """
+        held = pool.held[worker]
         heard = self._heard.get(worker)
-        if heard is None or heard.order != order or len(heard.in_flight) < 2:
+        if heard is None or not heard.in_flight:
             return held
-        return max(
-            heard.in_flight[-1][1],
-            max((count for at, count in heard.in_flight if at >= now - _RECENT_S), default=0),
-        )
+        newest = pool.orders.get(worker, 0)
+        counts = [count for order, count in heard.in_flight if order == newest]
+        if len(counts) > 1:
+            return max(counts)
+        return min(held, max(heard.in_flight[-1][1], pool.told.get(worker, 0)))
 
     def gone(self, worker: str) -> None:
         """The worker is reaped, or has no line for the backend: what it said is over."""

@@ -37,16 +37,10 @@ from batchline.domain.splices import with_model
 from batchline.executor import messages as m
 from batchline.executor import verdict
 from batchline.executor.aborts import Aborts
-from batchline.executor.contract import (
-    BackendSettings,
-    Concurrency,
-    Released,
-    ShardWork,
-    Transport,
-)
+from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
 from batchline.executor.edits import edits_of
 from batchline.executor.lane import Lane
-from batchline.executor.meter import REPORT_S, Meter
+from batchline.executor.meter import REPORT_S, meter_of
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.streamed import StreamedAnswer, exchange
@@ -79,7 +73,7 @@ class Worker:
         self._settings = settings
         self._send = send
         self._lanes = {
-            b.name: Lane(b.name, transport(b), edits_of(b), _meter_of(b)) for b in settings.backends
+            b.name: Lane(b.name, transport(b), edits_of(b), meter_of(b)) for b in settings.backends
         }
         self._runs: dict[ShardKey, ShardRun] = {}
         self._aborts = Aborts(
@@ -569,10 +563,6 @@ async def _until_called_off() -> None:
     What came of the request meanwhile may be half a text.
     """
     await asyncio.Event().wait()
-
-
-def _meter_of(backend: BackendSettings) -> Meter | None:
-    return Meter() if backend.concurrency is Concurrency.ADAPTIVE else None
 
 
 def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
