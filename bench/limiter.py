@@ -15,7 +15,9 @@ from bench.steered import Play
 FOUND_BY_S: Final = 30.0
 WITHIN: Final = 0.20
 SEEDS: Final = (1, 2, 3)
-_STRETCH_S: Final = 5.0  # over which a limit is looked at: steps up and down are tried all the time
+_STRETCH_S: Final = (
+    10.0  # over which a limit is looked at: steps up and down are tried all the time
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ def parts_of(shape: EngineShape) -> list[Part]:
 class Found:
     """What the limit came to in one part of one run.
 
-    `after_s`: from then on, to the end of the part, the median of every five seconds is within reach
+    `after_s`: from then on, to the end of the part, the median of every ten seconds is within reach
     of the best: no more than 1.2 times as many, for no less than 80 % of the tokens by the engine's
     formula. Of an engine with a knee that is within 20 % of the knee. `rate` is what came, as a
     share of what the best brings, in the part's second half.

@@ -264,7 +264,7 @@ def test_whatever_is_heard_and_whenever_no_more_is_in_flight_than_the_ceiling(
                 floor.admission.set_wanting(name, [])
             case "come":
                 floor.admission.set_wanting(name, [ONE])
-            case "die":
+            case _:  # it dies
                 floor.workers[name].in_flight = 0
                 floor.admission.worker_gone(name)
                 floor.told = [told for told in floor.told if told[0] != name]

@@ -28,18 +28,17 @@ def test_it_finds_what_an_engine_can_make_use_of_and_stays_there(shape: EngineSh
         one = found(play, part)
         assert one.after_s <= FOUND_BY_S
         assert one.rate > 1 - WITHIN
-        # Looking whether there is more to be had takes steps of a quarter.
-        assert one.highest <= 1.6 * one.limit
-        assert one.lowest >= 0.6 * one.limit
+        # Looking whether there is more to be had takes steps of a tenth, a few times a minute.
+        assert one.highest <= 1.25 * one.limit
+        assert one.lowest >= 0.8 * one.limit
 
 
-def test_workers_have_equal_shares_all_the_time() -> None:
-    play = played(EngineShape(name="", knee=30), until=20.0)
-    assert max(moment.limit for moment in play.moments) > 30
-    for moment in play.moments:
-        first, second = moment.of_workers
-        # One of them may have to wait until the other has given back what it had.
-        assert abs(first - second) <= 1 or moment.in_flight != moment.limit
+def test_workers_have_equal_shares_whatever_the_limit_is() -> None:
+    play = played(EngineShape(name="", knee=30), until=60.0)
+    # At first one of them has all, and gives up a half of it as its requests end.
+    settled = [one for one in play.moments if one.at > 5.0 and one.in_flight == one.limit]
+    assert len({one.limit for one in settled}) > 3
+    assert all(abs(one.of_workers[0] - one.of_workers[1]) <= 1 for one in settled)
 
 
 def test_no_more_is_in_flight_than_the_ceiling_allows() -> None:
@@ -111,9 +110,11 @@ def test_too_little_to_do_teaches_nothing() -> None:
 
 def test_answers_without_tokens_are_counted_themselves() -> None:
     limiter = AdaptiveLimit(ceiling=100)
+    limits = []
     for number in range(10):
         limiter.report(number, answers=80, tokens=0, latency_s=8.0, limited=True)
-    assert limiter.limit() == 100
+        limits.append(limiter.limit())
+    assert max(limits) == 100
 
 
 def refuse(limiter: AdaptiveLimit, now: float, *, in_flight: int, refused: int) -> None:
@@ -131,7 +132,7 @@ def test_what_was_shed_at_is_not_tried_again_at_once_and_each_time_later() -> No
         while limiter.limit() <= 19:
             now += REPORT_S
             limiter.report(now, answers=80, tokens=800, latency_s=20.0, limited=True)
-        assert rest_s <= now - begun < rest_s + 5.0
+        assert rest_s <= now - begun < rest_s + 8.0  # it looks up every five
 
 
 def test_a_backend_that_refuses_everything_does_not_take_the_limit_to_the_floor() -> None:

@@ -202,8 +202,8 @@ class AdaptiveLimit:
             if look.running < self._search.level:
                 self._roof.found(now, look.running)
                 self._search.go(look.running)
-        elif look.kv_use is not None and look.kv_use >= _KV_FULL:
-            self._roof.found(now, min(self._roof.most(now), self._search.level))
+        elif (look.kv_use or 0.0) >= _KV_FULL and self._roof.most(now) == math.inf:
+            self._roof.found(now, self._search.level)
 
     def _make_room_to_search(self, now: float, look: Look) -> None:
         """Others may have more in hand than was looked into: the search goes on beyond them."""

@@ -9,10 +9,10 @@ always loses.
 
 **How.** It doubles until that no longer pays. Behind a knee the rate is the knee's, and one request
 is slower in proportion, so the knee is about rate / (rate of one request when there were few);
-where that cannot be, there is none, and the level before the last was good enough.
-From there on it tries steps up and down, stays where neither is better, and looks again every few
-seconds, by smaller steps. When the rate at an unchanged level falls, the level goes down at once by
-as much.
+where that cannot be, there is none, and the level before the last was good enough. From there on it
+tries small steps up and down, larger ones once two in a row were right, stays where neither is
+better, and looks again every few seconds. When the rate at an unchanged level falls, the level goes
+down at once by as much.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Search:
         self._up = True
         self._step = _FINE_STEP
         self._failures = 0
+        self._successes = 0
         self._hold_until = -math.inf
 
     def seen(self, now: float, *, in_hand: float, rate: float) -> None:
@@ -112,7 +113,7 @@ class Search:
         reference = self._reference
         if reference is None or not self._trying:
             if reference is not None and seen.rate * _SLOWER < reference.rate:
-                self._step, self._failures = _STEP, 0
+                self._failures = self._successes = 0
                 self.go(round(seen.level * seen.rate / reference.rate))
                 return
             self._reference = seen
@@ -122,10 +123,13 @@ class Search:
         if seen.utility > reference.utility + _BETTER:
             self._reference = seen
             self._failures = 0
-            self._step = _STEP
+            self._successes += 1
+            if self._successes > 1:
+                self._step = _STEP
             self._try(seen.level)
             return
         self._failures += 1
+        self._successes = 0
         self._up = not self._up
         self._trying = False
         self._change(reference.level)

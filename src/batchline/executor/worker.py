@@ -424,6 +424,8 @@ class Worker:
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
         if found.outcome is Outcome.ANSWERED:  # nearly always, and nothing is to be decided
+            if lane.meter is not None:
+                lane.meter.answered(line.began, found.usage)
             self._settle(line, found)
             return _Ended.ANSWERED
         if found.answered:
@@ -437,8 +439,6 @@ class Worker:
         )
         match decision:
             case Settle():
-                if lane.meter is not None and found.outcome is Outcome.ANSWERED:
-                    lane.meter.answered(line.began, found.usage)
                 self._settle(line, found)
             case RetryIn(delay_s=delay_s):
                 self._retry_later(line, delay_s)
