@@ -31,7 +31,8 @@ _NEAR_OTHERS: Final = 0.2  # the same while others come and go
 _BELOW_SHED: Final = 0.95
 _WAITING: Final = 0.1  # of those that run: so many that wait are too many; none while others wait
 _KV_FULL: Final = 0.95
-_CROWDED_LOOKS: Final = 20
+_UNSTEADY_LOOKS: Final = 6
+_CROWDED_LOOKS: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ class AdaptiveLimit:
         self._looks_until = -math.inf
         self._last: tuple[int, Look, bool] | None = None  # measure, look, steady
         self._waited = 0  # looks in a row at which too many waited
+        self._unsteady = 0  # looks in a row of which nothing could be learnt
         self._crowded = 0  # looks in a row at which others left us nothing, and nobody suffered
         self._shed_from = 0
         self._refused = 0
@@ -156,13 +158,7 @@ class AdaptiveLimit:
     def look(self, now: float, look: Look) -> None:
         """What the engine's page says."""
         before = self.measure
-        self._neighbours.look(
-            now,
-            ours=look.ours,
-            in_hand=look.in_hand,
-            token_s=look.token_s,
-            at_floor=max(self._limit, look.ours) <= self._floor,
-        )
+        self._neighbours.look(now, ours=look.ours, in_hand=look.in_hand, token_s=look.token_s)
         self._hear_of_waiting(now, look)
         self._make_room_to_search(now, look)
         self._measure(now, look)
@@ -233,6 +229,9 @@ class AdaptiveLimit:
         last, self._last = self._last, (self.measure, look, steady)
         if not steady or last is None or not last[2] or last[0] != self.measure:
             self._looks.clear()
+            self._unsteady += 1
+            if self._unsteady >= _UNSTEADY_LOOKS:
+                self._search.give_up(now)
             return
         in_hand = (last[1].in_hand + look.in_hand) / 2
         running = (last[1].running + look.running) / 2
@@ -240,6 +239,7 @@ class AdaptiveLimit:
         if len(self._looks) >= _LOOKS:
             in_hand, rate = (sum(values) / len(values) for values in zip(*self._looks, strict=True))
             self._looks.clear()
+            self._unsteady = 0
             if rate > 0:
                 self._search.seen(now, in_hand=in_hand, rate=rate)
 
@@ -263,6 +263,7 @@ class AdaptiveLimit:
         if self.measure != before:
             self._forget()
             self._looks.clear()
+            self._unsteady = 0
         self._limit = max(self._floor, min(self._search.level - others, self._ceiling))
 
     def _forget(self) -> None:

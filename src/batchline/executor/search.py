@@ -88,6 +88,13 @@ class Search:
         self._reference = None
         self._change(level)
 
+    def give_up(self, now: float) -> None:
+        """What a step away would come to cannot be seen now: back, and not soon again."""
+        if self._trying and self._reference is not None:
+            self._trying = False
+            self._hold_until = now + _HOLD_S
+            self._change(self._reference.level)
+
     def keep_in_bounds(self) -> None:
         """`most` may be lower than it was."""
         if self.level > self.most:

@@ -29,6 +29,42 @@ class _Heard:
     limited: bool = False
 
 
+class PageAge:
+    """How far a page lags behind, and the most that we had in flight at any time that it may show.
+
+    Some engines write their numbers anew once a second only. When we had much more at one look than
+    at the one before, the page has to show it: how long that takes is its age. Without that what we
+    have just given up would be taken for somebody else's.
+    """
+
+    _RISE: Final = 1.3  # times as many as before: enough to be told from what others do
+    _SHOWN: Final = 0.9
+    _LONGEST_S: Final = 3.0
+    _LEAST_S: Final = 0.6  # the look before this one
+    _FORGETS: Final = 0.9  # of what was seen before, at each rise
+
+    def __init__(self) -> None:
+        self._ours: deque[tuple[float, int]] = deque(maxlen=16)
+        self._age_s = 0.0
+        self._rise: tuple[float, float] | None = None  # since when, what is to be shown
+
+    def note(self, now: float, *, ours: int, in_hand: int) -> None:
+        """At this look we had at most `ours`, and the page says `in_hand`."""
+        if self._rise is not None:
+            since, shown = self._rise
+            if in_hand >= shown or now - since > self._LONGEST_S:
+                self._age_s = max(self._FORGETS * self._age_s, now - since)
+                self._rise = None
+        elif self._ours and ours >= self._RISE * max(4, self._ours[-1][1]) > in_hand:
+            self._rise = (now, self._SHOWN * ours)
+        self._ours.append((now, ours))
+
+    def most_ours(self, now: float) -> int:
+        """The most that the page may have counted of ours."""
+        since = now - self._LEAST_S - self._age_s
+        return max(count for at, count in self._ours if at >= since)
+
+
 class Steering:
     """Of one backend whose `concurrency` is adaptive."""
 
@@ -40,7 +76,7 @@ class Steering:
         )
         self._heard: dict[str, _Heard] = {}
         self._last: tuple[float, EngineLoad] | None = None
-        self._ours = 0  # at the last look
+        self._age = PageAge()
 
     @property
     def limit(self) -> int:
@@ -93,7 +129,7 @@ class Steering:
         """The engine's page."""
         last, self._last = self._last, (now, load)
         ours = sum(self._most_of(worker, pool) for worker in pool.held)
-        before, self._ours = self._ours, ours
+        self._age.note(now, ours=ours, in_hand=load.running + load.waiting)
         self._limiter.look(
             now,
             Look(
@@ -101,7 +137,7 @@ class Steering:
                 waiting=load.waiting,
                 kv_use=load.kv_use,
                 token_s=_token_s(last, now, load),
-                ours=max(before, ours),  # the page may be as old as the last look
+                ours=self._age.most_ours(now),
                 limited=all(
                     worker in self._heard and self._heard[worker].limited for worker in wanting
                 ),
