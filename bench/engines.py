@@ -186,8 +186,9 @@ SHAPES: Final = (
     EngineShape(name="no knee: twice as slow at 64", knee=100_000, drag=1 / 64),
     EngineShape(name="knee at 24, answers of 4.5 s", knee=24, step_s=0.03, tokens=150.0),
 )
-# Kept out of all tuning: looked at when the limiter was finished.
-KEPT_BACK: Final = (
+# Kept out of tuning, and looked at when it was done. Two of these three missed then; what that
+# showed was put right, so they are no longer kept back.
+FIRST_KEPT_BACK: Final = (
     EngineShape(name="knee at 40, answers of 8 s", knee=40, step_s=0.04, tokens=200.0),
     EngineShape(name="knee at 150, 96 places, then a queue", knee=150, places=96),
     EngineShape(
@@ -195,6 +196,23 @@ KEPT_BACK: Final = (
         knee=200,
         read_s=0.003,
         page_age_s=1.0,
+    ),
+)
+# Made after that, and looked at once.
+KEPT_BACK: Final = (
+    EngineShape(
+        name="knee at 100 that is none (a third slower), reads",
+        knee=100,
+        drag=1 / 300,
+        read_s=0.001,
+        tokens=100.0,
+    ),
+    EngineShape(name="knee at 16, 429 above 24", knee=16, sheds_above=24, tokens=40.0),
+    EngineShape(
+        name="knee at 300, answers of 10 s, a page 0.5 s old",
+        knee=300,
+        tokens=500.0,
+        page_age_s=0.5,
     ),
 )
 

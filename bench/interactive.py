@@ -2,7 +2,8 @@
 
 The interactive requests come by chance (a Poisson process) at a rate that jumps every minute
 between a little and most of what the engine can do. What is spare is what the engine can do in all
-less what they take.
+less what they take. How soon room is given back is taken from a run in which they come in even
+distances: by chance they come in crowds, and no rise has an instant.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean
+from statistics import mean, median
 from typing import Final
 
 from bench.engines import EngineShape, steady_rate
-from bench.report import Measurement, Row, Table, percentile
+from bench.report import Floor, Measurement, Row, Table, percentile, spread
 from bench.rig import Rig
 from bench.steered import Play
 
@@ -25,15 +26,15 @@ PERIOD_S: Final = 60.0
 _ANSWER: Final = 60.0  # tokens of an interactive answer in the mean
 SLOWDOWN: Final = 1.3
 SPARE: Final = 0.8
+SEEDS: Final = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """An engine, the answers of the batch on it, and how high others may load it."""
+    """An engine, and how long the answers of the batch on it are."""
 
     shape: EngineShape
     batch_tokens: float = 60.0
-    kept_back: bool = False
 
     @property
     def most(self) -> int:
@@ -58,12 +59,20 @@ STAGES: Final = (
     Stage(shape=shape("knee at 64, batch answers of 6 s", 64), batch_tokens=300.0),
     Stage(shape=shape("32 places, then a queue", 100_000, places=32)),
 )
+# Kept out of tuning, and looked at when it was done. Both missed then; what that showed was put
+# right, so they are no longer kept back.
+FIRST_KEPT_BACK: Final = (
+    Stage(shape=shape("knee at 200, a third of its time reads", 200, read_s=0.003)),
+    Stage(shape=shape("knee at 24, a page 1 s old", 24, page_age_s=1.0)),
+)
+# Made after that, and looked at once.
 KEPT_BACK: Final = (
     Stage(
-        shape=shape("knee at 200, a third of its time reads", 200, read_s=0.003),
-        kept_back=True,
+        shape=shape("knee at 90, a tenth of its time reads", 90, read_s=0.0015), batch_tokens=100.0
     ),
-    Stage(shape=shape("knee at 24, a page 1 s old", 24, page_age_s=1.0), kept_back=True),
+    Stage(
+        shape=shape("48 places, then a queue, a page 0.5 s old", 100_000, places=48, page_age_s=0.5)
+    ),
 )
 
 
@@ -91,8 +100,8 @@ WAYS: Final = (
 )
 
 
-def acted(stage: Stage, way: Way, *, seed: int = 1, until: float = UNTIL_S) -> Play:
-    """One run of it."""
+def acted(stage: Stage, way: Way, *, seed: int = 1, even: bool = False) -> Play:
+    """One run of it; `even`: interactive requests come in even distances."""
     engine = stage.shape
     if not way.page:
         engine = EngineShape(
@@ -100,6 +109,7 @@ def acted(stage: Stage, way: Way, *, seed: int = 1, until: float = UNTIL_S) -> P
             knee=engine.knee,
             places=engine.places,
             read_s=engine.read_s,
+            drag=engine.drag,
         )
     play = Play(
         shape=engine,
@@ -111,8 +121,9 @@ def acted(stage: Stage, way: Way, *, seed: int = 1, until: float = UNTIL_S) -> P
         priority=way.priority,
         tokens=stage.batch_tokens,
     )
-    _come(play, random.Random(f"{seed} arrivals"), stage.can_do / _ANSWER)  # noqa: S311  # no secret
-    play.run(until)
+    chance = None if even else random.Random(f"{seed} arrivals")  # noqa: S311  # no secret
+    _come(play, chance, stage.can_do / _ANSWER)
+    play.run(UNTIL_S)
     return play
 
 
@@ -121,17 +132,18 @@ def share_at(now: float) -> float:
     return SHARES[int(now / PERIOD_S) % len(SHARES)]
 
 
-def _come(play: Play, chance: random.Random, most_per_s: float) -> None:
+def _come(play: Play, chance: random.Random | None, most_per_s: float) -> None:
     """The next interactive request, and when the one after it comes."""
     if play.engine.now:
         play.engine.submit("interactive", tokens=_ANSWER)
-    wait_s = chance.expovariate(most_per_s * share_at(play.engine.now))
+    rate = most_per_s * share_at(play.engine.now)
+    wait_s = 1 / rate if chance is None else chance.expovariate(rate)
     play.later(wait_s, partial(_come, play, chance, most_per_s))
 
 
 def given_back_after_s(play: Play, stage: Stage) -> tuple[float, float]:
     """From when a rise of the others' load is at the engine until the limit, and what is in flight,
-    leave it the room that it takes; the longest of all rises.
+    leave it the room that it takes; the longest of all rises. Of a run with even arrivals.
 
     At the engine: nine tenths of what they have in hand in the mean while the load is high.
     """
@@ -155,33 +167,75 @@ def _multiples(period_s: float) -> list[float]:
     return [n * period_s for n in range(1, round(UNTIL_S / period_s)) if n * period_s >= WARM_S]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Felt:
+    """What one way came to on one stage, in one run."""
+
+    p95_s: float
+    times_alone: float
+    share: float
+    limit_s: float  # until room was given back, where that was asked
+    in_flight_s: float
+
+
+def felt(stage: Stage, way: Way, *, seed: int) -> Felt:
+    """Play it, and the same without a batch."""
+    alone = acted(stage, ALONE, seed=seed)
+    play = alone if way is ALONE else acted(stage, way, seed=seed)
+    alone_s, p95_s = (
+        percentile(one.latencies(WARM_S, UNTIL_S - 10.0, "interactive"), 95)
+        for one in (alone, play)
+    )
+    spare = stage.can_do - alone.rate(WARM_S, UNTIL_S, "interactive")
+    limit_s = in_flight_s = 0.0
+    if way is OURS:
+        limit_s, in_flight_s = given_back_after_s(acted(stage, way, seed=seed, even=True), stage)
+    return Felt(
+        p95_s=p95_s,
+        times_alone=p95_s / alone_s,
+        share=play.rate(WARM_S, UNTIL_S) / spare,
+        limit_s=limit_s,
+        in_flight_s=in_flight_s,
+    )
+
+
 def measure(rig: Rig) -> Measurement:
-    """Every stage in every way."""
+    """Every stage in every way, with several seeds."""
     rows: list[Row] = []
-    for stage in (*STAGES, *KEPT_BACK):
-        alone = acted(stage, ALONE)
-        alone_s = percentile(alone.latencies(WARM_S, UNTIL_S - 10.0, "interactive"), 95)
-        theirs = alone.rate(WARM_S, UNTIL_S, "interactive")
+    ours: list[Felt] = []
+    for stage in (*STAGES, *FIRST_KEPT_BACK, *KEPT_BACK):
         for way in WAYS:
-            play = alone if way is ALONE else acted(stage, way)
-            latencies = play.latencies(WARM_S, UNTIL_S - 10.0, "interactive")
-            limit_s, in_flight_s = given_back_after_s(play, stage)
+            runs = [felt(stage, way, seed=seed) for seed in SEEDS]
+            if way is OURS:
+                ours += runs
+            limits_s = max(one.limit_s for one in runs)
+            in_flights_s = max(one.in_flight_s for one in runs)
             rows.append(
                 {
-                    "engine": stage.shape.name + (" (kept back)" if stage.kept_back else ""),
+                    "engine": stage.shape.name + (" (kept back)" if stage in KEPT_BACK else ""),
                     "batch": way.name,
-                    "interactive p95, s": percentile(latencies, 95),
-                    "times alone": percentile(latencies, 95) / alone_s,
-                    "mean, times alone": mean(latencies)
-                    / mean(alone.latencies(WARM_S, UNTIL_S - 10.0, "interactive")),
-                    "batch, share of what was spare": (
-                        play.rate(WARM_S, UNTIL_S) / (stage.can_do - theirs)
-                    ),
-                    "limit lowered after, s": limit_s,
-                    "in flight lowered after, s": in_flight_s,
+                    "interactive p95, s": median(one.p95_s for one in runs),
+                    "times alone": spread([one.times_alone for one in runs]),
+                    "batch, share of what was spare": spread([one.share for one in runs]),
+                    "room given back after, s": f"{limits_s:.2f}, {in_flights_s:.2f}"
+                    if way is OURS
+                    else "",
                 }
             )
-    rig.say(f"{len(rows)} runs, virtual time; no process of Batchline takes part")
+    rig.say(f"{len(rows) * len(SEEDS)} runs, virtual time; no process of Batchline takes part")
     return Measurement(
-        tables=[Table("Interactive requests and a batch on one engine", rows)], raw={"rows": rows}
+        tables=[Table("Interactive requests and a batch on one engine", rows)],
+        floors=[
+            Floor(
+                "interactive p95 beside an adaptive batch, times alone (worst)",
+                max(one.times_alone for one in ours),
+                at_most=SLOWDOWN,
+            ),
+            Floor(
+                "adaptive batch, share of what was spare (least)",
+                min(one.share for one in ours),
+                at_least=SPARE,
+            ),
+        ],
+        raw={"rows": rows},
     )

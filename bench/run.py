@@ -22,6 +22,8 @@ from bench import (
     crowd,
     dispatch,
     finalize,
+    interactive,
+    limiter,
     listing,
     memory,
     run_command,
@@ -46,6 +48,8 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "listing": listing.measure,
         "run": run_command.measure,
         "startup": startup.measure,
+        "limiter": limiter.measure,
+        "interactive": interactive.measure,
         "memory": memory.measure,
     }
 )

@@ -141,7 +141,7 @@ class AdaptiveLimit:
         allowed: else there was too little to do, and nothing is learnt of the limit.
         """
         before = self.measure
-        if not limited or now < self._looks_until or self._has_no_room(now):
+        if not limited or now < self._looks_until or self._is_held_back(now):
             self._forget()
         else:
             self._answers += answers
@@ -206,7 +206,9 @@ class AdaptiveLimit:
         others = self._neighbours.others(now)
         search = self._search
         if search.ramp:
-            if search.level < others + FIRST <= search.most:
+            if (cap := self._neighbours.cap(now)) < search.level:
+                search.go(math.floor(cap))  # who is there suffers: no more leaps
+            elif search.level < others + FIRST <= search.most:
                 search.start_at(others + FIRST)
             return
         kind = not look.waiting and self._neighbours.cap(now) >= look.in_hand
@@ -224,7 +226,9 @@ class AdaptiveLimit:
         near = _NEAR_OTHERS if self._neighbours.are_there(now) else _NEAR
         off = abs(look.in_hand - self._search.level)
         steady = (
-            look.limited and not self._has_no_room(now) and off <= max(2, near * self._search.level)
+            look.limited
+            and not self._is_held_back(now)
+            and off <= max(2, near * self._search.level)
         )
         last, self._last = self._last, (self.measure, look, steady)
         if not steady or last is None or not last[2] or last[0] != self.measure:
@@ -232,6 +236,9 @@ class AdaptiveLimit:
             self._unsteady += 1
             if self._unsteady >= _UNSTEADY_LOOKS:
                 self._search.give_up(now)
+                if (cap := self._neighbours.cap(now)) < self._search.level:
+                    # What they allow is all that can be looked at: so on from there.
+                    self._search.go(math.floor(cap))
             return
         in_hand = (last[1].in_hand + look.in_hand) / 2
         running = (last[1].running + look.running) / 2
@@ -249,14 +256,17 @@ class AdaptiveLimit:
             return max(_LEAST_ANSWERS_FAST, self._limit // 4)
         return max(_LEAST_ANSWERS, self._limit // 2)
 
-    def _has_no_room(self, now: float) -> bool:
-        """Whether others leave less than we have in any case: then it is not the level that is."""
-        return self._search.level - self._neighbours.others(now) < self._floor
+    def _is_held_back(self, now: float) -> bool:
+        """Whether others keep what is in hand off the level: then it cannot be looked at."""
+        return (
+            self._neighbours.cap(now) < self._search.level
+            or self._search.level - self._neighbours.others(now) < self._floor
+        )
 
     def _follow(self, now: float, before: int) -> None:
         """The limit that follows from all that is known."""
         others = self._neighbours.others(now)
-        most = min(self._ceiling + others, self._roof.most(now), self._neighbours.cap(now))
+        most = min(self._ceiling + others, self._roof.most(now))
         self._search.most = max(self._floor, math.floor(most))
         self._search.gentle = self._neighbours.are_there(now)
         self._search.keep_in_bounds()
@@ -264,7 +274,8 @@ class AdaptiveLimit:
             self._forget()
             self._looks.clear()
             self._unsteady = 0
-        self._limit = max(self._floor, min(self._search.level - others, self._ceiling))
+        level = math.floor(min(self._search.level, self._neighbours.cap(now)))
+        self._limit = max(self._floor, min(level - others, self._ceiling))
 
     def _forget(self) -> None:
         self._answers = self._tokens = 0

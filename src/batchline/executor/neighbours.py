@@ -16,7 +16,7 @@ import math
 from collections import deque
 from typing import Final
 
-_LOOKS: Final = 3  # of which the most counts
+_LOOKS: Final = 2  # of which the most counts
 _GONE_AFTER_S: Final = 10.0  # without a request of others: nobody is there
 _BLIND_S: Final = 10.0  # without a page: what it said last is no longer so
 _DOWN: Final = 0.95  # of what would be just enough

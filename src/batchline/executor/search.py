@@ -25,6 +25,7 @@ FIRST: Final = 8  # where the search begins: less than nearly any engine takes
 _EXPONENT: Final = 0.2
 _BETTER: Final = 0.01  # in the logarithm of the utility: less is noise
 _GENTLE: Final = 1.4  # instead of doubling
+_MUCH_SLOWER: Final = 0.7  # one request, of its top speed: it is about to pay no longer
 _STEP: Final = 1.25
 _FINE_STEP: Final = 1.1
 _HAS_KNEE: Final = 0.55  # of a level that was better than half of it: no knee is lower than that
@@ -107,7 +108,8 @@ class Search:
         self._top_speed = max(self._top_speed, seen.rate / seen.in_hand)
         if before is None or seen.utility > before.utility + _BETTER:
             self._reference = seen
-            self._change(math.ceil(seen.level * (_GENTLE if self.gentle else 2)))
+            slower = seen.rate < _MUCH_SLOWER * self._top_speed * seen.in_hand
+            self._change(math.ceil(seen.level * (_GENTLE if self.gentle or slower else 2)))
             if self.level > seen.level:
                 return
         knee = seen.rate / self._top_speed
@@ -131,8 +133,7 @@ class Search:
             self._reference = seen
             self._failures = 0
             self._successes += 1
-            if self._successes > 1:
-                self._step = _STEP
+            self._step = _STEP if self._successes > 1 and not self.gentle else _FINE_STEP
             self._try(seen.level)
             return
         self._failures += 1
