@@ -173,8 +173,8 @@ class Play:
             asked = self.engine.advance(max(next_at, self.engine.now))
             if asked is not None:
                 self.ended.append(asked)
-                worker, line = self.under_way.pop(asked, (None, None))
-                if worker is not None and line is not None:
+                if asked in self.under_way:
+                    worker, line = self.under_way.pop(asked)
                     worker.answered(line, asked)
             else:
                 while self._due and self._due[0][0] <= self.engine.now:

@@ -51,6 +51,12 @@ PARTS_AND_FLOORS = {
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
     ],
+    ("limiter", "interactive"): [
+        "adaptive limit, seconds until it is near the best (slowest of the first ten)",
+        "adaptive limit, share of the best fixed one's tokens (least)",
+        "interactive p95 beside an adaptive batch, times alone (worst)",
+        "adaptive batch, share of what was spare (least)",
+    ],
     ("run", "startup", "memory"): [
         "run / serve, wall time (median)",
         "many batches, seconds to the first request",
@@ -74,7 +80,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(180)  # a dozen servers, beside two other tests
 @pytest.mark.parametrize(
-    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run, startup and memory"]
+    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "simulated", "run, startup and memory"]
 )
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"
