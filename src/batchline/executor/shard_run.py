@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,8 @@ from batchline.domain.ids import BatchId, line_id_prefix
 from batchline.domain.model import Usage
 from batchline.executor.contract import Ends, ShardWork
 from batchline.executor.read_ahead import ReadAhead
+
+_API_PREFIX: Final = "/v1"  # a transport's base URL ends in it
 
 
 class Gate(StrEnum):
@@ -111,6 +114,7 @@ class ShardRun:
     input_fd: int
     input: ReadAhead
     entries: bytes  # this shard's part of the plan
+    path: str  # of the API, below the transport's base URL
     line_id_prefix: str
     has_gaps: bool  # some entries are not to be dispatched: settled before, or not suspect
     gate: Gate = Gate.OPEN
@@ -140,6 +144,7 @@ class ShardRun:
             input_fd=input_fd,
             input=ReadAhead(input_fd),
             entries=entries,
+            path=work.endpoint.removeprefix(_API_PREFIX),
             line_id_prefix=line_id_prefix(shard.key.batch_id),
             has_gaps=any(shard.settled) or bool(work.suspects or work.lost),
             settled=bytearray(shard.settled),

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Final, assert_never
+from typing import assert_never
 
 from batchline import telemetry
 from batchline.domain import bitmap, plan, results
@@ -55,9 +55,6 @@ class _Ended(StrEnum):
     NOT_ADMITTED = "not_admitted"  # the gate closed first
     UNREADABLE = "unreadable"  # the input is damaged
     ABORTED = "aborted"  # the slot was cancelled
-
-
-_API_PREFIX: Final = "/v1"  # the transport's base URL ends in it
 
 
 class Worker:
@@ -382,7 +379,7 @@ class Worker:
             body = self._aborts.callers[lane.backend].tag(line, body, headers)
         try:
             telemetry.probe("worker.dispatching")
-            path = line.run.work.endpoint.removeprefix(_API_PREFIX)
+            path = line.run.path
             if pieces is None:
                 answer = await lane.transport.send(
                     path, body, headers=headers, before_write=line.admit
