@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from batchline import telemetry
 from bench.engines import (
     FIRST_KEPT_BACK,
     KEPT_BACK,
@@ -113,6 +114,7 @@ def measure(rig: Rig) -> Measurement:
     """Every shape from a cold start with each seed; of the one that changes, each of its parts."""
     rows: list[Row] = []
     slowest = worst = 0.0
+    telemetry.configure_logging(level="error")  # of circuits that close in a simulation
     whole = rig.size.percent >= 100
     for shape in (*SHAPES, *FIRST_KEPT_BACK, *KEPT_BACK) if whole else SHAPES[:2]:
         plays = [played(shape, seed=seed) for seed in (SEEDS if whole else SEEDS[:1])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +156,10 @@ class Play:
             interactive_slowdown=self.slowdown,
         )
         self._admission = Admission(
-            [backend], tell=self._tell_worker, clock=lambda: self.engine.now
+            [backend],
+            tell=self._tell_worker,
+            clock=lambda: self.engine.now,
+            chance=random.Random(f"{self.seed} circuit"),  # noqa: S311  # no secret
         )
         self._crew = [_Worker(f"w{n}", self) for n in range(self.workers)]
         self._every(TICK_S, self._admission.tick)

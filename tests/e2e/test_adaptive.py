@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,22 @@ async def test_others_at_the_engine_are_made_way_for_within_two_seconds(tmp_path
             ended = wait_for(client, batch.id)
             assert ended.status == "cancelled"
             conserved(client, ended, content)
+
+
+async def test_lines_go_out_with_the_backends_priority_unless_they_have_their_own(
+    tmp_path: Path,
+) -> None:
+    lines = make_lines(2).splitlines()
+    lines[1] = lines[1].replace(b'"body": {', b'"body": {"priority": -9, ')
+    content = b"\n".join(lines)
+    async with backend_process() as backend:
+        table = {"backend": [{"base_url": backend.base_url, "priority": 5}]}
+        with server(tmp_path, settings=table) as running:
+            client = running.client()
+            ended = wait_for(client, submit(client, content).id)
+            log = await backend.log()
+            assert conserved(client, ended, content).finished == 2
+    bodies = [line[line.index(b'"body": ') + 8 : -1] for line in lines]
+    bodies[0] = bodies[0].replace(b"{", b'{"priority":5,', 1)
+    sent = {event.sha256 for event in log.arrivals}
+    assert sent == {hashlib.sha256(body).hexdigest() for body in bodies}

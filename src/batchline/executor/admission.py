@@ -44,10 +44,11 @@ class Admission:
         *,
         tell: Callable[[str, m.ToWorker], None],
         clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
     ) -> None:
         self._tell = tell
         self._clock = clock
-        self._random = random.Random()  # noqa: S311  # jitter, not a secret
+        self._random = chance or random.Random()  # noqa: S311  # jitter, not a secret
         self._desks = {b.name: _desk_of(b) for b in backends}
 
     def waiting_reasons(self) -> Mapping[str, str]:
@@ -147,7 +148,7 @@ class Admission:
                 reason=message.reason,
             )
             # Also the one that met the fault: an earlier word to admit may be on its way to it.
-            for each in desk.wanting:
+            for each in sorted(desk.wanting):
                 self._tell(each, m.SetCircuit(message.backend, admitting=False))
 
         if desk.steering is not None and message.outcome == Outcome.SHED and not message.trial:
@@ -186,7 +187,7 @@ class Admission:
             return
         if desk.circuit.answered():
             telemetry.event("backend_admitted", backend=message.backend)
-        for other in desk.wanting:
+        for other in sorted(desk.wanting):
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
     # -- time ------------------------------------------------------------------------------

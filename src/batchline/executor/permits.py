@@ -54,7 +54,7 @@ class PermitPool:
 
     def again(self, workers: Collection[str]) -> Mapping[str, int]:
         """The shares of `workers` as they are, as new orders: something else about them changed."""
-        orders = {worker: self.told[worker] for worker in workers if worker in self.told}
+        orders = {one: self.told[one] for one in sorted(workers) if one in self.told}
         self._number(orders)
         return orders
 
