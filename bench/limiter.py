@@ -142,7 +142,7 @@ def measure(rig: Rig) -> Measurement:
         tables=[Table("The limit in the second half of each part; the worst of three runs", rows)],
         floors=[
             Floor(
-                "adaptive limit, seconds until it is near the best (slowest of the first ten)",
+                "adaptive limit, seconds until it is near the best (slowest of the first eight)",
                 slowest,
                 at_most=FOUND_BY_S,
             ),

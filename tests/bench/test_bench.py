@@ -53,7 +53,7 @@ PARTS_AND_FLOORS = {
         "get: time with many batches / with 100",
     ],
     ("limiter", "interactive"): [
-        "adaptive limit, seconds until it is near the best (slowest of the first ten)",
+        "adaptive limit, seconds until it is near the best (slowest of the first eight)",
         "adaptive limit, share of the best fixed one's tokens (least)",
         "interactive p95 beside an adaptive batch, times alone (worst)",
         "adaptive batch, share of what was spare (least)",

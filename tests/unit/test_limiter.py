@@ -203,3 +203,16 @@ def test_a_page_is_as_old_as_it_says() -> None:
         seen.append(page.running)
     assert seen == [0, 0, 1]
     assert median(seen) == 0
+
+
+def test_a_page_that_goes_away_is_no_sign_that_the_engine_is_slower() -> None:
+    limiter = AdaptiveLimit(ceiling=32)
+    for number in range(40):
+        ours = limiter.limit()
+        look = Look(running=ours, waiting=0, kv_use=None, token_s=0.02, ours=ours, limited=True)
+        limiter.look(number / 2, look)
+    settled = limiter.limit()
+    assert settled >= 28
+    for number in range(8):  # prompts take as long as answers: in the latencies, not on the page
+        limiter.report(30.0 + number, answers=40, tokens=400, latency_s=16.0, limited=True)
+        assert limiter.limit() >= 28

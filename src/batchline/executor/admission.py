@@ -31,6 +31,7 @@ class _Desk:
     pool: PermitPool
     steering: Steering | None = None  # None: the pool's limit is what was configured
     measure: int = 0  # what its workers report under
+    settled: bool = False  # the log has been told of the limit
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
 
@@ -111,6 +112,9 @@ class Admission:
 
     def _follow(self, name: str, desk: _Desk, steering: Steering) -> None:
         """Hand out what the limit is now."""
+        if steering.is_settled and not desk.settled:
+            telemetry.event("backend_limit_found", backend=name, in_flight=steering.limit)
+        desk.settled = steering.is_settled
         new_measure = steering.measure != desk.measure
         if steering.limit == desk.pool.limit and not new_measure:
             return

@@ -110,6 +110,7 @@ class AdaptiveLimit:
         self._latency_s = 0.0
         self._looks: list[tuple[float, float]] = []  # in hand, tokens a second
         self._looks_until = -math.inf
+        self._by_page = False  # what was seen last
         self._last: tuple[int, Look, bool] | None = None  # measure, look, steady
         self._waited = 0  # looks in a row at which too many waited
         self._unsteady = 0  # looks in a row of which nothing could be learnt
@@ -152,7 +153,7 @@ class AdaptiveLimit:
                 speed = (self._tokens + self._answers) / self._latency_s
                 in_hand = self._limit + self._neighbours.others(now)
                 self._forget()
-                self._search.seen(now, in_hand=in_hand, rate=in_hand * speed)
+                self._seen(now, by_page=False, in_hand=in_hand, rate=in_hand * speed)
         self._follow(now, before)
 
     def look(self, now: float, look: Look) -> None:
@@ -248,7 +249,14 @@ class AdaptiveLimit:
             self._looks.clear()
             self._unsteady = 0
             if rate > 0:
-                self._search.seen(now, in_hand=in_hand, rate=rate)
+                self._seen(now, by_page=True, in_hand=in_hand, rate=rate)
+
+    def _seen(self, now: float, *, by_page: bool, in_hand: float, rate: float) -> None:
+        if by_page != self._by_page:
+            # A page counts tokens only, an answer's latency has its prompt and its queue in it too.
+            self._by_page = by_page
+            self._search.compare_no_more()
+        self._search.seen(now, in_hand=in_hand, rate=rate)
 
     @property
     def _answers_needed(self) -> int:

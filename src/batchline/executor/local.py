@@ -106,10 +106,6 @@ class LocalExecutor:
         """Backend to why lines wait for it."""
         return self._admission.waiting_reasons()
 
-    def limits(self) -> Mapping[str, int]:
-        """Backend to how many requests may be in flight there now, over all workers."""
-        return self._admission.limits()
-
     def storage_trouble(self) -> str | None:
         """Why some worker cannot write its segment, or None."""
         return next((x.storage_trouble for x in self._links.values() if x.storage_trouble), None)

@@ -84,6 +84,12 @@ class Search:
         self._trying = False
         self._change(level)
 
+    def compare_no_more(self) -> None:
+        """What was seen so far was measured in another way than what comes."""
+        self._reference = None
+        self._trying = False
+        self._top_speed = 0.0
+
     def start_at(self, level: int) -> None:
         """Go on doubling from `level`."""
         self._reference = None
