@@ -27,6 +27,7 @@ from bench import (
     listing,
     memory,
     run_command,
+    scheduling,
     startup,
     two_workers,
     upload,
@@ -53,6 +54,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "limiter": limiter.measure,
         "interactive": interactive.measure,
         "memory": memory.measure,
+        "scheduling": scheduling.measure,
     }
 )
 

@@ -26,7 +26,8 @@ from batchline.executor.lane import Lane
 from batchline.executor.load_watch import LOOK_S
 from batchline.executor.local import TICK_S
 from batchline.executor.meter import REPORT_S, Meter
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import Line
+from batchline.executor.turns import Turns
 from bench.engines import Asked, Engine, EngineShape
 
 BACKEND: Final = "simulated"
@@ -40,13 +41,10 @@ class _Line:
     began: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class _EndlessRun:
-    """A shard that never runs out of lines."""
+class _Endless:
+    """A batch that never runs out of lines."""
 
-    has_line: bool = True
-
-    def take(self) -> _Line:
+    def next_line(self) -> _Line:
         return _Line()
 
 
@@ -57,7 +55,7 @@ class _Worker:
         self.name = name
         self._play = play
         self.lane = Lane(BACKEND, cast("Transport", None), meter=Meter(lambda: play.engine.now))
-        self.lane.runs[cast("ShardRun", _EndlessRun())] = None
+        self.lane.runs = cast("Turns", _Endless())
 
     def hear(self, message: m.ToWorker) -> None:
         lane = self.lane

@@ -10,6 +10,7 @@ from batchline.domain.model import Usage
 from batchline.executor.lane import Lane
 from batchline.executor.messages import LaneReport
 from batchline.executor.meter import Meter
+from batchline.executor.turns import Turns
 from tests.unit.test_lane import Nowhere, shard_run, take_all
 
 
@@ -28,7 +29,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def lane(clock: Clock) -> Lane:
-    return Lane("b", Nowhere(), meter=Meter(clock), permits=2, runs={shard_run(50): None})
+    return Lane("b", Nowhere(), meter=Meter(clock), permits=2, runs=Turns([shard_run(50)]))
 
 
 def report(lane: Lane) -> LaneReport:
@@ -78,11 +79,11 @@ def test_a_lane_is_limited_while_every_permit_is_in_use(lane: Lane) -> None:
 
 def test_a_lane_without_lines_for_a_moment_was_not_limited(lane: Lane) -> None:
     last = shard_run(2)
-    lane.runs = {last: None}
+    lane.runs = Turns([last])
     lines = take_all(lane)
     lane.ended(lines[0], answered=True)
     assert lane.take() is None
-    lane.runs = {shard_run(9): None}
+    lane.runs = Turns([shard_run(9)])
     take_all(lane)
     assert lane.in_flight == lane.permits
     assert not report(lane).limited
@@ -109,6 +110,6 @@ def test_a_lane_at_rest_says_so_once(lane: Lane) -> None:
 
 
 def test_a_lane_without_a_meter_tells_nothing() -> None:
-    lane = Lane("b", Nowhere(), permits=2, runs={shard_run(5): None})
+    lane = Lane("b", Nowhere(), permits=2, runs=Turns([shard_run(5)]))
     assert len(take_all(lane)) == 2
     assert lane.report() is None

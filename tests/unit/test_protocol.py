@@ -15,7 +15,7 @@ from batchline.service.leftovers import LeftoversJob, LeftoversResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "d0eb3e057cd0dbda"
+DIGEST = "d003df0c1a8bfbb2"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
 JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult]

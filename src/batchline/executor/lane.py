@@ -12,7 +12,8 @@ from batchline.executor.contract import Transport
 from batchline.executor.edits import Edits
 from batchline.executor.messages import LaneReport
 from batchline.executor.meter import Meter
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import Line
+from batchline.executor.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +31,7 @@ class Lane:
     trials: int = 0
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
-    runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
+    runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
 
     def take(self) -> Line | None:
         """The next line that may go to this backend now, or None."""
@@ -42,7 +43,7 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        line = self._next_line()
+        line = self.runs.next_line()
         if line is None:
             if self.meter is not None:
                 self.meter.starved = True
@@ -53,19 +54,6 @@ class Lane:
         line.trial = not self.admitting
         if line.trial:
             self.trials -= 1
-        return line
-
-    def _next_line(self) -> Line | None:
-        exhausted = []
-        line = None
-        for run in self.runs:
-            line = run.take()
-            if line is not None:
-                break
-            if not run.has_line:
-                exhausted.append(run)
-        for run in exhausted:
-            del self.runs[run]
         return line
 
     def ended(self, line: Line, *, answered: bool) -> None:
