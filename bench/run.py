@@ -24,6 +24,7 @@ from bench import (
     finalize,
     listing,
     memory,
+    routing,
     run_command,
     scheduling,
     startup,
@@ -51,6 +52,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "startup": startup.measure,
         "memory": memory.measure,
         "scheduling": scheduling.measure,
+        "routing": routing.measure,
     }
 )
 
