@@ -63,7 +63,8 @@ def routes() -> Iterator[tuple[str, str, str]]:
     """(method, path, parameter) of every route that names one thing in its path."""
     nothing = cast("Any", None)  # only the routes are looked at
     app = create_app(
-        nothing, nothing, nothing, nothing, uploads=nothing, dry_run=nothing, results=nothing
+        *(nothing, nothing, nothing, nothing),
+        **dict.fromkeys(("uploads", "dry_run", "results", "progress"), nothing),
     )
     paths = app.openapi()["paths"]
     for path, methods in paths.items():

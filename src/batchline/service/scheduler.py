@@ -16,11 +16,12 @@ from typing import Final, Protocol, TypeVar
 from batchline import telemetry
 from batchline.domain.errors import StoreError
 from batchline.domain.fairness import Waiting, next_batch
-from batchline.domain.ids import BatchId, BlobName, WorkerId
+from batchline.domain.ids import BatchId, BlobName, ProjectId, WorkerId
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.domain.results import Failure
 from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
+from batchline.service.meter import Meter
 from batchline.service.suspects import Suspects
 from batchline.store.contract import BlobStore, Store
 
@@ -54,6 +55,7 @@ class Running:
 
     batch: Batch
     unsettled: int
+    meter: Meter
     pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
     quarantined: dict[str, deque[int]] = field(default_factory=dict)  # those with suspect lines
     held: set[int] = field(default_factory=set)
@@ -76,6 +78,16 @@ class Running:
     def all_settled(self) -> bool:
         return self.unsettled == 0
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is a shard that no worker has."""
+        return bool(self.pending or self.quarantined)
+
+    @property
+    def models(self) -> list[str]:
+        """Those that have lines left."""
+        return sorted({*self.pending, *self.quarantined, *self.meter.models})
+
     def waiting_in(self, *, quarantine: bool) -> dict[str, deque[int]]:
         """The shards that wait, by model: those with suspect lines, or all others."""
         return self.quarantined if quarantine else self.pending
@@ -96,6 +108,7 @@ class Running:
         self.waiting_in(quarantine=quarantine).setdefault(model, deque()).appendleft(number)
 
     def let_go(self, number: int) -> None:
+        self.meter.let_go(number)
         self.held.discard(number)
         self.held_quarantined.discard(number)
         if not self.held:
@@ -130,7 +143,7 @@ class Scheduler:
     async def activate(self, batch: Batch) -> Running:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
         shards = await self._store.pending_shards(batch.id)
-        running = Running(batch=batch, unsettled=len(shards))
+        running = Running(batch=batch, unsettled=len(shards), meter=Meter(batch.counts))
         for shard in reversed(shards):
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
@@ -160,6 +173,15 @@ class Scheduler:
 
     def find(self, batch_id: BatchId) -> Running | None:
         return self._running.get(batch_id)
+
+    def running_of(self, project_id: ProjectId) -> Sequence[Running]:
+        """The running batches of a project, oldest first."""
+        found = [one for one in self._running.values() if one.batch.project_id == project_id]
+        return sorted(found, key=lambda one: one.batch.sequence)
+
+    def others_hold(self, running: Running) -> bool:
+        """Whether a worker has a shard of another batch."""
+        return any(one.held for one in self._running.values() if one is not running)
 
     # -- handing out -----------------------------------------------------------------------
 
@@ -198,6 +220,7 @@ class Scheduler:
                 return True
             if not running.stopped:
                 self._held[key] = (model, room.quarantine)
+                running.meter.claimed(shard)
                 given = self._executor.open_shard(
                     room.worker, self._work(running, shard, quarantine=room.quarantine)
                 )
@@ -264,10 +287,22 @@ class Scheduler:
         """Commit, however long the store needs: the bytes are durable, only the row is missing."""
         while True:
             try:
-                return await self._store.commit(worker, commits, now=int(self._clock()))
+                accepted = await self._store.commit(worker, commits, now=int(self._clock()))
+                break
             except StoreError as exc:
                 telemetry.trouble("commit_delayed", worker=worker, code=exc.code)
                 await asyncio.sleep(RETRY_S)
+        for commit, counts in zip(commits, accepted, strict=True):
+            running = self._running.get(commit.key.batch_id)
+            if counts and running is not None:
+                running.meter.committed(commit)
+        return accepted
+
+    def on_handed(self, key: ShardKey) -> None:
+        running = self._running.get(key.batch_id)
+        if running is not None:
+            running.meter.sent(key.number)
+        self.on_room()
 
     async def on_released(self, worker: WorkerId, released: Released) -> None:  # noqa: ARG002  # part of the contract
         model, quarantine = self._held.pop(released.key, (None, False))
@@ -340,11 +375,3 @@ class Scheduler:
         if running is not None:
             running.input_lost = True
             running.changed.set()
-
-    def waiting_models(self) -> Mapping[BatchId, Sequence[str]]:
-        """Models of running batches that no backend serves as far as is known."""
-        return {
-            batch_id: missing
-            for batch_id, running in self._running.items()
-            if (missing := [m for m in running.pending if not self._backends.backends_for(m)])
-        }
