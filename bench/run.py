@@ -24,8 +24,10 @@ from bench import (
     finalize,
     listing,
     memory,
+    progress,
     run_command,
     startup,
+    stragglers,
     upload,
     validation,
 )
@@ -47,6 +49,8 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "run": run_command.measure,
         "startup": startup.measure,
         "memory": memory.measure,
+        "stragglers": stragglers.measure,
+        "progress": progress.measure,
     }
 )
 

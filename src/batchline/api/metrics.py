@@ -58,7 +58,9 @@ def _of_server(now: Readiness) -> Iterator[str]:
 
 def _of_batches(batches: Sequence[Progress]) -> Iterator[str]:
     """Those in progress: a batch has its series from its start to its end."""
-    named = [({"batch_id": one.batch.id}, one) for one in batches]
+    named: list[tuple[dict[str, str], Progress]] = [
+        ({"batch_id": one.batch.id}, one) for one in batches
+    ]
     yield _gauge(
         "batch_lines",
         "Lines of a running batch, by what became of them.",

@@ -162,6 +162,7 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         paused=executor.paused,
         storage_trouble=executor.storage_trouble(),
         has_backends=bool(settings.backends),
+        limits={backend.name: backend.max_in_flight for backend in settings.backends},
         gated=executor.waiting_reasons(),
     )
 

@@ -28,8 +28,10 @@ _PIECES: Final = 6  # a window is cut into so many, and how much they differ is 
 # Chosen by `bench/progress.py` as the narrowest that hold in four looks of five at every shape.
 _SHORTEST: Final = 1 / 8  # of the time left: paces of shorter windows are noise for it
 _DEVIATIONS: Final = 1.3
-_CHANGE: Final = 0.5  # how much a pace may change (as a logarithm) over as long as it was seen
+_CHANGE: Final = 0.55  # how much a pace may change (as a logarithm) over as long as it was seen
+_FURTHER: Final = 2.5  # a trend goes on for so many times as long as it was seen, at most
 _SILENCE: Final = 4.0  # a pause goes on for so many times as long as it has, at most
+_UNKNOWN_TAIL: Final = 2.0  # times what it would be if lines ended at random
 _TAIL: Final = 1.25  # the last lines take so many times as long as the longest before, at most
 
 
@@ -103,23 +105,27 @@ class Pace:
         """None before there is enough to tell."""
         if not self._is_enough:
             return None
-        window_s = RATE_WINDOW_S
-        seen_s = now_s - self._points[0].at_s
-        while True:
-            window_s = min(window_s, seen_s)
-            lines = self._points[-1].lines - self._lines_at(now_s - window_s)
-            if window_s >= seen_s or lines >= RATE_LINES:
-                break
-            window_s *= 2
-        tokens = self._points[-1].tokens - self._tokens_at(now_s - window_s)
-        return Rates(lines_per_s=lines / window_s, tokens_per_s=tokens / window_s)
+        first, last = self._points[0], self._points[-1]
+        from_s = min(now_s - RATE_WINDOW_S, self._when(last.lines - RATE_LINES))
+        window_s = now_s - max(from_s, first.at_s)
+        lines, tokens = self._at(now_s - window_s)
+        return Rates(
+            lines_per_s=(last.lines - lines) / window_s,
+            tokens_per_s=(last.tokens - tokens) / window_s,
+        )
 
     def left(
-        self, now_s: float, lines: int, *, all_sent_at_s: float | None = None
+        self,
+        now_s: float,
+        lines: int,
+        *,
+        in_flight: int = 0,
+        all_sent_at_s: float | None = None,
     ) -> TimeLeft | None:
         """How long `lines` more take; None before there is enough to tell.
 
-        `all_sent_at_s` is when the last of them was sent, None while some are still to be.
+        `in_flight` are under way at a time, as far as known (0: not at all). `all_sent_at_s` is
+        when the last line was sent, None while some are still to be.
         """
         if lines <= 0:
             return TimeLeft(likely=0.0, least=0.0, most=0.0)
@@ -127,28 +133,38 @@ class Pace:
         if by_pace is None:
             return None
         if all_sent_at_s is not None:
-            return self._of_the_last(by_pace, now_s - all_sent_at_s)
-        if not self._tails:
-            return by_pace
+            return self._of_the_last(by_pace, now_s, lines, in_flight, all_sent_at_s)
+        if self._tails:
+            least, likely, most = min(self._tails), median(self._tails), max(self._tails)
+            least, most = least / 2, most * _TAIL
+        else:
+            # The lines that are under way are in the pace already, if all take the same time.
+            mean_s = in_flight * by_pace.likely / lines
+            least, likely, most = 0.0, mean_s, mean_s * _UNKNOWN_TAIL * math.log(in_flight + 1)
         return TimeLeft(
-            likely=by_pace.likely + median(self._tails),
-            least=by_pace.least + min(self._tails) / 2,
-            most=by_pace.most + max(self._tails) * _TAIL,
+            likely=by_pace.likely + likely,
+            least=by_pace.least + least,
+            most=by_pace.most + most,
         )
 
-    def _of_the_last(self, by_pace: TimeLeft, age_s: float) -> TimeLeft:
-        """When all are sent, how long they have been at it says as much as the pace.
-
-        What is known of nothing but its age lasts as long again in half of all cases, and four
-        times as long in a fifth.
-        """
+    def _of_the_last(
+        self, by_pace: TimeLeft, now_s: float, lines: int, in_flight: int, sent_at_s: float
+    ) -> TimeLeft:
+        """When all are sent, the pace says little: it falls with the number that is left."""
+        age_s = now_s - sent_at_s
         known = [tail - age_s for tail in self._tails if tail > age_s]
         if known:
             likely, most = median(known), max(known) * _TAIL
         else:
+            # What is known of nothing but its age goes on for as long again in half of all cases.
             likely, most = age_s, _SILENCE * age_s
+            seen_s = sent_at_s - self._points[0].at_s
+            if in_flight and seen_s > 0 and (settled := self._lines_at(sent_at_s)) > 0:
+                # If at any moment each is as likely to end as any other.
+                forgetful_s = in_flight * seen_s / settled * math.log(lines + 1)
+                likely, most = forgetful_s, max(2 * forgetful_s, 2 * age_s)
         return TimeLeft(
-            likely=max(by_pace.likely, min(likely, by_pace.most)),
+            likely=max(by_pace.likely, likely),
             least=min(by_pace.least, likely / 8),
             most=max(by_pace.most, most),
         )
@@ -166,13 +182,25 @@ class Pace:
         pace = self._pace_of(window_s)
         error = self._relative_error(window_s, pace)
         change = _CHANGE * math.sqrt(rough_s / (rough_s + seen_s))
-        wider = math.exp(_DEVIATIONS * math.hypot(error, change))
+        wider = _DEVIATIONS * math.hypot(error, change)
+        trend = self._trend(seen_s) * min(_FURTHER, rough_s / seen_s)
         silence_s = self._unusual_silence_s(now_s)
         return TimeLeft(
-            likely=lines / pace + silence_s,
-            least=lines / max(paces, default=pace) / wider,
-            most=lines / min(paces, default=pace) * wider + _SILENCE * silence_s,
+            likely=lines / pace * math.exp(-trend / 2) + silence_s,
+            least=lines / max(paces, default=pace) * math.exp(-max(0.0, trend) - wider),
+            most=lines / min(paces, default=pace) * math.exp(-min(0.0, trend) + wider)
+            + _SILENCE * silence_s,
         )
+
+    def _trend(self, seen_s: float) -> float:
+        """How much faster (slower: below 0) the later half went, beyond chance, as a logarithm."""
+        halves = self._pace_of(seen_s), self._pace_of(seen_s / 2)
+        earlier, later = 2 * halves[0] - halves[1], halves[1]
+        if earlier <= 0 or later <= 0:
+            return 0.0
+        chance = 2 * self._relative_error(seen_s, halves[0])
+        trend = math.log(later / earlier)
+        return math.copysign(max(0.0, abs(trend) - chance), trend)
 
     @property
     def _is_enough(self) -> bool:
@@ -221,8 +249,10 @@ class Pace:
         """Between two points, on the line between them."""
         return self._at(at_s)[0]
 
-    def _tokens_at(self, at_s: float) -> float:
-        return self._at(at_s)[1]
+    def _when(self, lines: int) -> float:
+        """When so many lines had settled, or some of them."""
+        after = bisect_right(self._points, lines, key=lambda point: point.lines)
+        return self._points[max(0, after - 1)].at_s
 
     def _at(self, at_s: float) -> tuple[float, float]:
         points = self._points

@@ -29,8 +29,9 @@ class Lane:
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
     runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
 
-    def take(self) -> Line | None:
-        """The next line that may go to this backend now, or None."""
+    def take(self, *, most_bytes: int | None = None) -> Line | None:
+        """The next line that may go to this backend now, or None; of lines of any size, or only of
+        those of at most `most_bytes`."""
         allowed = self.permits
         if not self.admitting:
             if not self.trials:
@@ -39,7 +40,7 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        line = self._next_line()
+        line = self._next_line() if most_bytes is None else self._next_small(most_bytes)
         if line is None:
             return None
         self.in_flight += 1
@@ -60,6 +61,14 @@ class Lane:
         for run in exhausted:
             del self.runs[run]
         return line
+
+    def _next_small(self, most_bytes: int) -> Line | None:
+        """Of whichever shard has one; large lines keep their place in theirs."""
+        for run in self.runs:
+            line = run.take_small(most_bytes)
+            if line is not None:
+                return line
+        return None
 
     def ended(self, line: Line, *, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""

@@ -113,6 +113,7 @@ class ShardRun:
     gate: Gate = Gate.OPEN
     cursor: int = 0
     returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
+    aside: deque[Line] = field(default_factory=deque)  # too large for the bytes that were left
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
@@ -165,7 +166,21 @@ class ShardRun:
             self.in_flight.add(line)
         return line
 
+    def take_small(self, most_bytes: int) -> Line | None:
+        """As `take`, of the lines of at most so many bytes; larger ones are put aside meanwhile."""
+        if self.gate is not Gate.OPEN or (self.work.suspects and self.in_flight):
+            return None
+        while (line := self.returned.popleft() if self.returned else self._unseen()) is not None:
+            if line.length <= most_bytes:
+                self.in_flight.add(line)
+                return line
+            self.aside.append(line)
+        return None
+
     def _next_fresh(self) -> Line | None:
+        return self.aside.popleft() if self.aside else self._unseen()
+
+    def _unseen(self) -> Line | None:
         index = self._next_index()
         if index >= self.work.shard.entries:
             return None
@@ -192,7 +207,7 @@ class ShardRun:
     def has_line(self) -> bool:
         """Whether `take` could give a line now (or once the one in flight of suspects ends)."""
         return self.gate is Gate.OPEN and (
-            bool(self.returned) or self._next_index() < self.work.shard.entries
+            bool(self.returned or self.aside) or self._next_index() < self.work.shard.entries
         )
 
     # -- how a line ended ------------------------------------------------------------------
@@ -239,6 +254,7 @@ class ShardRun:
         if self.gate is not Gate.FENCED:
             self.gate = gate
         self.returned.clear()
+        self.aside.clear()
         for timer in self.waiting.values():
             timer.cancel()
         self.waiting.clear()
@@ -254,6 +270,11 @@ class ShardRun:
         ends = self.ends.setdefault(line.backend, Ends())
         how = (line.ended_by or EndedBy.CLOSED).value if aborted else "answered"
         setattr(ends, how, getattr(ends, how) + 1)
+
+    @property
+    def is_handed_out(self) -> bool:
+        """Whether every line was sent once."""
+        return self.cursor >= self.work.shard.entries and not self.aside
 
     @property
     def on_the_wire(self) -> Counter[str]:

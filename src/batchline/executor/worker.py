@@ -37,7 +37,9 @@ from batchline.domain.splices import with_model
 from batchline.executor import messages as m
 from batchline.executor import verdict
 from batchline.executor.aborts import Aborts
+from batchline.executor.beside import Beside
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
+from batchline.executor.handing import Handing
 from batchline.executor.lane import Lane
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
@@ -74,12 +76,14 @@ class Worker:
             b.name: Lane(b.name, transport(b), streaming_of(b)) for b in settings.backends
         }
         self._runs: dict[ShardKey, ShardRun] = {}
+        self._handing = Handing(lambda key: send(m.Handed(key)), self._runs)
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(self._runs.values())
         )
         self._paused = False
         self._storage_trouble = False
         self._held_bytes = 0
+        self._beside = Beside(settings.byte_budget)
         self._random = random.Random()  # noqa: S311  # jitter, not a secret
         self._over = asyncio.Event()
         self._failure: Exception | None = None
@@ -259,18 +263,20 @@ class Worker:
         if self._paused or self._storage_trouble or self._draining:
             return None
         # At least one line is always allowed, or a line above the budget would never go.
-        if self._held_bytes >= self._settings.byte_budget:
+        if self._held_bytes < self._settings.byte_budget:
+            line = lane.take()
+        elif self._beside.allows(self._held_bytes):
+            line = lane.take(most_bytes=self._beside.small_bytes)
+        else:
             return None
-        line = lane.take()
         if line is None:
             return None
         line.begin(lane.backend)
         line.held_bytes = line.length
         self._held_bytes += line.length
         run = line.run
-        if not run.handed and run.cursor >= run.work.shard.entries:
-            run.handed = True
-            self._send(m.Handed(run.work.shard.key))
+        if not run.handed and run.is_handed_out:
+            self._handing.handed_out(run)
         return line
 
     async def _slot(self, lane: Lane, first: Line) -> None:
@@ -451,6 +457,8 @@ class Worker:
     def _retry_due(self, line: Line) -> None:
         del line.run.waiting[line]
         line.run.returned.append(line)
+        if self._handing.unsaid:
+            self._handing.say()
         self._offer(line.run)
 
     def _ended(self, lane: Lane, line: Line, ended: _Ended) -> None:
@@ -473,6 +481,7 @@ class Worker:
         if run.returned:
             self._offer(run)
         if was_over_budget:
+            self._beside.freed(self._held_bytes)
             self._pump_all()
         self._release_if_over(run)
 
@@ -493,6 +502,8 @@ class Worker:
                 self._writer.hurry()  # somebody waits for this shard's end
             return
         del self._runs[key]
+        if self._handing.unsaid:
+            self._handing.say()
         for backend in run.work.backends:
             self._lanes[backend].runs.pop(run, None)
         os.close(run.input_fd)
@@ -523,6 +534,7 @@ class Worker:
         was_over = self._held_bytes >= self._settings.byte_budget
         self._held_bytes -= count
         if was_over:
+            self._beside.freed(self._held_bytes)
             self._pump_all()
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from batchline.domain.forecast import Pace, Rates, TimeLeft
 from batchline.domain.model import Counts, Shard, ShardCommit
+
+LAST_LINES: Final = 0.1  # of a shard that was sent whole: stragglers
 
 
 @dataclass(slots=True)
@@ -31,6 +34,10 @@ class _Held:
     def left(self) -> int:
         return self.entries - self.completed - self.failed
 
+    @property
+    def is_at_work(self) -> bool:
+        return self.sent_at_s is None or self.left > self.entries * LAST_LINES
+
 
 class Meter:
     """Of one batch, from its activation on. `before` is what it had then. On the event loop."""
@@ -43,6 +50,7 @@ class Meter:
         self._completed = 0
         self._failed = 0
         self._last_sent_s = 0.0
+        self._left_when_sent = 0  # of all shards that were held then
 
     # -- what the scheduler tells ----------------------------------------------------------
 
@@ -75,6 +83,7 @@ class Meter:
         if held is not None:
             held.sent_at_s = self._last_sent_s = self._clock()
             held.left_when_sent = held.left
+            self._left_when_sent = sum(one.left for one in self._held.values())
 
     def let_go(self, number: int) -> None:
         """No worker has the shard any more."""
@@ -88,6 +97,15 @@ class Meter:
             self._pace.tail(now_s - held.sent_at_s - usual_s)
 
     # -- what is asked ---------------------------------------------------------------------
+
+    @property
+    def shards_at_work(self) -> int:
+        """How many shards workers have, without those of which only the last lines still run.
+
+        Shares go by this: a batch with a slow line in each shard would else be passed over for
+        shards that hardly use anything.
+        """
+        return sum(held.is_at_work for held in self._held.values())
 
     @property
     def models(self) -> set[str]:
@@ -107,9 +125,15 @@ class Meter:
         """None before there is enough to tell."""
         return self._pace.rates(self._clock())
 
-    def left(self, lines: int, *, none_waits: bool) -> TimeLeft | None:
-        """How long `lines` more take. `none_waits`: a worker has the shard of each of them."""
+    def left(self, lines: int, *, in_flight: int, none_waits: bool) -> TimeLeft | None:
+        """How long `lines` more take, of which about `in_flight` are under way at a time.
+
+        `none_waits`: a worker has the shard of each of them.
+        """
         all_sent = none_waits and all(h.sent_at_s is not None for h in self._held.values())
         return self._pace.left(
-            self._clock(), lines, all_sent_at_s=self._last_sent_s if all_sent else None
+            self._clock(),
+            lines,
+            in_flight=min(in_flight, self._left_when_sent) if all_sent else in_flight,
+            all_sent_at_s=self._last_sent_s if all_sent else None,
         )

@@ -34,6 +34,9 @@ class Runs(Protocol):
     def others_hold(self, running: Running) -> bool:
         """Whether a worker has a shard of another batch."""
 
+    def share_of(self, running: Running) -> float:
+        """Which part of the shards at work are this batch's, from 0 to 1; 0 when none is."""
+
 
 class Serving(Protocol):
     """Who serves what: the catalogue."""
@@ -99,23 +102,31 @@ class ProgressReader:
             rates = running.meter.rates()
             if not any(wait.code in _HELD_UP for wait in waits):
                 lines = counts.total - counts.completed - counts.failed
-                left = running.meter.left(lines, none_waits=not running.has_waiting)
+                left = running.meter.left(
+                    lines,
+                    in_flight=self._in_flight(running),
+                    none_waits=not running.has_waiting,
+                )
         return Progress(
             batch=batch, counts=counts, at=self._clock(), rates=rates, left=left, waits=waits
         )
 
+    def _in_flight(self, running: Running) -> int:
+        """About how many of its lines are under way: its share of what its backends take."""
+        limits = self._known().limits
+        names = {name for m in running.models for name in self._backends.backends_for(m)}
+        return round(sum(limits.get(name, 0) for name in names) * self._runs.share_of(running))
+
     def _waits(self, batch: Batch, running: Running | None) -> Sequence[Wait]:
         if batch.status in TERMINAL:
             return ()
-        models = [] if running is None else running.models
         return of_batch(
             batch.status,
             self._known(),
-            serving=[self._backends.backends_for(model) for model in models],
-            others_first=(
-                running is not None
-                and running.has_waiting
-                and not running.held
-                and self._runs.others_hold(running)
-            ),
+            serving=[self._backends.backends_for(m) for m in (running.models if running else ())],
+            others_first=running is not None and self._is_passed_over(running),
         )
+
+    def _is_passed_over(self, running: Running) -> bool:
+        """Workers have shards, and none of this batch, which has some to give."""
+        return running.has_waiting and not running.held and self._runs.others_hold(running)

@@ -71,7 +71,7 @@ class Running:
             sequence=self.batch.sequence,
             created_at=self.batch.created_at,
             expires_at=self.batch.expires_at,
-            running_shards=len(self.held),
+            running_shards=self.meter.shards_at_work,
         )
 
     @property
@@ -182,6 +182,11 @@ class Scheduler:
     def others_hold(self, running: Running) -> bool:
         """Whether a worker has a shard of another batch."""
         return any(one.held for one in self._running.values() if one is not running)
+
+    def share_of(self, running: Running) -> float:
+        """Which part of the shards at work are this batch's, from 0 to 1; 0 when none is."""
+        every = sum(one.meter.shards_at_work for one in self._running.values())
+        return running.meter.shards_at_work / every if every else 0.0
 
     # -- handing out -----------------------------------------------------------------------
 

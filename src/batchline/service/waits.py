@@ -43,7 +43,8 @@ class Wait:
 class Known:
     """What is known of the server, at one moment, for all batches.
 
-    `gated` says of backends why lines wait for them: `outcome: reason`.
+    `gated` says of backends why lines wait for them: `outcome: reason`. `limits` are how many
+    requests each may have in flight.
     """
 
     failing: str | None = None
@@ -51,6 +52,7 @@ class Known:
     paused: str | None = None
     storage_trouble: str | None = None
     has_backends: bool = True
+    limits: Mapping[str, int] = field(default_factory=dict)
     gated: Mapping[str, str] = field(default_factory=dict)
 
 

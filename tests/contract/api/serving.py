@@ -83,6 +83,9 @@ class Runs:
     def others_hold(self, running: Running) -> bool:
         return any(one.held for one in self.running.values() if one is not running)
 
+    def share_of(self, running: Running) -> float:  # noqa: ARG002  # of the contract
+        return 1.0
+
 
 @dataclass(slots=True)
 class RecordingRunner:
