@@ -110,6 +110,9 @@ async def test_no_route_tells_another_projects_things_from_missing_ones(tmp_path
                     told = differences(running, beta, "GET", cursor, "cursor", known)
                     assert told is None, f"{cursor}: {told}"
 
+            page = [ask(running, key, "GET", "/metrics", without="?").body for key in (alpha, beta)]
+            assert [at_work.id.encode() in body for body in page] == [True, False]
+
             assert as_input(running, beta, done.input_file_id) == as_input(
                 running, beta, missing_like(done.input_file_id)
             )
