@@ -28,6 +28,7 @@ from bench import (
     run_command,
     startup,
     stragglers,
+    two_workers,
     upload,
     validation,
 )
@@ -41,6 +42,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "validation": validation.measure,
         "dispatch": dispatch.measure,
         "wide": dispatch.measure_wide,
+        "workers": two_workers.measure,
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,

@@ -74,9 +74,9 @@ def test_small_lines_overtake_large_ones_and_these_come_next_in_their_order() ->
     run = run_of(SMALL, LARGE, SMALL, LARGE, SMALL)
     assert taken(run, SMALL) == [0, 2, 4]
     assert run.has_line
-    assert not run.is_handed_out
+    assert len(run.aside) == 2
     assert taken(run) == [1, 3]
-    assert run.is_handed_out
+    assert not run.aside
     assert not run.has_line
 
 
