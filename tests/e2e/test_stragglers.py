@@ -10,7 +10,13 @@ import openai
 
 from tests.contract.api.serving import until
 from tests.support.inputs import line_id, make_lines
-from tests.support.scripted_backend import Answer, BackendControl, Script, backend_process
+from tests.support.scripted_backend import (
+    Answer,
+    BackendControl,
+    Fault,
+    Script,
+    backend_process,
+)
 from tests.support.server import conserved, server, submit, wait_for
 
 MIB = 1024 * 1024
@@ -86,6 +92,32 @@ async def test_small_lines_go_beside_large_ones_and_memory_is_bounded_by_the_bud
     # Three lines, a second copy of the one that is being read, small lines; and what it took to
     # begin at all (connections, modules that are imported late).
     assert grown < (3 + 1) * 3 * MIB + MIB + 12 * MIB, f"{grown / MIB:.1f} MiB"
+
+
+async def test_large_answers_that_come_all_at_once_are_not_held_all_at_once(
+    tmp_path: Path,
+) -> None:
+    """30 answers of 6 MiB, to as many requests in flight, with a budget of 8 MiB.
+
+    If the worker holds more than is said here, look for another copy of an answer.
+    """
+    content = make_lines(30)
+    script = Script(answer=Answer(fault=Fault.HUGE, text_bytes=6 * MIB, hold=True))
+    async with backend_process(script) as backend:
+        ours = settings(backend, in_flight=30, byte_budget=8 * MIB)
+        with server(tmp_path, settings=ours) as running:
+            (worker,) = running.workers()
+            client = running.client()
+            before = peak_bytes(worker)
+            batch = submit(client, content)
+            await backend.wait_until(min_held=30)
+            await backend.release()
+            done = wait_for(client, batch.id, "completed")
+            grown = peak_bytes(worker) - before
+            assert conserved(client, done, content).finished == 30
+    # The budget and an answer beyond it, three more copies of the one that becomes a line, what the
+    # others had when they were told to wait; and what it took to begin at all.
+    assert grown < 8 * MIB + 4 * 6 * MIB + 30 * MIB // 2 + 12 * MIB, f"{grown / MIB:.1f} MiB"
 
 
 def completed(client: openai.OpenAI, batch_id: str) -> int:

@@ -1,5 +1,5 @@
 """`/metrics` in Prometheus' text format: the server as readiness shows it, and the running batches
-of the project that asks (docs/decisions/0029-metrics.md).
+of the project that asks (docs/decisions/0028-time-left.md).
 
 Written by hand: a scrape shows what is in memory at this moment, so there is no registry to keep.
 """

@@ -302,6 +302,10 @@ class ShardRun:
         return bool(self.outputs or self.errors or self.partials)
 
     @property
+    def uncommitted_bytes(self) -> int:
+        return sum(map(len, (*self.outputs, *self.errors, *self.partials)))
+
+    @property
     def all_settled(self) -> bool:
         return bitmap.count(self.settled) == self.work.shard.entries
 

@@ -40,6 +40,7 @@ from batchline.executor.aborts import Aborts
 from batchline.executor.beside import Beside
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
 from batchline.executor.handing import Handing
+from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
@@ -66,6 +67,7 @@ class Worker:
         *,
         send: Callable[[m.ToControl], None],
         transport: Callable[[BackendSettings], Transport],
+        intake: Intake,
     ) -> None:
         self._settings = settings
         self._send = send
@@ -80,6 +82,10 @@ class Worker:
         self._paused = False
         self._storage_trouble = False
         self._held_bytes = 0
+        self._unwritten_bytes = 0  # of these: results that are not on disk
+        self._intake = intake
+        intake.held = lambda: self._held_bytes
+        intake.unwritten = lambda: self._unwritten_bytes
         self._beside = Beside(settings.byte_budget)
         self._random = random.Random()  # noqa: S311  # jitter, not a secret
         self._over = asyncio.Event()
@@ -405,6 +411,7 @@ class Worker:
         body = None if pieces is None else pieces.partial()
         if body is not None and (kept := line.run.keep_partial(line, body)):
             self._held_bytes += kept
+            self._unwritten_bytes += kept
             self._writer.dirty(line.run)
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
@@ -451,7 +458,9 @@ class Worker:
         run.settle(
             line, found.result, succeeded=found.outcome is Outcome.ANSWERED, usage=found.usage
         )
-        self._held_bytes += len(found.result)
+        size = len(found.result)
+        self._held_bytes += size
+        self._unwritten_bytes += size
         self._writer.dirty(run)
 
     def _retry_later(self, line: Line, delay_s: float) -> None:
@@ -497,7 +506,9 @@ class Worker:
 
     def _commit_answered(self, run: ShardRun, accepted: bool) -> None:
         if not accepted and run.gate is not Gate.FENCED:
+            dropped = run.uncommitted_bytes
             run.close(Gate.FENCED)
+            self._bytes_left(dropped)
             self._aborts.end_run(run)
         self._release_if_over(run)
 
@@ -541,6 +552,8 @@ class Worker:
     def _bytes_left(self, count: int) -> None:
         was_over = self._held_bytes >= self._settings.byte_budget
         self._held_bytes -= count
+        self._unwritten_bytes -= count
+        self._intake.freed()
         if was_over:
             self._beside.freed(self._held_bytes)
             self._pump_all()
