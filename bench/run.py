@@ -25,7 +25,9 @@ from bench import (
     listing,
     memory,
     progress,
+    routing,
     run_command,
+    scheduling,
     startup,
     stragglers,
     two_workers,
@@ -53,6 +55,8 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "memory": memory.measure,
         "stragglers": stragglers.measure,
         "progress": progress.measure,
+        "scheduling": scheduling.measure,
+        "routing": routing.measure,
     }
 )
 

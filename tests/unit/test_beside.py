@@ -12,6 +12,7 @@ from batchline.executor.contract import ShardWork
 from batchline.executor.handing import Handing
 from batchline.executor.lane import Lane
 from batchline.executor.shard_run import Gate, ShardRun
+from batchline.executor.turns import Turns
 
 MIB = 1024 * 1024
 LARGE, SMALL = 5 * MIB, 600
@@ -113,7 +114,7 @@ def test_of_suspects_one_runs_at_a_time_also_beside_large_lines() -> None:
 
 def lane_of(*runs: ShardRun, permits: int = 10) -> Lane:
     lane = Lane("b", transport=None, permits=permits)  # type: ignore[arg-type]  # nothing is sent
-    lane.runs = dict.fromkeys(runs)
+    lane.runs = Turns(runs)
     return lane
 
 

@@ -128,7 +128,7 @@ def test_a_shard_that_comes_back_unfinished_tells_nothing_of_its_last_lines() ->
     assert before is not None
 
 
-def test_a_shard_of_which_only_stragglers_run_takes_nobodys_turn() -> None:
+def test_a_shard_of_which_only_stragglers_run_is_not_at_work() -> None:
     meter = Meter(Counts(total=10_000), clock=Hand())
     for number in range(3):
         meter.claimed(shard(number))

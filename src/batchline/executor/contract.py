@@ -21,6 +21,7 @@ import msgspec
 
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
+from batchline.domain.shares import Turn
 
 
 class CancelBy(StrEnum):
@@ -63,6 +64,8 @@ class BackendSettings:
     `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
+    `weight` is its part of the lines where several backends have room for them. It is looked at
+    every `health_s`.
     """
 
     name: str
@@ -79,6 +82,8 @@ class BackendSettings:
     abort_call: AbortCall | None = None
     stops_on_close: bool = False
     transport: TransportName = TransportName.AUTO
+    weight: float = 1.0
+    health_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +93,8 @@ class ShardWork:
     Lines are read from `input_path` by the entries of `plan_path`. `backends` are those that may
     serve its model, by name; `listed_by` are those whose own catalogue lists it. `refuse` is a
     `results.Failure`: every line is settled with it and nothing is sent. `send_as` is the backends'
-    name of the model where the file has another one for it (an alias).
+    name of the model where the file has another one for it (an alias). `turn`: its right among
+    the shards that run beside it.
 
     For shards that killed workers: `announced` asks to tell of each line before it is touched.
     `suspects`, where there are any, are the only entries (from 0) to run, one at a time; `lost` are
@@ -106,6 +112,7 @@ class ShardWork:
     lost: Sequence[int] = ()
     refuse: str | None = None
     send_as: str | None = None
+    turn: Turn = field(default_factory=Turn)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,12 +208,16 @@ class GateReport:
 class Room:
     """A worker that could take `shards` more shards of a model that `backend` serves.
 
+    It could also take `others`, to run beside the shards that it has lines of for that backend:
+    `open` names the batch of each of those. What belongs beside them is the scheduler's to say.
     `quarantine`: it is there for the suspect lines of one shard, and nothing else.
     """
 
     worker: WorkerId
     backend: str
     shards: int
+    others: int = 0
+    open: Sequence[BatchId] = ()
     quarantine: bool = False
 
 

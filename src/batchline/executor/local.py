@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,9 +24,11 @@ from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
 from batchline.executor.gates import Gates
 from batchline.executor.protocol import PROTOCOL, other_version
+from batchline.executor.standing import Standing
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
+MOST_OPEN: Final = 64  # the same of many batches, which take turns: a few ten KiB and a file each
 TICK_S: Final = 0.05  # circuits are looked at this often
 START_S: Final = 30.0  # a worker imports for a second, on a busy machine for several
 FAILING_DEATHS: Final = 5  # deaths before the first hello that make readiness say so
@@ -53,10 +56,18 @@ class LocalSettings:
 class LocalExecutor:
     """Implements `contract.Executor`."""
 
-    def __init__(self, settings: LocalSettings) -> None:
+    def __init__(
+        self,
+        settings: LocalSettings,
+        *,
+        on_unreachable: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`on_unreachable`: see `Admission`."""
         self._settings = settings
         self._links: dict[WorkerId, WorkerLink] = {}
-        self._admission = Admission(settings.worker.backends, tell=self._tell)
+        self._admission = Admission(
+            settings.worker.backends, tell=self._tell, on_unreachable=on_unreachable
+        )
         self._gates = Gates(settings.worker.backends, ack_s=settings.ack_s)
         self._paused: str | None = None
         self._stopping = asyncio.Event()
@@ -94,7 +105,17 @@ class LocalExecutor:
 
     def waiting_reasons(self) -> Mapping[str, str]:
         """Backend to why lines wait for it."""
-        return self._admission.waiting_reasons()
+        return {one.name: one.waits for one in self.standings() if one.waits is not None}
+
+    @property
+    def admission(self) -> Admission:
+        """The permits and circuits, for who knows more of backends than the workers tell."""
+        return self._admission
+
+    def standings(self) -> Sequence[Standing]:
+        """How every backend stands, in the order of the settings."""
+        told = (Counter(link.in_flight) for link in self._links.values())
+        return self._admission.standings(sum(told, Counter[str]()))
 
     def storage_trouble(self) -> str | None:
         """Why some worker cannot write its segment, or None."""
@@ -233,7 +254,9 @@ class LocalExecutor:
                 if self.ready_workers >= self._settings.workers:
                     self._all_ready.set()
                 self._must_events().on_room()
-            case m.Heartbeat() | m.GateClosed():
+            case m.Heartbeat(in_flight=in_flight):
+                link.in_flight = in_flight
+            case m.GateClosed():
                 pass
             case m.Handed(key=key):
                 link.handed.add(key)
@@ -296,23 +319,9 @@ class LocalExecutor:
         for link in self._links.values():
             if link.ready and link.storage_trouble is None:
                 for backend in self._settings.worker.backends:
-                    waiting = sum(
-                        backend.name in work.backends
-                        for key, work in link.held.items()
-                        if key not in link.handed
-                    )
-                    most = OPEN_SHARDS
-                    if link.quarantine:  # one at a time, to its end
-                        most, waiting = 1, len(link.held)
-                    if waiting < most:
-                        rooms.append(
-                            Room(
-                                worker=link.worker,
-                                backend=backend.name,
-                                shards=most - waiting,
-                                quarantine=link.quarantine,
-                            )
-                        )
+                    room = _room(link, backend.name)
+                    if room.shards or room.others:
+                        rooms.append(room)
         return rooms
 
     def set_quarantine(self, wanted: bool) -> None:
@@ -335,9 +344,9 @@ class LocalExecutor:
         ):
             return False
         link.held[key] = work
+        self._want(link)  # first: of several backends' permits one would come before the others
         link.tell(m.OpenShard(work))
         telemetry.probe("shard.opened")
-        self._want(link)
         return True
 
     def _want(self, link: WorkerLink) -> None:
@@ -412,6 +421,24 @@ class LocalExecutor:
         await asyncio.gather(*self._keepers, *quarantine)
         if self._ticker is not None:
             self._ticker.cancel()
+
+
+def _room(link: WorkerLink, backend: str) -> Room:
+    if link.quarantine:  # one shard at a time, to its end
+        shards = 0 if link.held else 1
+        return Room(worker=link.worker, backend=backend, shards=shards, quarantine=True)
+    waiting = [
+        key.batch_id
+        for key, work in link.held.items()
+        if key not in link.handed and backend in work.backends
+    ]
+    return Room(
+        worker=link.worker,
+        backend=backend,
+        shards=max(0, OPEN_SHARDS - len(waiting)),
+        others=max(0, MOST_OPEN - len(waiting)),
+        open=waiting,
+    )
 
 
 def _named(settings: m.WorkerSettings, worker: WorkerId) -> m.WorkerSettings:

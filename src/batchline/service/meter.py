@@ -100,11 +100,7 @@ class Meter:
 
     @property
     def shards_at_work(self) -> int:
-        """How many shards workers have, without those of which only the last lines still run.
-
-        Shares go by this: a batch with a slow line in each shard would else be passed over for
-        shards that hardly use anything.
-        """
+        """How many shards workers have, without those of which only the last lines still run."""
         return sum(held.is_at_work for held in self._held.values())
 
     @property

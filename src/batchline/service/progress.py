@@ -15,7 +15,7 @@ from batchline.domain.ids import BatchId, ProjectId
 from batchline.domain.lifecycle import TERMINAL, BatchStatus
 from batchline.domain.model import Batch, Counts
 from batchline.service.batches import Batches
-from batchline.service.scheduler import Running
+from batchline.service.running import Running
 from batchline.service.waits import Known, Wait, WaitCode, of_batch
 
 # While one of these holds, nobody knows when the batch is done.

@@ -30,7 +30,7 @@ from batchline.service.keys import Keys
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.progress import ProgressReader
 from batchline.service.results import Results
-from batchline.service.scheduler import Running
+from batchline.service.running import Running
 from batchline.service.uploads import UploadLimits, Uploads
 from batchline.service.waits import Known
 from batchline.store.blobs import LocalBlobs

@@ -11,7 +11,7 @@ from batchline.api.services import BackendHealth
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch
 from batchline.service.meter import Meter
-from batchline.service.scheduler import Running
+from batchline.service.running import Running
 from batchline.service.waits import Known
 from batchline.store.database import Database
 from tests.contract.api.serving import ApiServer, assert_usual_headers
