@@ -25,6 +25,8 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "worker.byte_budget": MIB,
     "worker.segment_bytes": MIB,
     "backend.max_in_flight": 1,
+    "backend.requests_per_minute": 1,
+    "backend.tokens_per_minute": 1,
     "backend.max_answer_bytes": 1,
 }
 _AT_MOST: Final[Mapping[str, int]] = {"server.port": 65535}
@@ -39,7 +41,7 @@ _ABOVE_ZERO: Final = frozenset(
             "retention.sweep_s",
         ),
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
-        *("backend.connect_timeout_s", "backend.total_timeout_s"),
+        *(f"backend.{what}_timeout_s" for what in ("connect", "first_byte", "total")),
     }
 )
 

@@ -32,17 +32,22 @@ def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
 def backend_health(parts: Parts) -> Sequence[BackendHealth]:
     """Every backend, in the order of the settings, as readiness shows it."""
     waiting = parts.executor.waiting_reasons()
+    gated = parts.executor.gated()
     return [
         BackendHealth(
             name=report.name,
             state=(
                 "gated"
-                if report.name in waiting
+                if report.name in gated
                 else "up"
                 if report.reach is Reach.REACHABLE and report.trouble is None
                 else report.reach.value
             ),
-            reason=waiting.get(report.name) or report.trouble,
+            reason=(
+                waiting[report.name]
+                if report.name in gated
+                else report.trouble or waiting.get(report.name)
+            ),
             models=report.models or (),
         )
         for report in parts.catalogue.report()

@@ -7,6 +7,7 @@ socket: messages go out through `tell`.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
 from batchline.executor.limiter import FixedLimit
 from batchline.executor.permits import PermitPool
+from batchline.executor.rate_desk import RateDesk
 
 _RETRY_AFTER_CAP_S = 300.0
 
@@ -27,6 +29,7 @@ _RETRY_AFTER_CAP_S = 300.0
 class _Desk:
     circuit: Circuit
     pool: PermitPool
+    rates: RateDesk
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
 
@@ -45,17 +48,28 @@ class Admission:
         self._clock = clock
         self._random = random.Random()  # noqa: S311  # jitter, not a secret
         self._desks = {
-            b.name: _Desk(Circuit(), PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit()))
+            b.name: _Desk(
+                Circuit(),
+                PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit()),
+                RateDesk(b, tell=tell, now=clock()),
+            )
             for b in backends
         }
 
+    def gated(self) -> frozenset[str]:
+        """The backends whose circuit is closed."""
+        return frozenset(name for name, desk in self._desks.items() if not desk.circuit.admitting)
+
     def waiting_reasons(self) -> Mapping[str, str]:
-        """Backend to why lines wait for it, for those whose circuit is closed."""
-        return {
-            name: f"{desk.circuit.outcome}: {desk.circuit.reason}"
+        """Backend to why lines wait for it: a closed circuit, or a pace that its limits set."""
+        now = self._clock()
+        reasons = {
+            name: desk.rates.reason(now)
+            if desk.circuit.admitting
+            else f"{desk.circuit.outcome}: {desk.circuit.reason}"
             for name, desk in self._desks.items()
-            if not desk.circuit.admitting
         }
+        return {name: reason for name, reason in reasons.items() if reason is not None}
 
     # -- who holds what --------------------------------------------------------------------
 
@@ -72,7 +86,9 @@ class Admission:
                 if one_permit:
                     desk.single.add(worker)
                 self._tell(worker, m.SetCircuit(name, admitting=desk.circuit.admitting))
+                desk.rates.wanted_by(worker)
             else:
+                desk.rates.gone(worker)
                 desk.wanting.discard(worker)
                 desk.single.discard(worker)
             self._rebalance(name, desk)
@@ -83,6 +99,7 @@ class Admission:
             desk.wanting.discard(worker)
             desk.single.discard(worker)
             desk.pool.gone(worker)
+            desk.rates.gone(worker)
             desk.circuit.trial_returned(worker, self._clock())
             self._rebalance(name, desk)
 
@@ -131,12 +148,25 @@ class Admission:
         for other in desk.wanting:
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
+    def rates_asked(self, worker: str, message: m.AskRates) -> None:
+        self._desks[message.backend].rates.ask(worker, message.want, self._clock())
+
+    def rates_heard(self, message: m.RatesHeard) -> None:
+        desk = self._desks[message.backend]
+        desk.rates.heard(message, desk.wanting, self._clock(), roll=self._random.random())
+
     # -- time ------------------------------------------------------------------------------
 
+    def due_s(self) -> float:
+        """Seconds until a tick may have something to grant to a worker that waits for it."""
+        now = self._clock()
+        return min((desk.rates.due_s(now) for desk in self._desks.values()), default=math.inf)
+
     def tick(self) -> None:
-        """Ask one worker per closed circuit to try a line, where that is due."""
+        """Grant what is due, and ask one worker per closed circuit to try a line."""
         now = self._clock()
         for name, desk in self._desks.items():
+            desk.rates.serve(now)
             if desk.wanting and desk.circuit.trial_due(now):
                 worker = self._random.choice(sorted(desk.wanting))
                 desk.circuit.trial_with = worker

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
+from batchline.executor.meter import Meter
 from batchline.executor.shard_run import Line, ShardRun
 from batchline.executor.streamed import Streaming
 
@@ -28,6 +29,7 @@ class Lane:
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
     runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
+    meter: Meter | None = None  # where the backend counts requests or tokens by the minute
 
     def take(self) -> Line | None:
         """The next line that may go to this backend now, or None."""
@@ -39,8 +41,13 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
+        if self.meter is not None and self.meter.waits:
+            return None
         line = self._next_line()
         if line is None:
+            return None
+        if self.meter is not None and not self.meter.admits(line, room=allowed - self.in_flight):
+            line.run.take_back(line)
             return None
         self.in_flight += 1
         line.trial = not self.admitting

@@ -165,6 +165,11 @@ class ShardRun:
             self.in_flight.add(line)
         return line
 
+    def take_back(self, line: Line) -> None:
+        """`line` was taken and may not go yet: it is the next one again."""
+        self.in_flight.discard(line)
+        self.returned.appendleft(line)
+
     def _next_fresh(self) -> Line | None:
         index = self._next_index()
         if index >= self.work.shard.entries:

@@ -17,6 +17,7 @@ from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor.contract import Answer
 
+_TOO_MANY: Final = "status 429"
 _FAILURES: Final = {
     "timeout": Failure.REQUEST_TIMEOUT,
     "reset": Failure.UPSTREAM_UNREACHABLE,
@@ -39,6 +40,11 @@ class Verdict:
     usage: Usage | None = None
     retry_after_s: float | None = None
     answered: bool = False
+
+    @property
+    def is_rate(self) -> bool:
+        """A 429 that may be for the rate of requests: the backend is up."""
+        return self.outcome is Outcome.SHED and self.reason == _TOO_MANY
 
 
 def of_answer(

@@ -39,6 +39,7 @@ from batchline.executor import verdict
 from batchline.executor.aborts import Aborts
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
 from batchline.executor.lane import Lane
+from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.streamed import StreamedAnswer, exchange, streamed, streaming_of
@@ -77,6 +78,7 @@ class Worker:
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(self._runs.values())
         )
+        self._metering = Metering(settings.backends, self._lanes, send=send, read=self._read)
         self._paused = False
         self._storage_trouble = False
         self._held_bytes = 0
@@ -141,6 +143,8 @@ class Worker:
                 self._set_permits(message)
             case m.SetCircuit():
                 self._set_circuit(message)
+            case m.SetRates() | m.Grant():
+                self._pump(self._metering.obey(message))
             case m.Proceed(key=key, index=index):
                 self._proceed(key, index)
             case m.Committed(accepted=accepted):
@@ -372,6 +376,8 @@ class Worker:
                 pieces=pieces,
             )
             telemetry.probe("worker.answered")
+            if REMAINING_REQUESTS in answer.headers or REMAINING_TOKENS in answer.headers:
+                self._metering.heard(lane, line, answer)
             if line.doomed:
                 await _until_called_off()
         except NotAdmitted:
@@ -400,6 +406,9 @@ class Worker:
         """Do what follows from the verdict."""
         if found.answered:
             line.answers += 1
+        meter = lane.meter
+        if meter is not None:
+            meter.ended(line, found.outcome, found.usage)
         decision = decide(
             found.outcome,
             attempt=line.attempt,
@@ -412,6 +421,14 @@ class Worker:
                 self._settle(line, found)
             case RetryIn(delay_s=delay_s):
                 self._retry_later(line, delay_s)
+            case WaitForBackend() if meter is not None and meter.counts and found.is_rate:
+                line.attempt -= 1
+                wait_s = meter.refused(line, found.retry_after_s, self._random.random())
+                if wait_s is None:
+                    self._settle(line, found)
+                else:
+                    self._retry_later(line, wait_s)
+                return _Ended.ANSWERED
             case WaitForBackend():
                 line.attempt -= 1
                 line.run.put_back(line)
@@ -464,6 +481,8 @@ class Worker:
         if line.trial and ended is not _Ended.FAULT:
             self._send(m.TrialOver(lane.backend, worked=ended is _Ended.ANSWERED))
         lane.ended(line, answered=ended is _Ended.ANSWERED)
+        if lane.meter is not None:
+            lane.meter.over(line, written=line.written)
         if run.gate is not Gate.OPEN:
             run.note_end(line, aborted=ended is _Ended.ABORTED)
         if ended is _Ended.UNREADABLE:

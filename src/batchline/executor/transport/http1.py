@@ -158,16 +158,25 @@ class Http1Transport:
         timer = self._loop.call_at(
             request.began + request.total_s, _time_out, connection, request.total_s
         )
+        silence = self._first_byte_timer(connection)
         try:
             return await answer
         finally:
             timer.cancel()
+            if silence is not None:
+                silence.cancel()
             self._in_use.discard(connection)
             if connection.end():
                 self._keep(connection)
             else:
                 connection.abort()
                 await connection.closed()
+
+    def _first_byte_timer(self, connection: Connection) -> asyncio.TimerHandle | None:
+        limit_s = self._settings.first_byte_timeout_s
+        if limit_s is None:
+            return None
+        return self._loop.call_later(limit_s, _stay_silent, connection, limit_s)
 
     # -- connections -----------------------------------------------------------------------
 
@@ -252,6 +261,11 @@ def _admit() -> bool:
 
 def _time_out(connection: Connection, total_s: float) -> None:
     connection.fail(f"no whole answer within {total_s:g} s", reason="timeout")
+
+
+def _stay_silent(connection: Connection, limit_s: float) -> None:
+    if not connection.has_head:
+        connection.fail(f"no answer began within {limit_s:g} s", reason="timeout")
 
 
 def _reason(exc: BaseException) -> str:
