@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from batchline.domain import bitmap, plan
@@ -48,8 +49,8 @@ class Shape:
     else uses, in bursts of five seconds. `answers_s`: the backend takes between these."""
 
     what: str
-    requests: float | None = None
-    tokens: float | None = None
+    requests: int | None = None
+    tokens: int | None = None
     of_a_line: tuple[int, int] = (150, 450)
     bytes_a_token: float = 4.0
     known: bool = True
@@ -198,7 +199,7 @@ class Worker:
             if line is None:
                 return
             line.begin(BACKEND)
-            self._world.clock.later(NETWORK_S, lambda line=line: self._arrive(line))
+            self._world.clock.later(NETWORK_S, partial(self._arrive, line))
 
     def _arrive(self, line: Line) -> None:
         if self.is_dead:
@@ -235,17 +236,15 @@ class Worker:
 
     def _refused(self, line: Line, headers: dict[str, str]) -> None:
         self.meter.ended(line, Outcome.SHED, None)
+        asked_s = float(headers["retry-after"])
         run = line.run
         run.in_flight.discard(line)
         if not self.meter.counts:
             run.returned.append(line)
             self.lane.fault()
-            wait_s = float(headers["retry-after"])
-            self._send(m.BackendFault(BACKEND, "shed", "status 429", wait_s, trial=line.trial))
+            self._send(m.BackendFault(BACKEND, "shed", "status 429", asked_s, trial=line.trial))
             return
-        wait_s = self.meter.refused(
-            line, float(headers["retry-after"]), self._world.random.random()
-        )
+        wait_s = self.meter.refused(line, asked_s, self._world.random.random())
         if wait_s is None:
             self._world.given_up += 1
             return
@@ -291,8 +290,8 @@ class World:
         if self.shape.known:
             settings = replace(
                 settings,
-                requests_per_minute=self.shape.requests and int(self.shape.requests),
-                tokens_per_minute=self.shape.tokens and int(self.shape.tokens),
+                requests_per_minute=self.shape.requests,
+                tokens_per_minute=self.shape.tokens,
             )
         self.admission = Admission([settings], tell=self._tell, clock=lambda: self.clock.now)
         self.workers = {f"w{n}": Worker(f"w{n}", self) for n in range(self.shape.workers)}

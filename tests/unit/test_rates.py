@@ -47,16 +47,16 @@ def test_a_start_costs_a_few_seconds_and_not_a_minute() -> None:
     assert sent_in(rates(requests=600), START, START + 60) >= 600 * 0.95
 
 
-@pytest.mark.parametrize("limit", [1, 3, 10, 600, 30_000])
+@pytest.mark.parametrize("limit", [1, 3, 10, 600])
 def test_nearly_all_of_it_is_used_for_hours(limit: int) -> None:
     made = rates(requests=limit)
     sent_in(made, START, START + 120)
-    minutes = 60 if limit < 1_000 else 5
+    minutes = 30 if limit < 100 else 5
     sent = sent_in(made, START + 120, START + 120 + minutes * 60)
     assert 0.98 * limit * minutes - 1 <= sent <= limit * minutes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     limit=st.sampled_from([1, 5, 60, 500, 2_000]),
     pauses=st.lists(st.floats(0.001, 20.0), min_size=5, max_size=40),
@@ -87,7 +87,8 @@ def test_a_block_is_granted_in_part() -> None:
     granted = made.grant(Want(64), START + 0.3)
     assert granted is not None
     assert 1 <= granted.requests < 64
-    assert made.grant(Want(64), START + 0.3) is None  # it is owed first
+    while (more := made.grant(Want(64), START + 0.3)) is not None:
+        assert more.requests == 1  # of a fraction that is there: the rest is owed
 
 
 def test_the_first_line_of_a_block_is_granted_whole() -> None:

@@ -24,7 +24,7 @@ SHARE: Final = 0.99
 BURST_S: Final = 0.5  # of allowance that a late tick does not lose
 # Below this much of allowance the pace falls with the level. So what is left over by others on the
 # same account is used up without meeting its end: the level settles where pace and refill meet. It
-# is more where others take much, and doubles with refusals: they take it in larger bursts than that.
+# is more where others take much, and doubles with refusals: they take it in larger bursts.
 NEAR_EMPTY_S: Final = 1.0
 _NEAR_EMPTY_BY_OTHERS_S: Final = 10.0  # were they to take all of the refill
 _MOST_NEAR_EMPTY_S: Final = 16.0
@@ -93,6 +93,7 @@ class Bucket:
     limited_at: float = -math.inf  # when an answer last told of this limit, or a lower one
     near_empty_s: float = NEAR_EMPTY_S
     refused_at: float = -math.inf
+    wrong: float = 0.0  # by which the levels of the history were too low, as we know by now
     history: deque[tuple[float, float]] = field(default_factory=deque)  # instants, `level` then
 
     @property
@@ -137,7 +138,7 @@ class Bucket:
         self.credit = min(self.credit - amount, BURST_S * self.pace)
         if self.history and self.at <= self.history[-1][0]:
             self.history.pop()
-        self.history.append((self.at, self.level))
+        self.history.append((self.at, self.level - self.wrong))
         while self.history[0][0] < self.at - _REMEMBER_S:
             self.history.popleft()
 
@@ -145,7 +146,8 @@ class Bucket:
         """Believe an answer whose request went out `age_s` ago.
 
         It is held against what we thought of that moment, since what we have taken since then is
-        not in it. A difference is of others. Of several limits (each model may have one) the lowest that was told in a minute holds.
+        not in it; a difference is of others. Of several limits (each model may have one) the lowest
+        that was told in a minute holds.
         """
         if told.limit is not None:
             limit = min(told.limit, self.most)
@@ -161,12 +163,8 @@ class Bucket:
             others = self.others + gap / _LEARN_S
             self.others = min(max(others, 0.0), _MOST_BY_OTHERS * self.refill)
         self.was_told = True
-        self._shift(-gap)
-
-    def _shift(self, by: float) -> None:
-        """What we thought of the level was wrong, also of what is to be told of yet."""
-        self.level = min(self.level + by, self.limit)
-        self.history = deque((at, min(level + by, self.limit)) for at, level in self.history)
+        self.level = min(self.level - gap, self.limit)
+        self.wrong -= gap
 
     def _is_enough(self, told: Told) -> bool:
         """Whether it is a window that ends, and not a bucket, with enough left until its end.
@@ -200,7 +198,8 @@ class Bucket:
         for at, level in reversed(self.history):
             if at > instant + _UNSURE_S:
                 continue
-            levels.append(min(self.limit, level + drift * max(instant - at, 0.0)))
+            then = min(level + self.wrong, self.limit)
+            levels.append(min(self.limit, then + drift * max(instant - at, 0.0)))
             if at <= instant - _UNSURE_S:
                 break
         levels = levels or [self.level]
