@@ -6,7 +6,7 @@ settle, `result` is the line for the output or error file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -61,6 +61,14 @@ def of_answer(
                 f"status {status} with {len(answer.body)} bytes that are not JSON",
                 results.failure_line(line_id, custom_id_raw, Failure.INVALID_UPSTREAM_RESPONSE),
                 answered=True,
+            )
+        if (failed_with := results.status_of_error_alone(answer.body)) is not None:
+            return of_answer(
+                replace(answer, status=failed_with),
+                line_id=line_id,
+                custom_id_raw=custom_id_raw,
+                model_is_listed=model_is_listed,
+                now=now,
             )
         body, usage = read
         line = results.result_line(line_id, custom_id_raw, status, request_id, body)
