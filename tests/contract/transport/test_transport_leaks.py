@@ -103,7 +103,7 @@ async def test_certificates_that_nobody_vouches_for_leave_nothing_behind(
     async with serving(saying(http(b"{}"), then="go on"), tls=context) as server:
         files, tasks = open_files(), asyncio.all_tasks()
         transport = make(backend(server.url))
-        todo = iter(range(TIMES // 4))  # a handshake is most of a millisecond on either side
+        todo = iter(range(TIMES))
 
         async def go() -> None:
             for _ in todo:
