@@ -406,7 +406,7 @@ def run(shape: Shape, minutes: int = MINUTES) -> Found:
 
 def measure(rig: Rig) -> Measurement:
     """Every shape; floors for those that a client can do right by."""
-    minutes = max(4, round(MINUTES * rig.size.percent / 100))
+    minutes = max(2, round(MINUTES * rig.size.percent / 100))
     rows: list[Row] = []
     floors: list[Floor] = []
     for shape in SHAPES:

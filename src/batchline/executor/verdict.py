@@ -6,9 +6,10 @@ settle, `result` is the line for the output or error file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Final
+
+import msgspec
 
 from batchline.domain import results
 from batchline.domain.attempts import Outcome, classify
@@ -26,8 +27,8 @@ _FAILURES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+# A msgspec struct, not a dataclass: one is made for each line, at a fifth of the cost.
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """How an attempt ended. `result` is the line to settle with; None for backend outcomes.
 
     `reason` is for people: kinds, status and sizes, never a body. `answered` says that an HTTP
@@ -64,7 +65,7 @@ def of_answer(
             )
         if (failed_with := results.status_of_error_alone(answer.body)) is not None:
             return of_answer(
-                replace(answer, status=failed_with),
+                msgspec.structs.replace(answer, status=failed_with),
                 line_id=line_id,
                 custom_id_raw=custom_id_raw,
                 model_is_listed=model_is_listed,
