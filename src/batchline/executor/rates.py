@@ -30,7 +30,7 @@ _NEAR_EMPTY_BY_OTHERS_S: Final = 10.0  # were they to take all of the refill
 _MOST_NEAR_EMPTY_S: Final = 16.0
 FULL: Final = 0.98  # of a bucket: what a line waits for that would take all of it
 
-_LEARN_S: Final = 15.0  # in which what others spend is learnt
+_LEARN_S: Final = 8.0  # in which what others spend is learnt
 _FORGET_S: Final = 120.0  # in which it is forgotten, where nothing is heard
 _MOST_BY_OTHERS: Final = 0.98  # of the refill: something is tried now and then
 _A_REFUSAL: Final = 0.05  # of the refill, more spent by others than we knew
