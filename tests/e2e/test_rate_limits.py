@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.inputs import make_lines
+from tests.support.inputs import line_id, make_lines
 from tests.support.scripted_backend import Answer, BackendLog, Kind, Rate, Script, backend_process
 from tests.support.server import conserved, server, submit, wait_for
 
@@ -109,6 +109,22 @@ async def test_a_refusal_costs_no_attempt_and_the_backend_is_used_again_at_once(
     found = statuses(log)
     assert found[200] == 40
     assert 1 <= found[429] <= 10
+
+
+async def test_a_refusal_that_is_followed_by_a_break_has_used_no_attempt(tmp_path: Path) -> None:
+    content = make_lines(5)
+    refused = Answer(status=429, retry_after="0")
+    plan = (refused, refused, Answer(status=500), Answer())
+    async with backend_process(Script(by_id={line_id(2): plan})) as backend:
+        settings = limited(backend.base_url, requests_per_minute=6_000)
+        settings["retry"] = {"max_attempts": 2, "base_s": 0.01}
+        with server(tmp_path, settings=settings) as running:
+            client = running.client()
+            ended = wait_for(client, submit(client, content).id)
+            assert ended.status == "completed"
+            log = await backend.log()
+            assert conserved(client, ended, content).finished == 5
+    assert statuses(log) == {200: 5, 429: 2, 500: 1}
 
 
 async def test_a_cancel_does_not_wait_for_lines_that_wait_for_their_rate(tmp_path: Path) -> None:
