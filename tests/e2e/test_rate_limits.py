@@ -96,7 +96,7 @@ async def test_a_refusal_costs_no_attempt_and_the_backend_is_used_again_at_once(
 ) -> None:
     """The account is emptied by somebody else at the start; the settings know the limit."""
     content = make_lines(40)
-    rate = Rate(per_s=PER_S, holds=PER_S, at_start=-PER_S / 2)
+    rate = Rate(per_s=PER_S, holds=PER_S, at_start=-4 * PER_S)
     async with backend_process(Script(rate=rate)) as backend:
         settings = limited(backend.base_url, requests_per_minute=PER_S * 60)
         with server(tmp_path, settings=settings) as running:
