@@ -334,7 +334,7 @@ def test_a_refusal_voids_all_grants_and_closes_no_circuit(desk: Desk) -> None:
     desk.admission.tick()
     assert granted(desk) == []
     assert desk.admission.waiting_reasons() == {ONE: "rate limit: refused, next try in 0 s"}
-    desk.now += 0.2
+    desk.now += 0.3
     desk.admission.tick()
     assert granted(desk) == [("a", 1)]
 

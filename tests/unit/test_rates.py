@@ -212,12 +212,20 @@ def test_after_a_refusal_nothing_goes_until_the_backend_said() -> None:
     sent_in(made, START, START + 10)
     made.refused(START + 10, retry_after_s=5.0, told=frozenset(), roll=0.0)
     assert made.grant(ONE, START + 14.9) is None
-    assert made.grant(ONE, START + 15.1) is not None
+    assert made.grant(ONE, START + 15.2) is not None
+
+
+def test_at_the_end_of_a_refusal_there_is_no_burst() -> None:
+    """What the backend said is when one request goes, and not half a second's worth of them."""
+    made = rates(requests=6_000)
+    sent_in(made, START, START + 60)
+    made.refused(START + 60, retry_after_s=5.0, told=frozenset(), roll=0.0)
+    assert sent_in(made, START + 60, START + 65.1, step=0.01) <= 6
 
 
 def test_without_a_word_from_the_backend_waits_double_and_are_forgotten() -> None:
     made = rates(requests=6_000)
-    waits, now = [], START
+    waits, now = list[float](), START
     for _ in range(8):
         made.refused(now, retry_after_s=None, told=frozenset(), roll=1.0)
         waits.append(made.hold_until - now)

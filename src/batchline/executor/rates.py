@@ -178,11 +178,15 @@ class Bucket:
             return False
         return told.remaining >= SHARE * refilled
 
-    def refused(self, *, told: bool) -> None:
-        """The backend sent a request back. `told`: it also said what remains."""
+    def refused(self, *, told: bool, until: float) -> None:
+        """The backend sent a request back, and nothing goes before `until`.
+
+        `told`: it also said what remains. Else there is just enough at that instant, and not more.
+        """
         self.credit = min(self.credit, 0.0)
         if not told:
             self.level = min(self.level, 0.0)
+            self.at = max(self.at, until)
         if self.at - self.refused_at < 1.0:
             return  # requests that were under way count as one
         self.refused_at = self.at
@@ -291,12 +295,12 @@ class Rates:
         self, now: float, *, retry_after_s: float | None, told: frozenset[Kind], roll: float
     ) -> None:
         """The backend sent a request back for its rate; `told` are the kinds that it told of."""
-        for (kind, _), bucket in self.buckets.items():
-            bucket.advance(now)
-            bucket.refused(told=kind in told)
         if now >= self.hold_until:
             self.refusals = self.refusals + 1 if now < self.hold_until + MINUTE_S else 1
         if retry_after_s is None:
             hold_s = min(_LONGEST_HOLD_S, _FIRST_HOLD_S * 2.0 ** min(self.refusals - 1, 16))
             retry_after_s = hold_s * (0.5 + roll / 2)
         self.hold_until = max(self.hold_until, now + retry_after_s)
+        for (kind, _), bucket in self.buckets.items():
+            bucket.advance(now)
+            bucket.refused(told=kind in told, until=self.hold_until)
