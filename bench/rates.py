@@ -82,10 +82,9 @@ SHAPES: Final = (
     Shape(what="estimates 3 times too high", tokens=90_000, bytes_a_token=12.0, tells=False),
     Shape(what="estimates 3 times too low", tokens=90_000, bytes_a_token=4 / 3, tells=False),
     Shape(what="counts 3 times the usage, told", tokens=90_000, counts=3.0, judged=False),
-    Shape(
-        what="the same, not told", tokens=90_000, counts=3.0, tells=False, times=6, judged=False
-    ),
-    Shape(what="restart in the middle", requests=500, tokens=90_000, tells=False, restarts=True),
+    Shape(what="the same, not told", tokens=90_000, counts=3.0, tells=False, times=6, judged=False),
+    Shape(what="restart every 5 minutes", requests=500, tokens=90_000, tells=False, restarts=True),
+    Shape(what="the same, rolling", requests=500, tells=False, restarts=True, window="rolling"),
     Shape(what="fixed minutes", requests=500, tells=False, window="minute"),
     Shape(what="fixed minutes, told", requests=500, window="minute"),
     Shape(what="rolling minute", requests=500, tells=False, window="rolling"),
@@ -394,7 +393,8 @@ def run(shape: Shape, minutes: int = MINUTES) -> Found:
     world = World(shape)
     spent = []
     for minute in range(1, minutes + 1):
-        if shape.restarts and minute == minutes // 2:
+        if shape.restarts and minute % 5 == 3:
+            world.clock.run_until((minute - 0.3) * MINUTE_S)
             world.restart()
         world.clock.run_until(minute * MINUTE_S)
         counted = [one for one in (world.account.requests, world.account.tokens) if one]

@@ -275,7 +275,7 @@ def status_of_error_alone(body: bytes) -> int | None:
     Gateways answer so when a model failed after they had said 200. The status is the one that the
     error names (`code` or `status_code`, of 400 to 599), or 500.
     """
-    if b'"error"' not in body:
+    if len(body) > _MAX_TOLD_BYTES or b'"error"' not in body:
         return None
     try:
         found = _decode_error_or_more(body)

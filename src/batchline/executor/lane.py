@@ -41,12 +41,11 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        if self.meter is not None and self.meter.waits:
-            return None
         line = self._next_line()
         if line is None:
             return None
-        if self.meter is not None and not self.meter.admits(line, room=allowed - self.in_flight):
+        meter = self.meter
+        if meter is not None and not meter.admits(line, room=allowed - self.in_flight):
             line.run.take_back(line)
             return None
         self.in_flight += 1
