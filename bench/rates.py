@@ -243,13 +243,14 @@ class Worker:
         self.meter.ended(line, Outcome.SHED, None)
         asked_s = float(headers["retry-after"])
         run = line.run
-        run.in_flight.discard(line)
         if not self.meter.counts:
+            run.in_flight.discard(line)
             run.returned.append(line)
             self.lane.fault()
             self._send(m.BackendFault(BACKEND, "shed", "status 429", asked_s, trial=line.trial))
             return
         wait_s = self.meter.refused(line, asked_s, self._world.random.random())
+        run.in_flight.discard(line)
         if wait_s is None:
             self._world.given_up += 1
             return

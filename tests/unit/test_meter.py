@@ -266,8 +266,8 @@ def test_lines_that_will_not_come_back_are_forgotten(bench: Bench) -> None:
     lines = [a_line(number) for number in range(3)]
     for line in lines:
         refuse(bench, line, 1_000)
-    for line in lines[:2]:
-        line.run.waiting.clear()
-        line.run.close(Gate.CLOSED)
+    lines[0].run.waiting.clear()
+    lines[0].run.close(Gate.CLOSED)
+    lines[1].run.waiting.clear()  # another backend answered it
     refuse(bench, lines[2], 1_000)
     assert bench.meter.remembered == 1

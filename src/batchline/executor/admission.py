@@ -149,7 +149,9 @@ class Admission:
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
     def rates_asked(self, worker: str, message: m.AskRates) -> None:
-        self._desks[message.backend].rates.ask(worker, message.want, self._clock())
+        desk = self._desks[message.backend]
+        if worker in desk.wanting:
+            desk.rates.ask(worker, message.want, self._clock())
 
     def rates_heard(self, message: m.RatesHeard) -> None:
         desk = self._desks[message.backend]

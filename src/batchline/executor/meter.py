@@ -18,7 +18,7 @@ from batchline.executor import messages as m
 from batchline.executor.estimates import Estimator, total_of
 from batchline.executor.rate_headers import told_in
 from batchline.executor.rates import Kind, Told, Want
-from batchline.executor.shard_run import Gate, Line
+from batchline.executor.shard_run import Line
 
 REPORT_S: Final = 0.1  # how often what answers said is passed on
 MOST_ASKED: Final = 64  # requests at once; what is granted of it is half a second's worth at most
@@ -176,7 +176,7 @@ class Meter:
 
         Others may go meanwhile, when the control process grants it. No attempt is used.
         """
-        self._forget_closed()
+        self._forget_gone()
         cost = self._costs.setdefault(line, _Cost())
         cost.refusals += 1
         cost.wanted = None
@@ -208,10 +208,11 @@ class Meter:
         if not cost.refusals or (line not in line.run.waiting and line not in line.run.in_flight):
             del self._costs[line]
 
-    def _forget_closed(self) -> None:
-        """Lines that were to wait and whose gate has closed will not come back."""
-        for line in [x for x in self._costs if x.run.gate is not Gate.OPEN]:
-            if line not in line.run.in_flight:
+    def _forget_gone(self) -> None:
+        """Refused lines whose gate closed, or that another backend answered, do not come back."""
+        for line in list(self._costs):
+            run = line.run
+            if not (line in run.in_flight or line in run.waiting or line in run.returned):
                 del self._costs[line]
 
     # -- reports ---------------------------------------------------------------------------
