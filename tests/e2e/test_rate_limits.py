@@ -108,7 +108,8 @@ async def test_a_refusal_costs_no_attempt_and_the_backend_is_used_again_at_once(
             assert conserved(client, ended, content).finished == 40
     found = statuses(log)
     assert found[200] == 40
-    assert 1 <= found[429] <= 10
+    # At their pace alone eighty would be refused in the four seconds.
+    assert 1 <= found[429] <= 30
 
 
 async def test_a_refusal_that_is_followed_by_a_break_has_used_no_attempt(tmp_path: Path) -> None:
