@@ -198,7 +198,7 @@ class Worker:
     def pump(self) -> None:
         while not self.is_dead:
             if not any(run.has_line for run in self.lane.runs):
-                self.lane.runs[self._world.shard()] = None
+                self.lane.runs.add(self._world.shard())
             line = self.lane.take()
             if line is None:
                 return
@@ -258,7 +258,7 @@ class Worker:
         def due() -> None:
             run.waiting.pop(line)
             run.returned.append(line)
-            self.lane.runs.setdefault(run)
+            self.lane.runs.add(run)
             self.pump()
 
         run.waiting[line] = None  # type: ignore[assignment]  # no timer that would be cancelled

@@ -29,7 +29,7 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "backend.tokens_per_minute": 1,
     "backend.max_answer_bytes": 1,
 }
-_AT_MOST: Final[Mapping[str, int]] = {"server.port": 65535}
+_AT_MOST: Final[Mapping[str, float]] = {"server.port": 65535, "scheduling.urgent_share": 0.9}
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
     {
@@ -42,6 +42,7 @@ _ABOVE_ZERO: Final = frozenset(
         ),
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *(f"backend.{what}_timeout_s" for what in ("connect", "first_byte", "total")),
+        "projects.weight",
     }
 )
 

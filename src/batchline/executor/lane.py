@@ -12,6 +12,7 @@ from batchline.executor.contract import Transport
 from batchline.executor.meter import Meter
 from batchline.executor.shard_run import Line, ShardRun
 from batchline.executor.streamed import Streaming
+from batchline.executor.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +29,9 @@ class Lane:
     trials: int = 0
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
-    runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
+    runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
     meter: Meter | None = None  # where the backend counts requests or tokens by the minute
+    turn_of: ShardRun | None = None  # whose turn it is as soon as the meter lets its line go
 
     def take(self) -> Line | None:
         """The next line that may go to this backend now, or None."""
@@ -41,12 +43,12 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        line = self._next_line()
-        if line is None:
-            return None
         meter = self.meter
-        if meter is not None and not meter.admits(line, room=allowed - self.in_flight):
-            line.run.take_back(line)
+        if meter is None:
+            line = self.runs.next_line()
+        else:
+            line = self._metered_line(meter, allowed - self.in_flight)
+        if line is None:
             return None
         self.in_flight += 1
         line.trial = not self.admitting
@@ -54,18 +56,19 @@ class Lane:
             self.trials -= 1
         return line
 
-    def _next_line(self) -> Line | None:
-        exhausted = []
-        line = None
-        for run in self.runs:
-            line = run.take()
-            if line is not None:
-                break
-            if not run.has_line:
-                exhausted.append(run)
-        for run in exhausted:
-            del self.runs[run]
-        return line
+    def _metered_line(self, meter: Meter, room: int) -> Line | None:
+        """The next line if it may go now; else it stays the next, and its turn counts once."""
+        if meter.waits:
+            return None
+        line = None if self.turn_of is None else self.turn_of.take()
+        self.turn_of = None
+        if line is None:
+            line = self.runs.next_line()
+        if line is None or meter.admits(line, room=room):
+            return line
+        line.run.take_back(line)
+        self.turn_of = line.run
+        return None
 
     def ended(self, line: Line, *, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""

@@ -100,13 +100,16 @@ class Meter:
         """Lines on their way, or refused and not done with."""
         return len(self._costs)
 
+    @property
+    def waits(self) -> bool:
+        """More was asked for and has not come: no line needs to be looked at."""
+        return self._asked
+
     def admits(self, line: Line, *, room: int) -> bool:
         """Whether `line` may go now; it is then paid for. Else more is asked for.
 
         `room` lines could be sent now, were it not for the rate.
         """
-        if self._asked:  # and it has not come
-            return False
         cost = self._costs.get(line) or (self._head_cost if line is self._head else _Cost())
         tokens = cost.wanted
         if tokens is None:
