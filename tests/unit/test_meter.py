@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
 from batchline.domain.attempts import Outcome
+from batchline.domain.ids import BatchId
 from batchline.domain.lines import RequestLine
 from batchline.domain.model import Usage
 from batchline.executor import messages as m
@@ -271,3 +274,40 @@ def test_lines_that_will_not_come_back_are_forgotten(bench: Bench) -> None:
     lines[1].run.waiting.clear()  # another backend answered it
     refuse(bench, lines[2], 1_000)
     assert bench.meter.remembered == 1
+
+
+# -- turns -----------------------------------------------------------------------------------------
+
+
+def test_a_line_that_waits_for_its_rate_uses_up_no_more_than_its_turn(bench: Bench) -> None:
+    """However often somebody looks: what was asked for is for the line that was next then."""
+    order = m.SetRates(B, requests=True, tokens=None)
+    bench.meter.set_rates(order)
+    one = lane(
+        shard_run(100, batch=BatchId("batch_" + "1" * 32)),
+        shard_run(100, batch=BatchId("batch_" + "2" * 32)),
+        permits=50,
+    )
+    one.meter = bench.meter
+    went = []
+    for _ in range(20):
+        assert take_all(one) == []
+        for _ in range(2):
+            bench.meter.set_rates(order)  # an order that voids grants makes it look anew
+            assert take_all(one) == []
+        bench.meter.granted(m.Grant(B, 1, 0.0))
+        (line,) = take_all(one)
+        went.append(line.run.batch_id)
+    assert sorted(Counter(went).values()) == [10, 10]
+    assert all(first != second for first, second in itertools.pairwise(went))
+
+
+def test_the_turn_of_a_batch_that_was_cancelled_goes_to_the_next(bench: Bench) -> None:
+    bench.meter.set_rates(m.SetRates(B, requests=True, tokens=None))
+    runs = [shard_run(5, batch=BatchId("batch_" + digit * 32)) for digit in "12"]
+    one = lane(*runs, permits=50)
+    one.meter = bench.meter
+    assert take_all(one) == []
+    runs[0].close(Gate.CLOSED)
+    bench.meter.granted(m.Grant(B, 5, 0.0))
+    assert [line.run for line in take_all(one)] == [runs[1]] * 5
