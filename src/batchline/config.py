@@ -139,8 +139,8 @@ class ApiSettings:
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
-    *("cancel", "abort_call", "stops_on_close"),
     *("requests_per_minute", "tokens_per_minute", "rate_headers", "first_byte_timeout_s"),
+    *("cancel", "abort_call", "stops_on_close", "weight", "health_s"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "project_weights", "probes"})
 
@@ -353,6 +353,8 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         tokens_per_minute=get("tokens_per_minute", int),
         rate_headers=get("rate_headers", bool),
         first_byte_timeout_s=get("first_byte_timeout_s", float),
+        weight=get("weight", float),
+        health_s=get("health_s", float),
     )
 
 

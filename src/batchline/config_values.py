@@ -43,6 +43,7 @@ _ABOVE_ZERO: Final = frozenset(
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *(f"backend.{what}_timeout_s" for what in ("connect", "first_byte", "total")),
         "projects.weight",
+        *("backend.weight", "backend.health_s"),
     }
 )
 

@@ -86,14 +86,14 @@ def test_without_a_grant_nothing_goes_and_it_is_asked_for_once(bench: Bench) -> 
 
 def test_as_many_go_as_were_granted_in_their_order(bench: Bench) -> None:
     bench.meter.set_rates(m.SetRates(B, requests=True, tokens=None))
-    one = lane(shard_run(100), permits=8)
+    run = shard_run(100)
+    one = lane(run, permits=8)
     one.meter = bench.meter
     take_all(one)
     bench.meter.granted(m.Grant(B, 3, 0.0))
     lines = take_all(one)
     assert [line.index for line in lines] == [0, 1, 2]
     assert bench.news()[-1] == m.AskRates(B, Want(5))
-    (run,) = one.runs
     assert len(run.in_flight) == 3
 
 

@@ -55,6 +55,11 @@ def unpack(raw: bytes) -> Iterator[PlanEntry]:
     return map(PlanEntry._make, ENTRY.iter_unpack(raw))
 
 
+def prefix_hashes(raw: bytes) -> list[int]:
+    """The prefix hash of each entry in `raw`."""
+    return [entry[3] for entry in ENTRY.iter_unpack(raw)]
+
+
 def shard_spans(entries: int, shard_entries: int = SHARD_ENTRIES) -> Iterator[tuple[int, int]]:
     """(first entry, number of entries) of each shard of a plan of one model."""
     for first in range(0, entries, shard_entries):

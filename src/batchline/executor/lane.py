@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
 from batchline.executor.meter import Meter
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import Line
 from batchline.executor.streamed import Streaming
-from batchline.executor.turns import Turns
+from batchline.executor.turns import Source, Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +31,7 @@ class Lane:
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
     runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
     meter: Meter | None = None  # where the backend counts requests or tokens by the minute
-    turn_of: ShardRun | None = None  # whose turn it is as soon as the meter lets its line go
+    turn_of: Source | None = None  # whose turn it is as soon as the meter lets its line go
 
     def take(self) -> Line | None:
         """The next line that may go to this backend now, or None."""
@@ -67,8 +67,12 @@ class Lane:
         if line is None or meter.admits(line, room=room):
             return line
         line.run.take_back(line)
-        self.turn_of = line.run
+        self.turn_of = self.source_of(line)
         return None
+
+    def source_of(self, line: Line) -> Source:
+        """What gave this lane the line."""
+        return line.run
 
     def ended(self, line: Line, *, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""
