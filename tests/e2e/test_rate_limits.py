@@ -141,3 +141,20 @@ async def test_a_cancel_does_not_wait_for_lines_that_wait_for_their_rate(tmp_pat
             ended = wait_for(client, batch.id, timeout_s=5)
             assert ended.status == "cancelled"
             assert conserved(client, ended, content, await backend.log()).finished == 0
+
+
+async def test_a_line_that_would_wait_for_its_rate_goes_to_a_backend_with_room(
+    tmp_path: Path,
+) -> None:
+    content = make_lines(200)
+    async with backend_process() as slow, backend_process() as free:
+        backends = [
+            {"base_url": slow.base_url, "requests_per_minute": 6},
+            {"base_url": free.base_url, "max_in_flight": 4},
+        ]
+        with server(tmp_path, settings=ONE_ATTEMPT | {"backend": backends}) as running:
+            client = running.client()
+            ended = wait_for(client, submit(client, content).id)
+            assert ended.status == "completed"
+            assert conserved(client, ended, content).finished == 200
+        assert (await slow.stats()).arrivals <= 6
