@@ -23,8 +23,8 @@ from batchline.executor.admission import Admission
 from batchline.executor.contract import Answer, BackendSettings, ShardWork
 from batchline.executor.lane import Lane
 from batchline.executor.local import GRANT_S, TICK_S
-from batchline.executor.meter import Meter
 from batchline.executor.rate_headers import told_in
+from batchline.executor.rate_meter import RateMeter
 from batchline.executor.shard_run import Line, ShardRun
 from bench.rated_account import MINUTE_S, Account, Counted
 
@@ -118,7 +118,7 @@ class Worker:
         self.name = name
         self._world = world
         self.lane = Lane(BACKEND, Nowhere())
-        self.meter = Meter(
+        self.meter = RateMeter(
             BACKEND,
             send=self._send,
             read=self._read,
@@ -130,8 +130,8 @@ class Worker:
             self._metered()
 
     def _metered(self) -> None:
-        if self.lane.meter is None:
-            self.lane.meter = self.meter
+        if self.lane.rates is None:
+            self.lane.rates = self.meter
             if self._world.shape.known:
                 shape = self._world.shape
                 self.meter.set_rates(

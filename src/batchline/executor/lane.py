@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
-from batchline.executor.meter import Meter
+from batchline.executor.rate_meter import RateMeter
 from batchline.executor.shard_run import Line
 from batchline.executor.streamed import Streaming
 from batchline.executor.turns import Source, Turns
@@ -30,7 +30,7 @@ class Lane:
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
     runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
-    meter: Meter | None = None  # where the backend counts requests or tokens by the minute
+    rates: RateMeter | None = None  # where the backend counts requests or tokens by the minute
     turn_of: Source | None = None  # whose turn it is as soon as the meter lets its line go
 
     def take(self) -> Line | None:
@@ -43,11 +43,11 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        meter = self.meter
-        if meter is None:
+        rates = self.rates
+        if rates is None:
             line = self.runs.next_line()
         else:
-            line = self._metered_line(meter, allowed - self.in_flight)
+            line = self._metered_line(rates, allowed - self.in_flight)
         if line is None:
             return None
         self.in_flight += 1
@@ -56,15 +56,15 @@ class Lane:
             self.trials -= 1
         return line
 
-    def _metered_line(self, meter: Meter, room: int) -> Line | None:
+    def _metered_line(self, rates: RateMeter, room: int) -> Line | None:
         """The next line if it may go now; else it stays the next, and its turn counts once."""
-        if meter.waits:
+        if rates.waits:
             return None
         line = None if self.turn_of is None else self.turn_of.take()
         self.turn_of = None
         if line is None:
             line = self.runs.next_line()
-        if line is None or meter.admits(line, room=room):
+        if line is None or rates.admits(line, room=room):
             return line
         line.run.take_back(line)
         self.turn_of = self.source_of(line)

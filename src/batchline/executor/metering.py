@@ -10,7 +10,7 @@ from batchline.domain.lines import RequestLine
 from batchline.executor import messages as m
 from batchline.executor.contract import RATE_HEADERS, Answer, BackendSettings
 from batchline.executor.lane import Lane
-from batchline.executor.meter import Meter
+from batchline.executor.rate_meter import RateMeter
 from batchline.executor.shard_run import Line
 
 # What remains, of either kind: an answer without these two tells nothing that would be of use.
@@ -59,14 +59,14 @@ class Metering:
         if lane.backend in self._believed:
             self._meter_of(lane).heard(line, answer.headers)
 
-    def _meter_of(self, lane: Lane) -> Meter:
-        if lane.meter is None:
+    def _meter_of(self, lane: Lane) -> RateMeter:
+        if lane.rates is None:
             loop = asyncio.get_running_loop()
-            lane.meter = Meter(
+            lane.rates = RateMeter(
                 lane.backend,
                 send=self._send,
                 read=self._read,
                 clock=loop.time,
                 later=loop.call_later,
             )
-        return lane.meter
+        return lane.rates

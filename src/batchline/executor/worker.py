@@ -447,9 +447,9 @@ class Worker:
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
-        meter = lane.meter
-        if meter is not None:
-            meter.ended(line, found.outcome, found.usage)
+        rates = lane.rates
+        if rates is not None:
+            rates.ended(line, found.outcome, found.usage)
         if found.outcome is Outcome.ANSWERED:  # nearly always, and nothing is to be decided
             self._settle(line, found)
             return _Ended.ANSWERED
@@ -469,9 +469,9 @@ class Worker:
                 self._settle(line, found)
             case RetryIn(delay_s=delay_s):
                 return self._broken(lane, line, found, retry_in_s=delay_s)
-            case WaitForBackend() if meter is not None and meter.counts and found.is_rate:
+            case WaitForBackend() if rates is not None and rates.counts and found.is_rate:
                 line.attempt -= 1
-                wait_s = meter.refused(line, found.retry_after_s, self._random.random())
+                wait_s = rates.refused(line, found.retry_after_s, self._random.random())
                 if wait_s is None:
                     self._settle(line, found)
                 else:
@@ -546,8 +546,8 @@ class Worker:
         if line.trial and ended is not _Ended.FAULT:
             self._send(m.TrialOver(lane.backend, worked=ended is _Ended.ANSWERED))
         lane.ended(line, answered=ended is _Ended.ANSWERED)
-        if lane.meter is not None:
-            lane.meter.over(line, written=line.written)
+        if lane.rates is not None:
+            lane.rates.over(line, written=line.written)
         if run.gate is not Gate.OPEN:
             run.note_end(line, aborted=ended is _Ended.ABORTED)
         if ended is _Ended.UNREADABLE:

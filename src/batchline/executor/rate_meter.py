@@ -43,7 +43,7 @@ class _Cost:
     answered: int = 0  # by the backend in all, when it was last refused
 
 
-class Meter:
+class RateMeter:
     """`read` gives the request of a line (None: unreadable), `later` calls back after seconds."""
 
     def __init__(

@@ -14,7 +14,7 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lines import RequestLine
 from batchline.domain.model import Usage
 from batchline.executor import messages as m
-from batchline.executor.meter import HOPELESS, REPORT_S, Meter
+from batchline.executor.rate_meter import HOPELESS, REPORT_S, RateMeter
 from batchline.executor.rates import Told, Want
 from batchline.executor.shard_run import Gate, Line
 from tests.unit.test_lane import lane, shard_run, take_all
@@ -33,10 +33,10 @@ class Bench:
     said: list[m.ToControl] = field(default_factory=list)
     due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     body: bytes | None = BODY
-    meter: Meter = field(init=False)
+    meter: RateMeter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(
+        self.meter = RateMeter(
             B,
             send=self.said.append,
             read=lambda _: None if self.body is None else RequestLine(b'"c"', self.body),
@@ -77,7 +77,7 @@ def test_where_nothing_is_counted_everything_goes(bench: Bench) -> None:
 def test_without_a_grant_nothing_goes_and_it_is_asked_for_once(bench: Bench) -> None:
     bench.meter.set_rates(m.SetRates(B, requests=True, tokens=None))
     one = lane(shard_run(100), permits=8)
-    one.meter = bench.meter
+    one.rates = bench.meter
     assert take_all(one) == []
     assert take_all(one) == []
     assert bench.news() == [m.AskRates(B, Want(8))]
@@ -88,7 +88,7 @@ def test_as_many_go_as_were_granted_in_their_order(bench: Bench) -> None:
     bench.meter.set_rates(m.SetRates(B, requests=True, tokens=None))
     run = shard_run(100)
     one = lane(run, permits=8)
-    one.meter = bench.meter
+    one.rates = bench.meter
     take_all(one)
     bench.meter.granted(m.Grant(B, 3, 0.0))
     lines = take_all(one)
@@ -102,7 +102,7 @@ def test_a_line_that_waits_for_its_rate_is_not_in_flight_and_goes_with_its_gate(
     bench.meter.set_rates(m.SetRates(B, requests=True, tokens=None))
     run = shard_run(1)
     one = lane(run, permits=8)
-    one.meter = bench.meter
+    one.rates = bench.meter
     take_all(one)
     assert (len(run.in_flight), run.has_line) == (0, True)
     run.close(Gate.CLOSED)
@@ -288,7 +288,7 @@ def test_a_line_that_waits_for_its_rate_uses_up_no_more_than_its_turn(bench: Ben
         shard_run(100, batch=BatchId("batch_" + "2" * 32)),
         permits=50,
     )
-    one.meter = bench.meter
+    one.rates = bench.meter
     went = []
     for _ in range(20):
         assert take_all(one) == []
@@ -306,7 +306,7 @@ def test_the_turn_of_a_batch_that_was_cancelled_goes_to_the_next(bench: Bench) -
     bench.meter.set_rates(m.SetRates(B, requests=True, tokens=None))
     runs = [shard_run(5, batch=BatchId("batch_" + digit * 32)) for digit in "12"]
     one = lane(*runs, permits=50)
-    one.meter = bench.meter
+    one.rates = bench.meter
     assert take_all(one) == []
     runs[0].close(Gate.CLOSED)
     bench.meter.granted(m.Grant(B, 5, 0.0))
