@@ -135,7 +135,7 @@ class Dispatch:
     def offer(self, worker: int, run: ShardRun) -> None:
         if not routed.lanes_with(run):
             for lane in self.workers[worker].values():
-                lane.runs.setdefault(run)
+                lane.runs.add(run)
 
     def taken(self, worker: int) -> Iterator[tuple[Lane, Line]]:
         """Every line that may go now, as the worker hands them out."""

@@ -140,6 +140,7 @@ class ApiSettings:
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
+    *("requests_per_minute", "tokens_per_minute", "rate_headers", "first_byte_timeout_s"),
     *("cancel", "abort_call", "stops_on_close", "weight", "health_s"),
     *("concurrency", "min_in_flight", "interactive_slowdown", "priority"),
 )
@@ -351,6 +352,10 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         abort_call=abort_call(table.get("abort_call"), f"{place}: abort_call", cancel=cancel),
         stops_on_close=get("stops_on_close", bool),
         transport=_transport(get("transport", str), base_url, f"{place}: transport"),
+        requests_per_minute=get("requests_per_minute", int),
+        tokens_per_minute=get("tokens_per_minute", int),
+        rate_headers=get("rate_headers", bool),
+        first_byte_timeout_s=get("first_byte_timeout_s", float),
         weight=get("weight", float),
         health_s=get("health_s", float),
         concurrency=limits.concurrency,

@@ -27,6 +27,8 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "backend.max_in_flight": 1,
     "backend.min_in_flight": 1,
     "backend.priority": -1_000_000_000,
+    "backend.requests_per_minute": 1,
+    "backend.tokens_per_minute": 1,
     "backend.max_answer_bytes": 1,
 }
 _AT_MOST: Final[Mapping[str, float]] = {
@@ -45,7 +47,7 @@ _ABOVE_ZERO: Final = frozenset(
             "retention.sweep_s",
         ),
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
-        *("backend.connect_timeout_s", "backend.total_timeout_s"),
+        *(f"backend.{what}_timeout_s" for what in ("connect", "first_byte", "total")),
         "projects.weight",
         *("backend.weight", "backend.health_s"),
     }

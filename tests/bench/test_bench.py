@@ -43,7 +43,7 @@ PARTS_AND_FLOORS = {
             for what in ("the 200", "quiet past that")
         ),
     ],
-    ("crowd", "listing"): [
+    ("crowd", "listing", "rates"): [
         "200 clients, p99 of get, ms (worse of both)",
         "200 clients, p99 of list, ms (worse of both)",
         "answers to the clients that were not right",
@@ -51,6 +51,8 @@ PARTS_AND_FLOORS = {
         "first page: time with many batches / with 100",
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
+        "least used of an allowance",
+        "refused for the rate",
     ],
     ("limiter", "interactive"): [
         "adaptive limit, seconds until it is near the best (slowest of the first eight)",

@@ -84,6 +84,7 @@ KEPT: Final = {
 }
 # Whose bytes change on the way, in nothing that JSON sees.
 SPACED: Final = {"line breaks": (b'\r\n{\r\n"a" :\r1\n}\n', b'{  "a" : 1 }')}
+ERROR_IN_200: Final = "an error in a 200"
 REFUSED: Final = {
     "refused with no JSON": b'{"a":NaN}',
     "refused with brackets": b"[" * 100_000,
@@ -112,11 +113,13 @@ def result_lines(running: ServerProcess, file_id: str) -> dict[str, tuple[bytes,
 
 @pytest.mark.rule("R1")
 @pytest.mark.rule("R2")
+@pytest.mark.rule("R3")
 def test_every_hostile_answer_costs_its_line_at_most(tmp_path: Path) -> None:
     answers = {name: exchange for name, (exchange, _) in FAILED.items()}
     answers |= {name: forged(body) for name, body in KEPT.items()}
     answers |= {name: sending(body) for name, (body, _) in SPACED.items()}
     answers |= {name: forged(body, "422 No") for name, body in REFUSED.items()}
+    answers[ERROR_IN_200] = sending(b'{"error":{"message":"no","code":422}}')
     with hostile_backend(answers) as url:
         backend = {"base_url": url, "max_answer_bytes": MAX_ANSWER_BYTES, "total_timeout_s": 1.5}
         settings = {
@@ -137,7 +140,8 @@ def test_every_hostile_answer_costs_its_line_at_most(tmp_path: Path) -> None:
             output = result_lines(running, batch["output_file_id"])
     codes = {name: value["error"] and value["error"]["code"] for name, (_, value) in errors.items()}
     expected = {name: code for name, (_, code) in FAILED.items()} | dict.fromkeys(REFUSED)
-    assert codes == expected
+    assert codes == expected | {ERROR_IN_200: None}
+    assert errors[ERROR_IN_200][1]["response"]["status_code"] == "422"
     for name, body in REFUSED.items():
         response = errors[name][1]["response"]
         assert (response["status_code"], response["body"]["error"]) == (

@@ -11,6 +11,7 @@ from batchline.executor import messages as m
 from batchline.executor.admission import SILENT_WAIT_S, Admission
 from batchline.executor.circuit import FIRST_WAIT_S
 from batchline.executor.contract import BackendSettings
+from batchline.executor.rates import Told, Want
 
 ONE = "one"
 TWO = "two"
@@ -34,6 +35,14 @@ class Desk:
             tell=lambda worker, message: self.told.append((worker, message)),
             clock=lambda: self.now,
             on_unreachable=lambda name, reason: self.unreachable.append((name, reason)),
+        )
+
+    def limited(self, **limits: int) -> None:
+        """The first backend counts."""
+        self.admission = Admission(
+            [BackendSettings(name=ONE, base_url="http://one/v1", max_in_flight=8, **limits)],  # type: ignore[arg-type]
+            tell=lambda worker, message: self.told.append((worker, message)),
+            clock=lambda: self.now,
         )
 
     def news(self) -> list[tuple[str, m.ToWorker]]:
@@ -357,3 +366,119 @@ def test_a_backend_that_is_taken_back_gives_permits_and_is_tried_where_it_was_cl
     assert desk.news() == [("a", m.SetPermits(ONE, 8, 3))]
     desk.now += 1_000
     assert desk.trial() == "a"
+
+
+# -- rate limits -----------------------------------------------------------------------------------
+
+
+def asks(desk: Desk, worker: str, requests: int = 1, tokens: float = 0.0) -> None:
+    desk.admission.rates_asked(worker, m.AskRates(ONE, Want(requests, tokens, tokens)))
+
+
+def granted(desk: Desk) -> list[tuple[str, int]]:
+    """Who was granted how many requests since the last look."""
+    return [(who, told.requests) for who, told in desk.news() if isinstance(told, m.Grant)]
+
+
+def test_a_worker_hears_what_is_counted_before_it_sends(desk: Desk) -> None:
+    desk.limited(requests_per_minute=60, tokens_per_minute=9_000)
+    desk.admission.set_wanting("a", [ONE])
+    assert ("a", m.SetRates(ONE, requests=True, tokens=9_000)) in desk.news()
+
+
+def test_who_asked_first_is_granted_first_and_nobody_twice(desk: Desk) -> None:
+    desk.limited(requests_per_minute=60)
+    desk.all_want("a", "b")
+    asks(desk, "a")
+    assert granted(desk) == []  # the account may have been used up by a server before us
+    asks(desk, "b")
+    desk.now += 1
+    desk.admission.tick()
+    assert granted(desk) == [("a", 1)]
+    desk.admission.tick()
+    assert granted(desk) == []
+    desk.now += 1.1
+    desk.admission.tick()
+    assert granted(desk) == [("b", 1)]
+
+
+def test_two_workers_together_get_no_more_than_one_would(desk: Desk) -> None:
+    desk.limited(requests_per_minute=600)
+    desk.all_want("a", "b")
+    total = 0
+    for _ in range(20 * 60):
+        desk.now += 0.05
+        asks(desk, "a", 64)
+        asks(desk, "b", 64)
+        desk.admission.tick()
+        total += sum(requests for _, requests in granted(desk))
+    assert 600 * 0.95 <= total <= 600
+
+
+def test_the_ask_of_a_reaped_worker_is_dropped_and_its_grants_stay_spent(desk: Desk) -> None:
+    desk.limited(requests_per_minute=60)
+    desk.all_want("a", "b")
+    asks(desk, "a")
+    desk.now += 1
+    desk.admission.tick()
+    assert granted(desk) == [("a", 1)]
+    asks(desk, "a")
+    asks(desk, "b")
+    desk.admission.worker_gone("a")
+    desk.admission.tick()
+    assert granted(desk) == []
+    desk.now += 1.1
+    desk.admission.tick()
+    assert granted(desk) == [("b", 1)]
+
+
+def test_a_limit_that_an_answer_tells_of_is_told_to_all(desk: Desk) -> None:
+    desk.all_want("a", "b")
+    told = Told(limit=60, remaining=59, reset_s=1.0)
+    desk.admission.rates_heard(m.RatesHeard(ONE, requests_told=told, age_s=0.1))
+    order = m.SetRates(ONE, requests=True, tokens=None)
+    assert sorted(desk.news(), key=lambda news: news[0]) == [("a", order), ("b", order)]
+    desk.admission.rates_heard(m.RatesHeard(ONE, requests_told=told, age_s=0.1))
+    assert desk.news() == []
+
+
+def test_a_refusal_voids_all_grants_and_closes_no_circuit(desk: Desk) -> None:
+    desk.limited(requests_per_minute=600)
+    desk.all_want("a", "b")
+    desk.now += 60
+    desk.admission.tick()
+    desk.admission.rates_heard(m.RatesHeard(ONE, refused=True, retry_after_s=2.0))
+    void = m.SetRates(ONE, requests=True, tokens=None)
+    assert sorted(desk.news(), key=lambda news: news[0]) == [("a", void), ("b", void)]
+    assert desk.admission.standings({})[0].gated is None
+    asks(desk, "a")
+    desk.now += 1.9
+    desk.admission.tick()
+    assert granted(desk) == []
+    assert desk.admission.waiting_reasons() == {ONE: "rate limit: refused, next try in 0 s"}
+    desk.now += 0.3
+    desk.admission.tick()
+    assert granted(desk) == [("a", 1)]
+
+
+def test_that_lines_wait_for_a_rate_is_told_and_gates_nothing(desk: Desk) -> None:
+    desk.limited(requests_per_minute=60, tokens_per_minute=90_000)
+    desk.all_want("a")
+    assert desk.admission.waiting_reasons() == {}
+    asks(desk, "a")
+    reason = "rate limit: 60 requests a minute, 90,000 tokens a minute"
+    assert desk.admission.waiting_reasons() == {ONE: reason}
+    assert desk.admission.standings({})[0].gated is None
+    desk.now += 2
+    desk.admission.tick()
+    assert desk.admission.waiting_reasons() == {}
+
+
+def test_a_refusal_is_believed_for_five_minutes_at_most(desk: Desk) -> None:
+    desk.limited(requests_per_minute=600)
+    desk.all_want("a")
+    desk.admission.rates_heard(m.RatesHeard(ONE, refused=True, retry_after_s=1e9))
+    asks(desk, "a")
+    desk.now += 301
+    desk.admission.tick()
+    assert granted(desk) == [("a", 1)]

@@ -455,7 +455,7 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     defaults = BackendSettings(name="", base_url="")
     optional = (
         *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
-        *("transport", "cancel", "stops_on_close", "stream", "keep_partial"),
+        *("transport", "cancel", "stops_on_close", "stream", "keep_partial", "rate_headers"),
         *("weight", "health_s"),
         *("concurrency", "min_in_flight", "interactive_slowdown"),
     )
@@ -464,13 +464,8 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     expected |= {
         f"[[backend]].{key}": ""
         for key in (
-            "name",
-            "base_url",
-            "api_key_env",
-            "models",
-            "headers",
-            "abort_call",
-            "priority",
+            *("name", "base_url", "api_key_env", "models", "headers", "abort_call", "priority"),
+            *("requests_per_minute", "tokens_per_minute", "first_byte_timeout_s"),
         )
     }
     expected["[aliases]"] = ""

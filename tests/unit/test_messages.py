@@ -15,6 +15,7 @@ from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey, Usage
 from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings, Ends, Released, ShardWork
+from batchline.executor.rates import Told, Want
 
 KEY = ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=7)
 USAGE = Usage(
@@ -76,6 +77,9 @@ TO_WORKER: list[m.ToWorker] = [
     m.CloseGate(KEY.batch_id, 4, 0.5, 590.0),
     m.SetPermits("plain", 16, 3),
     m.SetCircuit("plain", admitting=False, trials=1),
+    m.SetRates("plain", requests=True, tokens=90_000.0),
+    m.SetRates("plain", requests=False, tokens=None),
+    m.Grant("plain", 3, 1_250.5),
     m.Proceed(KEY, 3),
     m.Committed([True, False]),
     m.Pause(paused=True),
@@ -97,6 +101,9 @@ TO_CONTROL: list[m.ToControl] = [
     m.BackendFault("plain", "not_sent", "connection refused", None, trial=False),
     m.LaneReport("plain", 3, 9, 16, limited=True, answers=4, tokens=100, latency_s=2.5),
     m.TrialOver("plain", worked=True),
+    m.AskRates("plain", Want(3, 1_000.0, 400.5)),
+    m.RatesHeard("plain", tokens=-120.5, refused=True, retry_after_s=1.5),
+    m.RatesHeard("plain", requests_told=Told(limit=60, remaining=59, reset_s=1.0), age_s=2.5),
     m.Trying(KEY, 3),
     m.Tried(KEY, 3),
     m.InputUnreadable(KEY),

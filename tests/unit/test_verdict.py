@@ -58,6 +58,42 @@ def test_every_2xx_with_json_is_an_answer(status: int) -> None:
     assert answered(status).outcome is Outcome.ANSWERED
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "outcome"),
+    [
+        (b'{"error":{"message":"no","code":429}}', 429, Outcome.SHED),
+        (b'{"error":{"message":"no","code":502},"user_id":"u"}', 502, Outcome.BROKEN),
+        (b'{"error":{"message":"no","status_code":422}}', 422, Outcome.REFUSED),
+        (b'{"error":{"message":"no","code":"rate_limited"}}', 500, Outcome.BROKEN),
+        (b'{"error":{"code":"insufficient_quota"}}', 500, Outcome.BLOCKED),
+        (b'{"error":"model crashed","usage":null}', 500, Outcome.BROKEN),
+        (b'{"error":{"code":200}}', 500, Outcome.BROKEN),
+    ],
+)
+def test_a_200_that_is_an_error_and_nothing_else_is_the_answer_that_it_names(
+    body: bytes, status: int, outcome: Outcome
+) -> None:
+    found = answered(200, body)
+    assert (found.outcome, found.reason) == (outcome, f"status {status}")
+    assert found.result is not None
+    response = json.loads(found.result)["response"]
+    assert (response["status_code"], response["body"]) == (status, json.loads(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"resp","status":"failed","error":{"code":"server_error"},"output":[]}',
+        b'{"choices":[],"error":null}',
+        b'{"error":null}',
+        b'{"choices":[{"text":"\\"error\\""}]}',
+        b'[{"error":1}]',
+    ],
+)
+def test_a_200_with_an_error_beside_a_result_is_an_answer(body: bytes) -> None:
+    assert answered(200, body).outcome is Outcome.ANSWERED
+
+
 def test_a_wrong_usage_is_unknown_usage_and_no_bad_answer() -> None:
     found = answered(200, b'{"usage":"lots"}')
     assert (found.outcome, found.result is None) == (Outcome.ANSWERED, False)

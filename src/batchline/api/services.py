@@ -26,8 +26,8 @@ class ListedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendHealth:
-    """A backend as the scheduler sees it; `reason` says why it is not `up`. Backends do not make
-    the server unready: its batches wait."""
+    """A backend as the scheduler sees it; `reason` says why it is not `up`, or that lines wait for
+    its rate limit. Backends do not make the server unready: its batches wait."""
 
     name: str
     state: str

@@ -289,8 +289,10 @@ def _note(parts: Parts, batch: Batch) -> str:
     if disk:
         return f"disk: {disk}"
     backends = backend_health(parts)
-    if any(one.state == "up" for one in backends):
-        return ""
+    working = [one for one in backends if one.state == "up"]
+    if working:
+        # A backend that works and is waited for all the same has a rate limit.
+        return "; ".join(f"{one.name}: {one.reason}" for one in working if one.reason)
     return "; ".join(f"waiting for {one.name}: {one.reason or one.state}" for one in backends)
 
 

@@ -105,9 +105,27 @@ class _Error(msgspec.Struct, gc=False):
     error: Raw = Raw(b"null")
 
 
+class _ErrorOrMore(msgspec.Struct, gc=False):
+    """Members that answers with a result have; an answer with none of them has no result."""
+
+    error: Raw = Raw(b"null")
+    id: Raw | UnsetType = UNSET
+    choices: Raw | UnsetType = UNSET
+    data: Raw | UnsetType = UNSET
+    output: Raw | UnsetType = UNSET
+    results: Raw | UnsetType = UNSET
+
+
+class _Numbered(msgspec.Struct, gc=False):
+    code: object = None
+    status_code: object = None
+
+
 _decode_usual: Final = msgspec.json.Decoder(_Usual).decode
 _decode_success: Final = msgspec.json.Decoder(_Success).decode
 _decode_error: Final = msgspec.json.Decoder(_Error).decode
+_decode_error_or_more: Final = msgspec.json.Decoder(_ErrorOrMore).decode
+_decode_numbered: Final = msgspec.json.Decoder(_Numbered).decode
 _decode_raw: Final = msgspec.json.Decoder(Raw).decode
 _encode: Final = msgspec.json.encode
 
@@ -249,6 +267,29 @@ def _tokens(value: object) -> int:
     if type(value) is int and 0 <= value <= _MAX_TOKENS:  # a bool is an int to isinstance
         return value
     return 0
+
+
+def status_of_error_alone(body: bytes) -> int | None:
+    """The status that a 2xx answer stands for whose body is an error and nothing else; or None.
+
+    Gateways answer so when a model failed after they had said 200. The status is the one that the
+    error names (`code` or `status_code`, of 400 to 599), or 500.
+    """
+    if len(body) > _MAX_TOLD_BYTES or b'"error"' not in body:
+        return None
+    try:
+        found = _decode_error_or_more(body)
+    except _UNREADABLE:
+        return None
+    results = (found.id, found.choices, found.data, found.output, found.results)
+    if bytes(found.error) in (b"null", b"false", b'""') or results != (UNSET,) * len(results):
+        return None
+    try:
+        told = _decode_numbered(found.error)
+    except _UNREADABLE:
+        return 500
+    named = [n for n in (told.code, told.status_code) if type(n) is int and 400 <= n < 600]
+    return named[0] if named else 500
 
 
 def error_code_of(body: bytes) -> str | None:

@@ -7,6 +7,7 @@ socket: messages go out through `tell`.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from batchline.executor.contract import BackendSettings
 from batchline.executor.engine_load import EngineLoad
 from batchline.executor.limiter import FixedLimit
 from batchline.executor.permits import PermitPool
+from batchline.executor.rate_desk import RateDesk
 from batchline.executor.standing import Standing
 from batchline.executor.steering import Steering, steering_of
 
@@ -34,6 +36,7 @@ class _Desk:
     settings: BackendSettings
     circuit: Circuit
     pool: PermitPool
+    rates: RateDesk
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
     measure: int = 0  # what its workers report under
@@ -64,15 +67,16 @@ class Admission:
         self._on_unreachable = on_unreachable
         self._clock = clock
         self._random = chance or random.Random()  # noqa: S311  # jitter, not a secret
-        self._desks = {b.name: _desk_of(b) for b in backends}
+        self._desks = {b.name: _desk_of(b, RateDesk(b, tell=tell, now=clock())) for b in backends}
 
     def waiting_reasons(self) -> Mapping[str, str]:
-        """Backend to why lines wait for it: a closed circuit, or a person who drained it."""
+        """Backend to why lines wait for it: a closed circuit, a person who drained it, or a pace
+        that its limits set."""
         return {one.name: one.waits for one in self.standings({}) if one.waits is not None}
 
     def standings(self, in_flight: Mapping[str, int]) -> Sequence[Standing]:
         """Every backend in the order of the settings; `in_flight` is what workers told."""
-        found = []
+        found, now = [], self._clock()
         for name, desk in self._desks.items():
             circuit, permits = desk.circuit, sum(desk.pool.held.values())
             found.append(
@@ -84,6 +88,7 @@ class Admission:
                     in_flight=min(permits, in_flight.get(name, 0)),
                     gated=None if circuit.admitting else f"{circuit.outcome}: {circuit.reason}",
                     drained=desk.drained,
+                    paced=desk.rates.reason(now),
                 )
             )
         return found
@@ -111,7 +116,9 @@ class Admission:
                 if one_permit:
                     desk.single.add(worker)
                 self._tell(worker, m.SetCircuit(name, admitting=desk.circuit.admitting))
+                desk.rates.wanted_by(worker)
             else:
+                desk.rates.gone(worker)
                 desk.wanting.discard(worker)
                 desk.single.discard(worker)
                 if desk.steering is not None:
@@ -126,6 +133,7 @@ class Admission:
             desk.pool.gone(worker)
             if desk.steering is not None:
                 desk.steering.gone(worker)
+            desk.rates.gone(worker)
             desk.circuit.trial_returned(worker, self._clock())
             self._rebalance(name, desk)
 
@@ -238,6 +246,15 @@ class Admission:
         for other in sorted(desk.wanting):
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
+    def rates_asked(self, worker: str, message: m.AskRates) -> None:
+        desk = self._desks[message.backend]
+        if worker in desk.wanting:
+            desk.rates.ask(worker, message.want, self._clock())
+
+    def rates_heard(self, message: m.RatesHeard) -> None:
+        desk = self._desks[message.backend]
+        desk.rates.heard(message, desk.wanting, self._clock(), roll=self._random.random())
+
     # -- what others know ------------------------------------------------------------------
 
     def set_drained(self, name: str, *, drained: bool) -> None:
@@ -265,20 +282,26 @@ class Admission:
 
     # -- time ------------------------------------------------------------------------------
 
+    def due_s(self) -> float:
+        """Seconds until a tick may have something to grant to a worker that waits for it."""
+        now = self._clock()
+        return min((desk.rates.due_s(now) for desk in self._desks.values()), default=math.inf)
+
     def tick(self) -> None:
-        """Ask one worker per closed circuit to try a line, where that is due."""
+        """Grant what is due, and ask one worker per closed circuit to try a line."""
         now = self._clock()
         for name, desk in self._desks.items():
+            desk.rates.serve(now)
             if desk.wanting and not desk.drained and desk.circuit.trial_due(now):
                 worker = self._random.choice(sorted(desk.wanting))
                 desk.circuit.trial_with = worker
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))
 
 
-def _desk_of(backend: BackendSettings) -> _Desk:
+def _desk_of(backend: BackendSettings, rates: RateDesk) -> _Desk:
     steering = steering_of(backend)
     if steering is None:
         fixed = FixedLimit(max_in_flight=backend.max_in_flight)
-        return _Desk(backend, Circuit(), PermitPool(fixed.limit()))
+        return _Desk(backend, Circuit(), PermitPool(fixed.limit()), rates)
     pool = PermitPool(steering.limit)
-    return _Desk(backend, Circuit(), pool, steering=steering, measure=steering.measure)
+    return _Desk(backend, Circuit(), pool, rates, steering=steering, measure=steering.measure)

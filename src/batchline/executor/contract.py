@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -68,7 +68,10 @@ class BackendSettings:
     `base_url` ends in `/v1` (added when the user left it out). `models` None means: ask
     `/v1/models`. `headers` go out with every request; the key, if any, is already among them as
     `Authorization`. `max_in_flight` holds for all workers together. `transport.choice` makes its
-    `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
+    `transport`. `requests_per_minute` and `tokens_per_minute` hold for all workers together, None
+    where no limit is known; `rate_headers`: what answers say of such limits is believed.
+    `first_byte_timeout_s`: until an answer's head has come, None where only the whole is bounded.
+    `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
     `weight` is its part of the lines where several backends have room for them. It is looked at
@@ -91,6 +94,10 @@ class BackendSettings:
     abort_call: AbortCall | None = None
     stops_on_close: bool = False
     transport: TransportName = TransportName.AUTO
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    rate_headers: bool = True
+    first_byte_timeout_s: float | None = None
     weight: float = 1.0
     health_s: float = 10.0
     concurrency: Concurrency = Concurrency.FIXED
@@ -315,10 +322,18 @@ class Executor(Protocol):
         """
 
 
+# Where answers tell of rate limits; each comes with `limit`, `remaining` or `reset`.
+RATE_HEADERS: Final = tuple(
+    f"x-ratelimit-{what}-{kind}"
+    for kind in ("requests", "tokens")
+    for what in ("remaining", "limit", "reset")
+)
+
+
 # A msgspec struct, not a dataclass: one is made for each line, at a fifth of the cost.
 class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A complete HTTP answer. `headers` has lower-case names and only those that are of use:
-    `retry-after`, `retry-after-ms`, `x-request-id`, `content-type`."""
+    `retry-after`, `retry-after-ms`, `x-request-id`, `content-type`, and `RATE_HEADERS`."""
 
     status: int
     headers: Mapping[str, str]

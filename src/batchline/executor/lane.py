@@ -12,8 +12,9 @@ from batchline.executor.contract import Transport
 from batchline.executor.edits import Edits
 from batchline.executor.messages import LaneReport
 from batchline.executor.meter import Meter
+from batchline.executor.rate_meter import RateMeter
 from batchline.executor.shard_run import Line
-from batchline.executor.turns import Turns
+from batchline.executor.turns import Source, Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +33,8 @@ class Lane:
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
     runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
+    rates: RateMeter | None = None  # where the backend counts requests or tokens by the minute
+    turn_of: Source | None = None  # whose turn it is as soon as the meter lets its line go
 
     def take(self, *, most_bytes: int | None = None) -> Line | None:
         """The next line that may go to this backend now, or None; of lines of any size, or only of
@@ -44,7 +47,13 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        line = self.runs.next_line() if most_bytes is None else self._next_small(most_bytes)
+        rates = self.rates
+        if rates is not None:
+            line = self._metered_line(rates, allowed - self.in_flight, most_bytes)
+        elif most_bytes is None:
+            line = self.runs.next_line()
+        else:
+            line = self._next_small(most_bytes)
         if line is None:
             if self.meter is not None:
                 self.meter.starved = True
@@ -64,6 +73,30 @@ class Lane:
             if line is not None:
                 return line
         return None
+
+    def _metered_line(self, rates: RateMeter, room: int, most_bytes: int | None) -> Line | None:
+        """The next line if it may go now; else it stays the next, and its turn counts once."""
+        if rates.waits:
+            return None
+        if most_bytes is not None:  # beside the others, whose turns stay as they are
+            line = self._next_small(most_bytes)
+            if line is None or rates.admits(line, room=room):
+                return line
+            line.run.take_back(line)
+            return None
+        line = None if self.turn_of is None else self.turn_of.take()
+        self.turn_of = None
+        if line is None:
+            line = self.runs.next_line()
+        if line is None or rates.admits(line, room=room):
+            return line
+        line.run.take_back(line)
+        self.turn_of = self.source_of(line)
+        return None
+
+    def source_of(self, line: Line) -> Source:
+        """What gave this lane the line."""
+        return line.run
 
     def ended(self, line: Line, *, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from batchline.executor.worker_link import WorkerLink
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
 MOST_OPEN: Final = 64  # the same of many batches, which take turns: a few ten KiB and a file each
 TICK_S: Final = 0.05  # circuits are looked at this often
+GRANT_S: Final = 0.005  # and rate limits at most this often
 START_S: Final = 30.0  # a worker imports for a second, on a busy machine for several
 FAILING_DEATHS: Final = 5  # deaths before the first hello that make readiness say so
 _RESTART_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0, 30.0)  # waits before the nth restart in a row
@@ -236,8 +238,11 @@ class LocalExecutor:
         silent = max(1, round(self._settings.silent_s / TICK_S))
         starting = max(silent, round(START_S / TICK_S))
         while True:
-            await asyncio.sleep(TICK_S)
-            self._admission.tick()
+            looked_at = time.monotonic() + TICK_S
+            while (left_s := looked_at - time.monotonic()) > 0:
+                # Evenly, where a rate limit sets the pace: some services count by the second.
+                await asyncio.sleep(min(left_s, max(self._admission.due_s(), GRANT_S)))
+                self._admission.tick()
             for link in list(self._links.values()):
                 link.silent_beats += 1
                 if link.silent_beats > (silent if link.ready else starting):
@@ -284,6 +289,10 @@ class LocalExecutor:
                 self._admission.lane_report(link.worker, message)
             case m.TrialOver():
                 self._admission.trial_over(link.worker, message)
+            case m.AskRates():
+                self._admission.rates_asked(link.worker, message)
+            case m.RatesHeard():
+                self._admission.rates_heard(message)
             case m.StorageTrouble(reason=reason):
                 link.storage_trouble = reason
                 if reason is not None:

@@ -19,6 +19,7 @@ from batchline.domain.ids import BatchId
 from batchline.domain.model import ShardCommit, ShardKey
 from batchline.executor.contract import BackendSettings, Released, ShardWork
 from batchline.executor.protocol import PROTOCOL
+from batchline.executor.rates import Told, Want
 
 _LENGTH_BYTES: Final = 4
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # a shard of work is a few hundred bytes
@@ -84,6 +85,25 @@ class SetCircuit(msgspec.Struct, frozen=True, tag=True):
     trials: int = 0
 
 
+class SetRates(msgspec.Struct, frozen=True, tag=True):
+    """What is counted at `backend`; what was granted before is void.
+
+    `tokens` is all that there may ever be at once, and None where they are not counted.
+    """
+
+    backend: str
+    requests: bool
+    tokens: float | None
+
+
+class Grant(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `AskRates`, late or at once: so much more may go to `backend`."""
+
+    backend: str
+    requests: int
+    tokens: float
+
+
 class Proceed(msgspec.Struct, frozen=True, tag=True):
     """The answer to `Trying`: the control process knows of the line."""
 
@@ -115,6 +135,8 @@ ToWorker = (
     | CloseGate
     | SetPermits
     | SetCircuit
+    | SetRates
+    | Grant
     | Proceed
     | Committed
     | Pause
@@ -220,6 +242,29 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
     worked: bool
 
 
+class AskRates(msgspec.Struct, frozen=True, tag=True):
+    """Lines could go to `backend` if so much more were granted; it replaces an earlier ask."""
+
+    backend: str
+    want: Want
+
+
+class RatesHeard(msgspec.Struct, frozen=True, tag=True):
+    """What answers said of a backend's allowances since the last of these.
+
+    They came to `tokens` more than was estimated. `requests_told` and `tokens_told` are of one
+    answer, whose request went out `age_s` ago. `refused`: it was sent back for its rate.
+    """
+
+    backend: str
+    tokens: float = 0.0
+    requests_told: Told | None = None
+    tokens_told: Told | None = None
+    age_s: float = 0.0
+    refused: bool = False
+    retry_after_s: float | None = None
+
+
 class Trying(msgspec.Struct, frozen=True, tag=True):
     """Entry `index` of an announced shard is about to be touched: not before `Proceed`."""
 
@@ -262,6 +307,8 @@ ToControl = (
     | BackendFault
     | LaneReport
     | TrialOver
+    | AskRates
+    | RatesHeard
     | Trying
     | Tried
     | InputUnreadable

@@ -21,6 +21,7 @@ from batchline.executor.lane import Lane
 from batchline.executor.meter import meter_of
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.spread import Spread
+from batchline.executor.turns import Source
 
 # So many broken attempts in a row, while another backend answers, are the backend's fault: one that
 # fails everything fails it fast, and would get most of the lines.
@@ -54,6 +55,9 @@ class RoutedLane(Lane):
             line = Lane.take(self, most_bytes=most_bytes)
             self.divides = False
         return line
+
+    def source_of(self, line: Line) -> Source:
+        return next((share for share in line.run.shares if share.lane is self), line.run)
 
     def ended(self, line: Line, *, answered: bool) -> None:
         if self.breaking is line:

@@ -195,6 +195,11 @@ class ShardRun:
             self.aside.append(line)
         return None
 
+    def take_back(self, line: Line) -> None:
+        """`line` was taken and may not go yet: it is the next one again."""
+        self.in_flight.discard(line)
+        self.returned.appendleft(line)
+
     def _next_fresh(self) -> Line | None:
         return self.aside.popleft() if self.aside else self._unseen()
 

@@ -11,7 +11,8 @@ class Standing:
 
     `permits` may be in use by workers, at most `max_in_flight`; `in_flight` were at their last
     heartbeats, never more than `permits`. `gated` is why its circuit is closed, None when it
-    admits. `drained`: nothing goes there until somebody undoes it.
+    admits. `drained`: nothing goes there until somebody undoes it. `paced` is the rate limit that
+    lines wait for there, None when none does.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Standing:
     in_flight: int
     gated: str | None
     drained: bool
+    paced: str | None = None
 
     @property
     def quiet(self) -> bool:
@@ -29,9 +31,9 @@ class Standing:
 
     @property
     def waits(self) -> str | None:
-        """Why lines wait for it, None when they go there."""
+        """Why lines wait for it, None when they go there at once."""
         if not self.drained:
-            return self.gated
+            return self.gated or self.paced
         if self.quiet:
             return "drained: nothing of ours runs there"
         return f"drained: {self.in_flight or 'some'} in flight run to their end"

@@ -18,6 +18,7 @@ from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor.contract import Answer
 
+_TOO_MANY: Final = "status 429"
 _FAILURES: Final = {
     "timeout": Failure.REQUEST_TIMEOUT,
     "reset": Failure.UPSTREAM_UNREACHABLE,
@@ -43,6 +44,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     answered: bool = False
     cut_off: bool = False
 
+    @property
+    def is_rate(self) -> bool:
+        """A 429 that may be for the rate of requests: the backend is up."""
+        return self.outcome is Outcome.SHED and self.reason == _TOO_MANY
+
 
 def of_answer(
     answer: Answer, *, line_id: str, custom_id_raw: bytes, model_is_listed: bool, now: float
@@ -58,6 +64,14 @@ def of_answer(
                 f"status {status} with {len(answer.body)} bytes that are not JSON",
                 results.failure_line(line_id, custom_id_raw, Failure.INVALID_UPSTREAM_RESPONSE),
                 answered=True,
+            )
+        if (failed_with := results.status_of_error_alone(answer.body)) is not None:
+            return of_answer(
+                msgspec.structs.replace(answer, status=failed_with),
+                line_id=line_id,
+                custom_id_raw=custom_id_raw,
+                model_is_listed=model_is_listed,
+                now=now,
             )
         body, usage = read
         line = results.result_line(line_id, custom_id_raw, status, request_id, body)

@@ -43,6 +43,7 @@ from batchline.executor.handing import Handing
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.meter import REPORT_S
+from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
 from batchline.executor.routed import RoutedLane
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
@@ -83,6 +84,7 @@ class Worker:
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(self._runs.values())
         )
+        self._metering = Metering(settings.backends, self._lanes, send=send, read=self._read)
         self._paused = False
         self._storage_trouble = False
         self._held_bytes = 0
@@ -163,6 +165,8 @@ class Worker:
                 self._set_permits(message)
             case m.SetCircuit():
                 self._set_circuit(message)
+            case m.SetRates() | m.Grant():
+                self._pump(self._metering.obey(message))
             case m.Proceed(key=key, index=index):
                 self._proceed(key, index)
             case m.Committed(accepted=accepted):
@@ -443,6 +447,8 @@ class Worker:
                     pieces=pieces,
                 )
             telemetry.probe("worker.answered")
+            if REMAINING_REQUESTS in answer.headers or REMAINING_TOKENS in answer.headers:
+                self._metering.heard(lane, line, answer)
             if line.doomed:
                 await _until_called_off()
         except NotAdmitted:
@@ -470,6 +476,9 @@ class Worker:
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
+        rates = lane.rates
+        if rates is not None:
+            rates.ended(line, found.outcome, found.usage)
         if found.outcome is Outcome.ANSWERED:  # nearly always, and nothing is to be decided
             if lane.meter is not None:
                 lane.meter.answered(line.began, found.usage)
@@ -491,6 +500,14 @@ class Worker:
                 self._settle(line, found)
             case RetryIn(delay_s=delay_s):
                 return self._broken(lane, line, found, retry_in_s=delay_s)
+            case WaitForBackend() if rates is not None and rates.counts and found.is_rate:
+                line.attempt -= 1
+                wait_s = rates.refused(line, found.retry_after_s, self._random.random())
+                if wait_s is None:
+                    self._settle(line, found)
+                else:
+                    self._retry_later(line, wait_s)
+                return _Ended.ANSWERED
             case WaitForBackend():
                 line.attempt -= 1
                 line.run.put_back(line)
@@ -565,6 +582,8 @@ class Worker:
         if line.trial and ended is not _Ended.FAULT:
             self._send(m.TrialOver(lane.backend, worked=ended is _Ended.ANSWERED))
         lane.ended(line, answered=ended is _Ended.ANSWERED)
+        if lane.rates is not None:
+            lane.rates.over(line, written=line.written)
         if run.gate is not Gate.OPEN:
             run.note_end(line, aborted=ended is _Ended.ABORTED)
         if ended is _Ended.UNREADABLE:

@@ -37,7 +37,10 @@ async def test_the_bytes_go_out_as_they_came_in_and_the_answer_comes_back_whole(
                 b'{"ok": 1}',
                 status="429 Slow Down",
                 headers="Retry-After: 7\r\nX-Request-Id: r1\r\nServer: s\r\n"
-                "Content-Type: application/json\r\nretry-after-ms: 7000\r\n",
+                "Content-Type: application/json\r\nretry-after-ms: 7000\r\n"
+                "X-RateLimit-Limit-Requests: 60\r\nx-ratelimit-remaining-requests: 59\r\n"
+                "x-ratelimit-reset-requests: 1s\r\nx-ratelimit-limit-tokens: 150000\r\n"
+                "x-ratelimit-remaining-tokens: 149984\r\nx-ratelimit-reset-tokens: 6ms\r\n",
             )
         )
 
@@ -55,6 +58,12 @@ async def test_the_bytes_go_out_as_they_came_in_and_the_answer_comes_back_whole(
             "retry-after-ms": "7000",
             "x-request-id": "r1",
             "content-type": "application/json",
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "59",
+            "x-ratelimit-reset-requests": "1s",
+            "x-ratelimit-limit-tokens": "150000",
+            "x-ratelimit-remaining-tokens": "149984",
+            "x-ratelimit-reset-tokens": "6ms",
         },
         body=b'{"ok": 1}',
     )

@@ -122,6 +122,39 @@ async def test_silence_ends_at_the_total_timeout_and_closes_the_connection(
             await server.all_gone.wait()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"H", b"HTTP/1.1 200 OK\r\nContent-", b"HTTP/1.1 103 Early Hints\r\n\r\n"],
+    ids=["nothing", "a byte", "half a head", "a hint"],
+)
+async def test_an_answer_that_does_not_begin_ends_at_the_first_byte_timeout(
+    make: MakeTransport, said: bytes
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(said)
+
+    async with serving(script) as server:
+        assert await unanswered(make(backend(server.url, first_byte_timeout_s=0.05))) == "timeout"
+        async with asyncio.timeout(SOON_S):
+            await server.all_gone.wait()
+
+
+async def test_an_answer_that_has_begun_may_take_its_time(make: MakeTransport) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            await asyncio.sleep(0.15)  # longer than the first byte may take: that is the subject
+            writer.write(b"{}")
+
+    async with serving(script) as server:
+        transport = make(backend(server.url, first_byte_timeout_s=0.1))
+        for _ in range(2):
+            assert (await post(transport)).body == b"{}"
+    assert server.opened == 1
+
+
 async def test_a_body_that_trickles_in_ends_at_the_total_timeout(make: MakeTransport) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
 from tests.contract.transport.raw_server import (
+    CERTIFICATE,
+    SPEAKS_TLS,
     MakeTransport,
     Script,
     backend,
@@ -60,16 +64,21 @@ def saying(data: bytes, *, then: str) -> Script:
         saying(http(b"x" * 2_000), then="go on"),
         saying(http(b"", status="302 Found", headers="Location: /x\r\n"), then="go on"),
         saying(http(b"{}") + http(b"stray"), then="go on"),
+        saying(http(b'{"error":{"code":500}}'), then="go on"),
+        saying(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 17, then="stall"),
     ],
     ids=[
         *("stalls in the body", "cut in the body", "closed", "reset", "broken chunk"),
         *("a head without end", "garbage", "too large", "redirect", "stray answer"),
+        *("an error in a 200", "hints without end"),
     ],
 )
 async def test_faults_leave_nothing_behind(make: MakeTransport, script: Script) -> None:
     async with serving(script) as server:
         files, tasks = open_files(), asyncio.all_tasks()
-        transport = make(backend(server.url, total_timeout_s=0.1, max_answer_bytes=1_000))
+        # A stall ends by either of the two.
+        settings = backend(server.url, total_timeout_s=0.1, max_answer_bytes=1_000)
+        transport = make(replace(settings, first_byte_timeout_s=0.08))
         todo = iter(range(TIMES))
 
         async def go() -> None:
@@ -81,6 +90,46 @@ async def test_faults_leave_nothing_behind(make: MakeTransport, script: Script) 
         await asyncio.gather(*(go() for _ in range(AT_ONCE)))
         await transport.close()
         # The far sides are in this process too, and end when they have read the end.
+        await spin_until(lambda: asyncio.all_tasks() <= tasks and open_files() == files)
+
+
+async def test_certificates_that_nobody_vouches_for_leave_nothing_behind(
+    make: MakeTransport, implementation: str
+) -> None:
+    if implementation not in SPEAKS_TLS:
+        return  # by contract http1 serves http:// only
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    async with serving(saying(http(b"{}"), then="go on"), tls=context) as server:
+        files, tasks = open_files(), asyncio.all_tasks()
+        transport = make(backend(server.url))
+        todo = iter(range(TIMES))
+
+        async def go() -> None:
+            for _ in todo:
+                with pytest.raises(NotSent):
+                    await post(transport)
+
+        await asyncio.gather(*(go() for _ in range(AT_ONCE // 4)))
+        await transport.close()
+        await spin_until(lambda: asyncio.all_tasks() <= tasks and open_files() == files)
+
+
+async def test_connections_that_are_refused_leave_nothing_behind(make: MakeTransport) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        transport = make(backend(f"http://127.0.0.1:{closed.getsockname()[1]}/v1"))
+        with pytest.raises(NotSent):
+            await post(transport)  # a first connection makes libuv open a file for itself
+        files, tasks = open_files(), asyncio.all_tasks()
+
+        async def go() -> None:
+            for _ in range(TIMES // AT_ONCE):
+                with pytest.raises(NotSent):
+                    await post(transport)
+
+        await asyncio.gather(*(go() for _ in range(AT_ONCE)))
+        await transport.close()
         await spin_until(lambda: asyncio.all_tasks() <= tasks and open_files() == files)
 
 

@@ -8,6 +8,7 @@ give the same `BackendControl`.
     witness.py   what it saw: the event log, its counts, waiting for them
     answers.py   the bytes of its answers
     streaming.py the same as event streams
+    rate.py      a limit per time that it enforces
     protocol.py  HTTP towards the workers
     server.py    listening, going down and coming up, the control routes
     control.py   the client of the control routes
@@ -18,7 +19,7 @@ from tests.support.scripted_backend.control import (
     backend_here,
     backend_process,
 )
-from tests.support.scripted_backend.script import Answer, Fault, Script
+from tests.support.scripted_backend.script import Answer, Fault, Rate, Script
 from tests.support.scripted_backend.witness import BackendLog, Event, Kind, Stats, read_log
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "Fault",
     "Kind",
+    "Rate",
     "Script",
     "Stats",
     "backend_here",

@@ -110,6 +110,7 @@ def packed(answer: Answer, body: bytes, content_type: str) -> bytes:
     ]
     if answer.retry_after is not None:
         head.append(f"retry-after: {answer.retry_after}")
+    head += [f"{name}: {value}" for name, value in answer.headers.items()]
     if answer.chunked:
         head.append("transfer-encoding: chunked")
         body = _chunks(body)

@@ -22,6 +22,7 @@ import httptools
 import msgspec
 
 from tests.support.scripted_backend import answers, streaming
+from tests.support.scripted_backend.rate import Limiter
 from tests.support.scripted_backend.script import Answer, Fault, Script
 from tests.support.scripted_backend.witness import Event, Kind, Witness, now
 
@@ -90,6 +91,7 @@ class Responder:
         self.holding = True
         self.unread_resets = script.unread_resets
         self._planned: Counter[str] = Counter()
+        self._limiter = None if script.rate is None else Limiter.of(script.rate)
         self._random = random.Random(script.seed)  # noqa: S311  # latencies
 
     def release(self, ids: Iterable[str] | None) -> int:
@@ -128,6 +130,8 @@ class Responder:
             return Answer(status=404, code="model_not_found")
         self._planned[exchange.id] += 1
         answer = self.script.plan(exchange.id, self._planned[exchange.id])
+        if self._limiter is not None:
+            answer = self._limiter.answer(answer)
         return _marked(answer, markers) if len(markers) > 1 else answer
 
     def call_off(self, abort_id: str) -> None:

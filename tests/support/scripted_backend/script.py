@@ -47,6 +47,19 @@ class Answer:
     code: str | None = None
     text_bytes: int = 32
     streams: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)  # beside the usual ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A limit: each request costs `cost`, `per_s` comes back, up to `holds`. `tells`: what the
+    headers of answers call it (`requests`, `tokens`); empty: they say nothing."""
+
+    per_s: float
+    holds: float
+    at_start: float = 0.0
+    cost: float = 1.0
+    tells: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +93,7 @@ class Script:
     others: int | None = None
     shed: Answer = Answer(status=429, code="rate_limit_exceeded", retry_after="0")
     unread_resets: int = 0  # so many next requests are reset at their first bytes
+    rate: Rate | None = None  # counted from the `set_script` on
     seed: int = 1
 
     def plan(self, identity: str, attempt: int) -> Answer:

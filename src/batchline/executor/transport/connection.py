@@ -17,7 +17,7 @@ from typing import Final, cast
 import httptools
 
 from batchline.domain.errors import SentUnanswered
-from batchline.executor.contract import Answer, Pieces
+from batchline.executor.contract import RATE_HEADERS, Answer, Pieces
 from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.decoding import decoded
 
@@ -28,7 +28,7 @@ _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: 
 _DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 _KEPT_HEADERS: Final = {
     name.encode(): name
-    for name in ("retry-after", "retry-after-ms", "x-request-id", "content-type")
+    for name in ("retry-after", "retry-after-ms", "x-request-id", "content-type", *RATE_HEADERS)
 }
 
 
@@ -96,6 +96,11 @@ class Connection(asyncio.Protocol):
         self._pieces = pieces
         self._answer = self._loop.create_future()
         return self._answer
+
+    @property
+    def has_head(self) -> bool:
+        """The head of the answer has come, or the exchange has ended; interim ones are none."""
+        return self._in_body or not self._is_open
 
     def fail(self, message: str, *, reason: str) -> None:
         """End the exchange that runs, if one does, with SentUnanswered."""

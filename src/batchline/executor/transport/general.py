@@ -31,7 +31,7 @@ from aiohttp.streams import EofStream, StreamReader
 from yarl import URL
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
-from batchline.executor.contract import Answer, BackendSettings, Pieces
+from batchline.executor.contract import RATE_HEADERS, Answer, BackendSettings, Pieces
 from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.heads import Heads
 
@@ -40,6 +40,7 @@ from batchline.executor.transport.heads import Heads
 # never idles that long, so the reconnects cost nothing.
 _KEEPALIVE_S: Final = 4.0
 _KEPT_HEADERS: Final = ("retry-after", "retry-after-ms", "x-request-id", "content-type")
+_KEPT_BESIDE: Final = (*_KEPT_HEADERS, *RATE_HEADERS)  # where there is one of the latter
 _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: spare the copy
 _STALE_TRIES: Final = 8  # the pool drops dead connections itself; these are the spoiled ones
 _MAX_HEADER_BYTES: Final = 64 * 1024
@@ -126,9 +127,7 @@ class GeneralTransport:
                 sent = True
                 self._in_flight.add(connection)
                 _write(wire, head, body)
-                answer = await _read_answer(
-                    protocol, self._settings.max_answer_bytes, pieces, self._intake
-                )
+                answer = await _read_answer(protocol, self._settings, pieces, self._intake)
                 whole = True
                 return answer
         except TimeoutError as exc:
@@ -192,23 +191,47 @@ def _write(wire: asyncio.Transport, head: bytes, body: bytes) -> None:
         wire.write(body)
 
 
+async def _read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, StreamReader]:
+    message, payload = await protocol.read()
+    interim = 0
+    while 100 <= message.code < 200 and message.code != 101 and interim < _MAX_INTERIM:
+        interim += 1
+        message, payload = await protocol.read()  # 102 and 103 come before the answer
+    if message.code < 200:
+        raise SentUnanswered(f"status {message.code}", reason="malformed")
+    return message, payload
+
+
+async def _read_head_within(
+    protocol: ResponseHandler, limit_s: float
+) -> tuple[RawResponseMessage, StreamReader]:
+    waiting = asyncio.timeout(limit_s)
+    try:
+        async with waiting:
+            return await _read_head(protocol)
+    except TimeoutError as exc:
+        if not waiting.expired():  # the socket's own; for the caller
+            raise
+        raise SentUnanswered(f"no answer began within {limit_s:g} s", reason="timeout") from exc
+
+
 async def _read_answer(
-    protocol: ResponseHandler, limit_bytes: int, pieces: Pieces | None, intake: Intake
+    protocol: ResponseHandler, settings: BackendSettings, pieces: Pieces | None, intake: Intake
 ) -> Answer:
     """The next answer, whole and decoded; its body is empty where `pieces` took it.
 
     Raises:
-        SentUnanswered: `reset`, `malformed` or `too_large`.
+        SentUnanswered: `reset`, `malformed`, `too_large`, or `timeout` before it began.
     """
+    limit_bytes, first_s = settings.max_answer_bytes, settings.first_byte_timeout_s
     try:
-        message, payload = await protocol.read()
-        interim = 0
-        while 100 <= message.code < 200 and message.code != 101 and interim < _MAX_INTERIM:
-            interim += 1
-            message, payload = await protocol.read()  # 102 and 103 come before the answer
-        if message.code < 200:
-            raise SentUnanswered(f"status {message.code}", reason="malformed")
-        kept = {name: value for name in _KEPT_HEADERS if (value := message.headers.get(name))}
+        if first_s is None:
+            message, payload = await _read_head(protocol)
+        else:
+            message, payload = await _read_head_within(protocol, first_s)
+        is_counted = RATE_HEADERS[0] in message.headers or RATE_HEADERS[3] in message.headers
+        names = _KEPT_BESIDE if is_counted else _KEPT_HEADERS
+        kept = {name: value for name in names if (value := message.headers.get(name))}
         answer = Answer(status=message.code, headers=kept, body=b"")
         if pieces is not None and pieces.begin(answer):
             await _hand_over(protocol, payload, pieces)

@@ -76,6 +76,8 @@ class Http1Transport:
         self._loop = asyncio.get_running_loop()
         self._idle: deque[Connection] = deque()  # the one that was used last is used first
         self._in_use: Deadlines[Connection] = Deadlines(self._loop, self._time_out)
+        self._first_s = settings.first_byte_timeout_s
+        self._unheard: Deadlines[Connection] = Deadlines(self._loop, self._stay_silent)
         self._sweeper: asyncio.TimerHandle | None = None
         self._resolving: asyncio.Task[list[str]] | None = None
         self._resolved_at = 0.0
@@ -110,6 +112,7 @@ class Http1Transport:
         every = [*self._idle, *self._in_use]
         self._idle.clear()
         self._in_use.close()
+        self._unheard.close()
         for connection in every:
             connection.abort()
         for connection in every:
@@ -158,6 +161,8 @@ class Http1Transport:
     def _taken_back(self, connection: Connection) -> bool:
         """The exchange is over: keep the connection for the next one, if it can serve another."""
         self._in_use.remove(connection)
+        if self._first_s is not None:
+            self._unheard.remove(connection)
         if connection.end():
             self._keep(connection)
             return True
@@ -181,10 +186,16 @@ class Http1Transport:
             connection.abort()
             raise
         self._in_use.add(connection, request.ends)
+        if self._first_s is not None:
+            self._unheard.add(connection, self._loop.time() + self._first_s)
         return answer
 
     def _time_out(self, connection: Connection) -> None:
         connection.fail("no whole answer in time", reason="timeout")
+
+    def _stay_silent(self, connection: Connection) -> None:
+        if not connection.has_head:
+            connection.fail("no answer began in time", reason="timeout")
 
     # -- connections -----------------------------------------------------------------------
 
