@@ -24,6 +24,7 @@ from bench import (
     finalize,
     listing,
     memory,
+    prefix,
     run_command,
     startup,
     upload,
@@ -37,6 +38,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
     {
         "upload": upload.measure,
         "validation": validation.measure,
+        "prefix": prefix.measure,
         "dispatch": dispatch.measure,
         "wide": dispatch.measure_wide,
         "finalize": finalize.measure,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"BLPLAN\x00\x01"  # the last byte is the version
@@ -19,11 +20,20 @@ ENTRY_BYTES: Final = ENTRY.size
 SHARD_ENTRIES: Final = 1_000  # a 125-byte bitmap; 1,000,000 lines are 1,000 rows (design.md 4)
 
 
+class Order(StrEnum):
+    """The order in which the lines of a model are dispatched."""
+
+    FILE = "file"
+    PREFIX = "prefix"  # lines that share a prefix side by side; file order where none do
+    LONG_OUTPUTS = "long_outputs"  # those that may have long outputs first, each class as PREFIX
+
+
 class PlanEntry(NamedTuple):
     """Where one request line is: `length` bytes at `offset` of the input, without its line ending.
 
     `line_number` counts physical lines from 1, blank ones included, so that it matches an editor.
-    `prefix_hash` groups lines that share a prefix; 0 when the plan keeps the file's order.
+    `prefix_hash` is the same for lines that share a prefix and are to run in one place; 0 for a
+    line that shares none.
     """
 
     offset: int

@@ -16,6 +16,7 @@ from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
+from batchline.domain.plan import Order
 from batchline.service.alarms import Alarms
 from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
 from batchline.service.skipped import SkipSettings
@@ -91,6 +92,7 @@ class Planner:
     jobs: Jobs
     models: KnownModels
     limits: InputLimits
+    order: Order = Order.PREFIX
     clock: Callable[[], float] = time.time
     has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
     tries: Tries = field(default_factory=lambda: Tries(None))
@@ -158,7 +160,7 @@ class Planner:
         if problems:
             return ValidationResult(problems=problems)
         for _ in range(CHILD_TRIES):
-            job = self._job(source)
+            job = replace(self._job(source), order=Order.FILE)  # nobody is to run the plan
             try:
                 return await self.jobs.run(validate, job)
             except BlobUnreadable:
@@ -256,6 +258,7 @@ class Planner:
                 if source.skipped_into is None
                 else SkipSettings(batch_id=source.skipped_into, path=str(self.blobs.scratch()))
             ),
+            order=self.order,
         )
 
     async def _start(self, batch: Batch, result: ValidationResult, job: ValidationJob) -> bool:

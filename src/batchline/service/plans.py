@@ -1,11 +1,11 @@
-"""Writes a plan: entries as they are found, grouped by model at the end if need be."""
+"""Writes a plan: entries as they are found, put into another order at the end if need be."""
 
 from __future__ import annotations
 
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,7 @@ class PlanWriter:
         self._fd = _new_file(path)
         # The number of each entry's model goes to disk as well: 20 MB at ten million lines.
         self._models_fd = unnamed_file(path.parent)
+        self._counts: list[int] | None = None  # of each model's entries, once they are together
         self.entries = 0
 
     def add(self, packed: bytes, models: array[int]) -> None:
@@ -40,7 +41,7 @@ class PlanWriter:
         self.entries += len(models)
 
     def entry(self, number: int) -> PlanEntry:
-        """An entry by its number in file order; not after `finish`."""
+        """An entry by its number in file order; not after `reorder` and `finish`."""
         offset, length = plan.span(number, 1)
         return next(plan.unpack(os.pread(self._fd, length, offset)))
 
@@ -65,13 +66,37 @@ class PlanWriter:
         os.ftruncate(self._models_fd, kept * array("H").itemsize)
         self.entries = kept
 
+    def runs(self) -> Iterator[tuple[bytes, array[int]]]:
+        """All packed entries with the numbers of their models, in file order, in bounded parts."""
+        done = 0
+        for numbers in self._model_numbers():
+            offset, length = plan.span(done, len(numbers))
+            yield os.pread(self._fd, length, offset), numbers
+            done += len(numbers)
+
+    def reorder(self, packed: Iterable[bytes], counts: list[int]) -> None:
+        """Replace all entries by `packed`, whole entries in dispatch order, model after model.
+
+        `counts` says how many entries each model has.
+        """
+
+        def write(fd: int) -> None:
+            for entries in packed:
+                write_all(fd, entries)
+
+        self._rewrite(write)
+        self._counts = counts
+
     def finish(self, models: Sequence[str], shard_entries: int) -> list[PlannedShard]:
         """Put the entries in dispatch order, cut them into shards and make the file durable.
 
         `models` are the batch's models by number. Each shard has one model; models keep the order
-        in which the file first names them, and lines of a model keep the file's order.
+        in which the file first names them, and lines of a model keep the file's order, or that of
+        `reorder`.
         """
-        counts = [self.entries] if len(models) == 1 else self._group(len(models))
+        counts = self._counts
+        if counts is None:
+            counts = [self.entries] if len(models) == 1 else self._group(len(models))
         os.fsync(self._fd)
         probe("plan.synced")
         self._finished = True
@@ -96,10 +121,15 @@ class PlanWriter:
         for count in counts:
             places.append(plan.span(first, 0)[0])
             first += count
+        self._rewrite(lambda fd: self._scatter(fd, places))
+        return counts
+
+    def _rewrite(self, write: Callable[[int], None]) -> None:
+        """Put what `write` writes behind the header in the place of the plan."""
         partial = self._path.with_name(f"{self._path.name}.grouped")
         fd = _new_file(partial)
         try:
-            self._scatter(fd, places)
+            write(fd)
             partial.replace(self._path)
         except BaseException:
             os.close(fd)
@@ -107,14 +137,10 @@ class PlanWriter:
             raise
         os.close(self._fd)
         self._fd = fd
-        return counts
 
     def _scatter(self, fd: int, places: list[int]) -> None:
         size = plan.ENTRY_BYTES
-        done = 0
-        for numbers in self._model_numbers():
-            offset, length = plan.span(done, len(numbers))
-            entries = os.pread(self._fd, length, offset)
+        for entries, numbers in self.runs():
             groups: dict[int, list[bytes]] = {}
             for at, model in enumerate(numbers):
                 groups.setdefault(model, []).append(entries[at * size : (at + 1) * size])
@@ -122,7 +148,6 @@ class PlanWriter:
                 os.lseek(fd, places[model], os.SEEK_SET)
                 write_all(fd, b"".join(group))
                 places[model] += size * len(group)
-            done += len(numbers)
 
     def _model_numbers(self) -> Iterator[array[int]]:
         """The model numbers of all entries, in file order, in runs of _GROUPING_ENTRIES."""

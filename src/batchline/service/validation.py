@@ -25,6 +25,8 @@ from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
+from batchline.service.prefix_order import put_in_order
+from batchline.service.prefix_sample import PrefixSample
 from batchline.service.scratch import disk_trouble_named
 from batchline.service.skipped import SkippedLines, SkipSettings
 
@@ -61,6 +63,7 @@ class ValidationJob:
     shard_entries: int = plan.SHARD_ENTRIES
     skip: SkipSettings | None = None
     input_crc: int | None = None
+    order: plan.Order = plan.Order.FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ def validate(job: ValidationJob) -> ValidationResult:
                 return ValidationResult(problems=problems)
             if skipped is not None:
                 skipped.sync()
+            scan.put_in_order()
             shards = planned.finish(list(scan.models), job.shard_entries)
             if skipped is not None and bad.left_out:
                 skipped.keep()
@@ -162,6 +166,9 @@ class _Scan:
         self._too_many = False
         self._model: str | None = None  # of the line before, and its number
         self._model_number = 0
+        self._sample: PrefixSample | None = None
+        if job.order is not plan.Order.FILE:
+            self._sample = PrefixSample(job.endpoint, file_bytes=job.input_bytes)
         self.models: dict[str, int] = {}
 
     def run(self) -> None:
@@ -204,12 +211,15 @@ class _Scan:
             numbers = list(compress(numbers, kept))
             lines, sizes = list(compress(lines, kept)), list(compress(sizes, kept))
             offsets, checked = list(compress(offsets, kept)), list(compress(checked, kept))
-        self._enter(
+        models = self._enter(
             offsets,
             [size - (raw[-1] == _CR) for raw, size in zip(lines, sizes, strict=True)],
             numbers,
             cast("list[CheckedLine]", checked),
         )
+        if self._sample is not None:
+            # Where a bad model was left out, the numbers are off by one: it is only a sample.
+            self._sample.look(lines, models)
 
     def _enter(
         self,
@@ -217,8 +227,9 @@ class _Scan:
         sizes: Sequence[int],
         numbers: Sequence[int],
         checked: Sequence[CheckedLine],
-    ) -> None:
-        """Put lines into the plan, and their models and ids where they are compared."""
+    ) -> array[int]:
+        """Put lines into the plan, and their models and ids where they are compared; the numbers of
+        their models."""
         if all(line.model == self._model for line in checked):
             models = array("H", [self._model_number]) * len(checked)
         else:
@@ -237,6 +248,24 @@ class _Scan:
             b"".join(map(plan.ENTRY.pack, offsets, sizes, numbers, repeat(0))), models
         )
         self._ids.add([line.custom_id for line in checked])
+        return models
+
+    def put_in_order(self) -> None:
+        """Put the plan, which has all lines now, in the job's order."""
+        if self._sample is None:
+            return
+        trunks = self._sample.trunks()
+        long_first = self._job.order is plan.Order.LONG_OUTPUTS
+        if trunks is not None or long_first:
+            put_in_order(
+                self._planned,
+                self._source,
+                Path(self._job.plan_path).parent,
+                endpoint=self._job.endpoint,
+                models=len(self.models),
+                trunks=trunks,
+                long_first=long_first,
+            )
 
     def _look_closer(
         self, lines: list[bytes], numbers: Sequence[int], checked: list[CheckedLine | None]
