@@ -72,7 +72,7 @@ class ByGroup:
     Work-conserving, and a group stays where it began unless somebody would be idle.
     """
 
-    def __init__(self, requests: Sequence[Request], replicas: int, *, window: int = 4_000) -> None:
+    def __init__(self, requests: Sequence[Request], replicas: int, *, window: int = 1_000) -> None:
         self._waiting = deque(requests)
         self._window = window
         self._replicas = replicas

@@ -182,9 +182,10 @@ def _path(value: object, _key: str) -> Path:
 
 
 def _order(value: object, _key: str) -> Order:
-    if value not in list(Order):
-        raise ValueError(f"expected one of {', '.join(Order)}, got {value!r}")
-    return Order(value)
+    for order in Order:
+        if value == order.value:
+            return order
+    raise ValueError(f"expected one of {', '.join(Order)}, got {value!r}")
 
 
 def _texts(value: object, key: str) -> tuple[str, ...]:

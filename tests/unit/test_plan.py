@@ -40,7 +40,7 @@ def test_the_layout_is_fixed() -> None:
     [
         (b"", "shorter than its header"),
         (plan.header()[:-1], "shorter than its header"),
-        (b"BLPLAN\x00\x02" + plan.header()[8:], "not a plan of this version"),
+        (b"BLPLAN\x00\x03" + plan.header()[8:], "not a plan of this version"),
         (b"\x00" * HEADER_BYTES, "not a plan of this version"),
         (plan.HEADER.pack(plan.MAGIC, ENTRY_BYTES + 8, 0), "not a plan of this version"),
     ],

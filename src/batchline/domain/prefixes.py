@@ -200,7 +200,7 @@ def shared_bytes(levels: int) -> int:
 
 
 def trunk_of(keys: Sequence[bytes]) -> bytes:
-    """The beginning that more than half of `keys` have in common, as far as it goes.
+    """The beginning of a key that more than half of `keys` have in common, as far as it goes.
 
     What nearly every line begins with is in every cache anyway: it makes nobody a neighbour.
     """
@@ -214,13 +214,16 @@ def trunk_of(keys: Sequence[bytes]) -> bytes:
             break
         agreeing = [key for key in agreeing if key[len(trunk) : stop] == digest]
         trunk += digest
-    return trunk.ljust(KEY_BYTES, b"\0")
+    return trunk
 
 
 def neighbours(one: bytes, other: bytes, trunk: bytes) -> bool:
     """Whether two prompts share more than either has from the trunk."""
-    levels = shared_levels(one, other)
-    return levels > min(shared_levels(one, trunk), shared_levels(other, trunk))
+    if one.startswith(trunk) and other.startswith(trunk):  # as nearly always
+        following = one[len(trunk) : len(trunk) + DIGEST_BYTES]
+        return following == other[len(trunk) : len(trunk) + DIGEST_BYTES] and any(following)
+    whole = trunk.ljust(KEY_BYTES, b"\0")
+    return shared_levels(one, other) > min(shared_levels(one, whole), shared_levels(other, whole))
 
 
 def group_hash(key: bytes, levels: int, piece: int) -> int:

@@ -278,6 +278,7 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         usage=part.snapshot.usage,
         failed_lines=part.snapshot.failed_lines,
         partials=_range(name, end, end + len(part.partials), part.partials),
+        saved_lines=part.snapshot.saved_lines,
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from batchline.domain import bitmap, partials, plan
 from batchline.domain.ids import BatchId, line_id_prefix
@@ -100,6 +101,7 @@ class Snapshot:
     failed: int
     usage: Usage
     failed_lines: bytes
+    saved_lines: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +118,7 @@ class ShardRun:
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
+    passed: bytearray = field(default_factory=bytearray)  # not to be given: `settled`, or more
     failed_lines: bytearray = field(default_factory=bytearray)  # those in `errors`
     completed: int = 0
     failed: int = 0
@@ -130,14 +133,16 @@ class ShardRun:
     ends: dict[str, Ends] = field(default_factory=dict)  # behind the closed gate, by backend
 
     @classmethod
-    def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> ShardRun:
+    def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> Self:
         shard = work.shard
+        settled = bytearray(shard.settled)
         return cls(
             work=work,
             input_fd=input_fd,
             entries=entries,
             line_id_prefix=line_id_prefix(shard.key.batch_id),
-            settled=bytearray(shard.settled),
+            settled=settled,
+            passed=settled,
             failed_lines=bitmap.empty(shard.entries),
             completed=shard.completed,
             failed=shard.failed,
@@ -177,8 +182,7 @@ class ShardRun:
         """The cursor, moved past what settled under an earlier epoch and what is not to run."""
         suspects = self.work.suspects
         while self.cursor < self.work.shard.entries and (
-            bitmap.is_marked(self.settled, self.cursor)
-            or (suspects and self.cursor not in suspects)
+            bitmap.is_marked(self.passed, self.cursor) or (suspects and self.cursor not in suspects)
         ):
             self.cursor += 1
         return self.cursor
@@ -197,8 +201,11 @@ class ShardRun:
 
     # -- how a line ended ------------------------------------------------------------------
 
-    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> None:
-        """Give `line` its result. It is never dispatched again under this epoch."""
+    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> int:
+        """Give `line` its result; the bytes that are held for it from now on.
+
+        It is never dispatched again under this epoch.
+        """
         self.in_flight.discard(line)
         bitmap.mark(self.settled, line.index)
         if succeeded:
@@ -217,6 +224,7 @@ class ShardRun:
             sums[4] += usage.total_tokens
         if self.gate is Gate.CLOSED and line.written:
             self.ends.setdefault(line.backend, Ends()).finished_late += 1
+        return len(result)
 
     def keep_partial(self, line: Line, body: bytes) -> int:
         """Keep what came of a line that was cut off, if it is not to be tried again; its bytes.

@@ -69,6 +69,7 @@ class BatchInput:
     bytes: int
     crc: int | None
     skipped_into: BatchId | None = None
+    run_once: bool = False
 
     @classmethod
     def of(cls, batch: Batch) -> BatchInput:
@@ -80,6 +81,7 @@ class BatchInput:
             bytes=batch.input_bytes,
             crc=batch.input_crc,
             skipped_into=batch.id if batch.skip_invalid else None,
+            run_once=batch.run_once,
         )
 
 
@@ -259,6 +261,7 @@ class Planner:
                 else SkipSettings(batch_id=source.skipped_into, path=str(self.blobs.scratch()))
             ),
             order=self.order,
+            run_once=source.run_once,
         )
 
     async def _start(self, batch: Batch, result: ValidationResult, job: ValidationJob) -> bool:

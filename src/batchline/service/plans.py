@@ -32,6 +32,7 @@ class PlanWriter:
         # The number of each entry's model goes to disk as well: 20 MB at ten million lines.
         self._models_fd = unnamed_file(path.parent)
         self._counts: list[int] | None = None  # of each model's entries, once they are together
+        self._follows = False
         self.entries = 0
 
     def add(self, packed: bytes, models: array[int]) -> None:
@@ -41,7 +42,7 @@ class PlanWriter:
         self.entries += len(models)
 
     def entry(self, number: int) -> PlanEntry:
-        """An entry by its number in file order; not after `reorder` and `finish`."""
+        """An entry by its number: from 0 in file order, or in the newer order that the plan has."""
         offset, length = plan.span(number, 1)
         return next(plan.unpack(os.pread(self._fd, length, offset)))
 
@@ -66,8 +67,18 @@ class PlanWriter:
         os.ftruncate(self._models_fd, kept * array("H").itemsize)
         self.entries = kept
 
+    def packed(self) -> Iterator[bytes]:
+        """All packed entries as they are now, in bounded parts."""
+        for first in range(0, self.entries, _GROUPING_ENTRIES):
+            entries = min(_GROUPING_ENTRIES, self.entries - first)
+            offset, length = plan.span(first, entries)
+            yield os.pread(self._fd, length, offset)
+
     def runs(self) -> Iterator[tuple[bytes, array[int]]]:
-        """All packed entries with the numbers of their models, in file order, in bounded parts."""
+        """All packed entries with the numbers of their models, in file order, in bounded parts.
+
+        Not once they have another order.
+        """
         done = 0
         for numbers in self._model_numbers():
             offset, length = plan.span(done, len(numbers))
@@ -80,12 +91,22 @@ class PlanWriter:
         `counts` says how many entries each model has.
         """
 
-        def write(fd: int) -> None:
-            for entries in packed:
-                write_all(fd, entries)
-
-        self._rewrite(write)
+        self._rewrite(lambda fd: _write_each(fd, packed))
         self._counts = counts
+
+    def follow(self, packed: Iterable[bytes]) -> None:
+        """Replace all entries by `packed`, the same ones, of which some FOLLOW others now.
+
+        No model has other entries than before: the plan is grouped already.
+        """
+        self._rewrite(lambda fd: _write_each(fd, packed), followers=True)
+        self._follows = True
+
+    def group(self, models: int) -> list[int]:
+        """Put the entries of each model together; how many each has."""
+        if self._counts is None:
+            self._counts = [self.entries] if models == 1 else self._group(models)
+        return self._counts
 
     def finish(self, models: Sequence[str], shard_entries: int) -> list[PlannedShard]:
         """Put the entries in dispatch order, cut them into shards and make the file durable.
@@ -94,9 +115,7 @@ class PlanWriter:
         in which the file first names them, and lines of a model keep the file's order, or that of
         `reorder`.
         """
-        counts = self._counts
-        if counts is None:
-            counts = [self.entries] if len(models) == 1 else self._group(len(models))
+        counts = self.group(len(models))
         os.fsync(self._fd)
         probe("plan.synced")
         self._finished = True
@@ -104,11 +123,25 @@ class PlanWriter:
         first = 0
         for model, count in zip(models, counts, strict=True):
             shards += [
-                PlannedShard(first_entry=first + start, entries=entries, model=model)
-                for start, entries in plan.shard_spans(count, shard_entries)
+                PlannedShard(first_entry=start, entries=entries, model=model)
+                for start, entries in self._spans(first, first + count, shard_entries)
             ]
             first += count
         return shards
+
+    def _spans(self, first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+        """(first entry, number of entries) of each shard of a model: `most`, or a few less where
+        entries that follow would be torn from the one that they follow."""
+        if not self._follows:
+            for start, entries in plan.shard_spans(end - first, most):
+                yield first + start, entries
+            return
+        while first < end:
+            stop = min(first + most, end)
+            while stop < end and self.entry(stop).prefix_hash == plan.FOLLOWS:
+                stop -= 1
+            yield first, stop - first
+            first = stop
 
     def _group(self, models: int) -> list[int]:
         """Rewrite the plan ordered by model; how many entries each model has."""
@@ -124,10 +157,10 @@ class PlanWriter:
         self._rewrite(lambda fd: self._scatter(fd, places))
         return counts
 
-    def _rewrite(self, write: Callable[[int], None]) -> None:
+    def _rewrite(self, write: Callable[[int], None], *, followers: bool = False) -> None:
         """Put what `write` writes behind the header in the place of the plan."""
         partial = self._path.with_name(f"{self._path.name}.grouped")
-        fd = _new_file(partial)
+        fd = _new_file(partial, followers=followers)
         try:
             write(fd)
             partial.replace(self._path)
@@ -168,11 +201,16 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
     write_all(fd, data)
 
 
-def _new_file(path: Path) -> int:
+def _write_each(fd: int, pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        write_all(fd, piece)
+
+
+def _new_file(path: Path, *, followers: bool = False) -> int:
     """An empty file with the header of a plan."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        write_all(fd, plan.header())
+        write_all(fd, plan.header(followers=followers))
     except BaseException:
         os.close(fd)
         path.unlink(missing_ok=True)

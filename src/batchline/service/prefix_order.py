@@ -149,7 +149,7 @@ class _Families:
     def _in_one_family(self, one: _Line, other: _Line) -> bool:
         if one[:2] != other[:2]:
             return False
-        return neighbours(one.key, other.key, self._trunks.get(one.model, _NO_KEY))
+        return neighbours(one.key, other.key, self._trunks.get(one.model, b""))
 
     @property
     def _entries(self) -> int:

@@ -1,9 +1,9 @@
 """Finds out, from a few lines of a file, whether its lines share prefixes that an order could use.
 
 A file that shares nothing, or everything, keeps its order, and finding that out has to cost next to
-nothing: one line in 128 is looked at, in pairs of neighbours at random distances. Prefixes that a
-few lines share are found all the same: among 650 of 50,000 lines that come in groups of four there
-are a dozen pairs, and two are enough.
+nothing: one line in 256 is looked at, or 400 of a smaller file, in pairs of neighbours at random
+distances. Prefixes that few lines share are found all the same: among 400 of 50,000 lines that come
+in groups of four, five pairs are to be expected, and one is enough.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 
 from batchline.domain.prefixes import key_of, neighbours, prompt_of, trunk_of
 
-_FIRST_LINES: Final = 256  # of the file, or as many as its first block has
-_FIRST_BYTES: Final = 128 * 1024
-_APART: Final = 256  # lines from one pair to the next, on average; 128 cost 1.5 %
-_MOST_KEYS: Final = 16_384  # 3 MB; a file of over a million lines is sampled more thinly
-_ENOUGH_PAIRS: Final = 2
+_ONE_IN: Final = 256  # some 3 us each, which is what validation takes for a line: 0.4 %
+_LEAST_KEYS: Final = 400  # of a file that has so many lines: 1.3 ms
+_LEAST_BYTES: Final = 8 * 1024 * 1024  # but not more than this for them, where lines are long
+_MOST_KEYS: Final = 16_384  # 3 MB; a file of over two million lines is sampled more thinly
+_ENOUGH_PAIRS: Final = 1  # strangers with one digest are one in four billion
 _SEED: Final = 0  # the same file always has the same plan
 
 
@@ -30,7 +30,7 @@ class PrefixSample:
         self._prompt = prompt_of(endpoint)
         self._file_bytes = file_bytes
         self._random = random.Random(_SEED)  # noqa: S311  # where to look, not a secret
-        self._apart = 0  # 0: nothing seen yet
+        self._apart = 0  # lines from one pair to the next, on average; 0: nothing seen yet
         self._next = 0  # the next pair begins so many lines after the last block
         self._keys: dict[int, list[bytes]] = {}
 
@@ -38,19 +38,22 @@ class PrefixSample:
         """Take some of the next lines of the file; `models` has the number of each one's model."""
         if self._prompt is None or not lines:
             return
-        first = 0
         if self._apart == 0:
-            size = sum(map(len, lines))
-            lines_of_file = self._file_bytes * len(lines) // max(size, 1)
-            self._apart = max(_APART, 2 * lines_of_file // _MOST_KEYS)
-            first = min(len(lines), _FIRST_LINES, _FIRST_BYTES * len(lines) // max(size, 1))
-            self._take(lines[:first], models)
-        at = max(self._next, first)
+            self._apart = self._distance(lines)
+        at = self._next
         while at < len(lines):
             self._take(lines[at : at + 2], models[at : at + 2])
             # Not at equal distances: files are periodic too.
-            at += self._random.randrange(2, 2 * self._apart - 2)
+            at += self._random.randint(2, 2 * self._apart - 2)
         self._next = at - len(lines)
+
+    def _distance(self, lines: Sequence[bytes]) -> int:
+        """How far apart pairs are to be, if the file goes on like its first `lines`."""
+        size = max(1, sum(map(len, lines)))
+        of_file = self._file_bytes * len(lines) // size
+        affordable = _LEAST_BYTES * len(lines) // size
+        wanted = max(of_file // _ONE_IN, min(_LEAST_KEYS, affordable), 1)
+        return max(2, 2 * of_file // min(wanted, _MOST_KEYS))
 
     def _take(self, lines: Sequence[bytes], models: Sequence[int]) -> None:
         assert self._prompt is not None  # noqa: S101  # `look` asked

@@ -23,6 +23,7 @@ from batchline.domain.lines import CheckedLine, LineChecker, custom_id_of
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
 from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
+from batchline.service.identical import bring_together
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
 from batchline.service.prefix_order import put_in_order
@@ -64,6 +65,7 @@ class ValidationJob:
     skip: SkipSettings | None = None
     input_crc: int | None = None
     order: plan.Order = plan.Order.FILE
+    run_once: bool = False  # identical requests run once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,15 @@ def validate(job: ValidationJob) -> ValidationResult:
             if skipped is not None:
                 skipped.sync()
             scan.put_in_order()
+            if job.run_once:
+                planned.group(len(scan.models))
+                bring_together(
+                    planned,
+                    source,
+                    plan_path.parent,
+                    endpoint=job.endpoint,
+                    most=job.shard_entries,
+                )
             shards = planned.finish(list(scan.models), job.shard_entries)
             if skipped is not None and bad.left_out:
                 skipped.keep()
