@@ -90,7 +90,6 @@ class PlanWriter:
 
         `counts` says how many entries each model has.
         """
-
         self._rewrite(lambda fd: _write_each(fd, packed))
         self._counts = counts
 

@@ -71,7 +71,7 @@ class Api:
         return self._json("POST", f"/batches/{_segment(batch_id)}/cancel")
 
     def receipt(self, batch_id: str) -> Shape | None:
-        """The cancel receipt; None where the server keeps none or does not tell."""
+        """The batch's receipt; None where the server keeps none or does not tell."""
         return self._if_there(f"/batches/{_segment(batch_id)}/receipt")
 
     def batches(self) -> Iterator[Shape]:
