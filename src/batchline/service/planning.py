@@ -19,6 +19,7 @@ from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.domain.plan import Order
 from batchline.service.alarms import Alarms
 from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
+from batchline.service.plans import unfinished
 from batchline.service.skipped import SkipSettings
 from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
@@ -236,6 +237,7 @@ class Planner:
 
     async def _drop_scratch(self, job: ValidationJob) -> None:
         await self.blobs.drop_scratch(Path(job.plan_path))
+        await self.blobs.drop_scratch(unfinished(Path(job.plan_path)))
         if job.skip is not None:
             await self.blobs.drop_scratch(Path(job.skip.path))
 

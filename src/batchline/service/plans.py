@@ -18,6 +18,11 @@ from batchline.telemetry import probe
 _GROUPING_ENTRIES: Final = 65_536  # regrouped at a time: 1.5 MiB of entries
 
 
+def unfinished(path: Path) -> Path:
+    """Where the plan at `path` is written anew; a child that was killed leaves it there."""
+    return path.with_name(f"{path.name}.grouped")
+
+
 class PlanWriter:
     """The plan of one batch, growing at `path`; whatever was there is replaced.
 
@@ -158,7 +163,7 @@ class PlanWriter:
 
     def _rewrite(self, write: Callable[[int], None], *, followers: bool = False) -> None:
         """Put what `write` writes behind the header in the place of the plan."""
-        partial = self._path.with_name(f"{self._path.name}.grouped")
+        partial = unfinished(self._path)
         fd = _new_file(partial, followers=followers)
         try:
             write(fd)
