@@ -27,6 +27,7 @@ from bench import (
     prefix,
     run_command,
     startup,
+    two_workers,
     upload,
     validation,
 )
@@ -41,6 +42,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "prefix": prefix.measure,
         "dispatch": dispatch.measure,
         "wide": dispatch.measure_wide,
+        "workers": two_workers.measure,
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,

@@ -26,7 +26,10 @@ ROOT = Path(__file__).parents[2]
 
 # Some together, because the start of a server is most of the time.
 PARTS_AND_FLOORS = {
-    ("upload", "validation", "prefix", "dispatch", "wide", "finalize", "cancel", "api"): [
+    (
+        *("upload", "validation", "prefix", "dispatch", "wide", "workers"),
+        *("finalize", "cancel", "api"),
+    ): [
         "validation of chat completions, lines/s (median)",
         "validation of embeddings, lines/s (median)",
         "validation of a file that shares no prefix, CPU, prefix order / file order",
@@ -35,6 +38,7 @@ PARTS_AND_FLOORS = {
         "worker CPU beyond our client alone, us a line, 1,000 in flight, backend of 10 ms (median)",
         "worker CPU, us a line, 2,000 in flight, backend of 500 ms (median)",
         "share of the ideal rate, 500 in flight, backend of 50 ms (median)",
+        "two workers' CPU a line / one worker's (median)",
         "finalize, seconds (slowest)",
         "requests that reached the backend after the 200",
         *(

@@ -110,7 +110,9 @@ class Faults:
             await self._ready()
             await asyncio.sleep(kill.pause_s)
         # Without a probe it ends by nobody's hand but ours.
-        assert self._running.is_running, f"the server ended by itself:\n{self._running.tail()}"
+        if not self._running.is_running:
+            status = await asyncio.to_thread(self._running.wait_ended)
+            raise AssertionError(f"the server ended by itself, {status}:\n{self._running.tail()}")
         return await self._kill(kill)
 
     async def _wait_for_probe(self, kill: Kill) -> Fault | None:

@@ -612,7 +612,9 @@ async def test_a_cancel_in_the_middle_leaves_no_child_and_no_bytes(
     task = asyncio.create_task(planner_on(store, blobs, jobs, allow_mixed_models=True).plan(batch))
     pid = await stopped_child()
     (plan,) = left_on_disk(blobs)
-    unfinished(plan).touch()  # as of a child that was killed while it wrote the plan anew
+    unfinished(
+        blobs.segment_directory().parent / plan
+    ).touch()  # as of a child that was killed while it wrote the plan anew
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

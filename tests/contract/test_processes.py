@@ -97,7 +97,7 @@ def test_a_name_with_brackets_and_spaces_misleads_nobody(tmp_path: Path) -> None
         own = processes.start_time(os.getpid())
         assert began is not None
         assert own is not None
-        assert int(began) >= int(own)
+        assert int(began.split()[-1]) >= int(own.split()[-1])
     finally:
         process.communicate()
 
@@ -123,11 +123,25 @@ def test_a_stranger_with_the_same_process_id_is_left_alone(child: Child, tmp_pat
     stranger = child(WAITING)
     began = processes.start_time(stranger.pid)
     assert began is not None
+    boot, ticks = began.split()
     record = tmp_path / str(stranger.pid)
-    record.write_text(f"{int(began) - 1}", encoding="ascii")
+    record.write_text(f"{boot} {int(ticks) - 1}", encoding="ascii")
     assert processes.kill_survivors(tmp_path) == 0
     assert processes.start_time(stranger.pid) == began
     assert not record.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ticks since the boot")
+def test_a_process_that_began_at_the_same_tick_of_another_boot_is_a_stranger(
+    child: Child, tmp_path: Path
+) -> None:
+    stranger = child(WAITING)
+    began = processes.start_time(stranger.pid)
+    assert began is not None
+    record = tmp_path / str(stranger.pid)
+    record.write_text(f"another-boot {began.split()[-1]}", encoding="ascii")
+    assert processes.kill_survivors(tmp_path) == 0
+    assert processes.start_time(stranger.pid) == began
 
 
 def test_a_child_that_ended_by_itself_is_only_forgotten(child: Child, tmp_path: Path) -> None:

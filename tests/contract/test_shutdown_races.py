@@ -58,7 +58,7 @@ class Watched(Database):
             with self._engine.begin() as connection:
                 return change(connection)
 
-        return await self._call(work)
+        return await self._call(work, writes=True)
 
 
 class Parts:

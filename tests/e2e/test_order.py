@@ -20,7 +20,7 @@ LINES = 5 * DOCUMENTS  # the questions about a document are far apart in the fil
 def line(number: int) -> str:
     document = f"<{number % DOCUMENTS}>" * 800
     text = f"{document} [[id=line-{number:07d}]]"
-    body = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+    body: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
     if number % 2:
         body["max_tokens"] = number + 100
     return json.dumps(

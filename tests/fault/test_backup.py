@@ -360,6 +360,7 @@ async def test_a_check_finds_what_is_missing_short_or_other(tmp_path: Path) -> N
 
     assert "other bytes" in checked_after(lambda: flip(blob(BlobKind.SEGMENT), 30))
     assert "other bytes" in checked_after(lambda: os.truncate(blob(BlobKind.SEGMENT), 30))
+    assert "other bytes" in checked_after(lambda: forge_partial(bad))
     assert "No such file" in checked_after(lambda: blob(BlobKind.INPUT).unlink())
     assert "its row says" in checked_after(lambda: os.truncate(blob(BlobKind.INPUT), 30))
     assert "plan" in checked_after(lambda: flip(blob(BlobKind.PLAN), 7))
@@ -367,6 +368,15 @@ async def test_a_check_finds_what_is_missing_short_or_other(tmp_path: Path) -> N
     assert "newer Batchline" in checked_after(lambda: (bad / "format").write_text("2\n"))
     assert "newer Batchline" in checked_after(lambda: forge_schema(bad, "9999"))
     assert "database" in checked_after(lambda: os.truncate(bad / "batchline.sqlite3", 5000))
+
+
+def forge_partial(data: Path) -> None:
+    """Have the database expect other bytes of what came of a line that was cut off."""
+    with closing(sqlite3.connect(data / "batchline.sqlite3")) as database, database:
+        database.execute(
+            "INSERT INTO partial_commit (batch_sequence, blob_name, start, stop, crc)"
+            " SELECT batch.sequence, blob_name, start, stop, 0 FROM file_range, batch LIMIT 1"
+        )
 
 
 def forge_schema(data: Path, version: str) -> None:

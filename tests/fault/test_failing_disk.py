@@ -223,6 +223,8 @@ async def test_a_database_that_somebody_locks_for_long_delays_and_refuses_but_lo
                     await anyio.to_thread.run_sync(create.result)
                 assert refused.value.status_code == 503
                 assert int(refused.value.response.headers["retry-after"]) >= 1
+                unready = running.wait_readiness(lambda body: body["status"] == "unready")
+                assert "database" in unready["error"]["message"]
                 # Behind the commit of what was answered, which waits as well.
                 cancel = callers.submit(client.batches.cancel, other.id)
                 somebody.execute("ROLLBACK")
@@ -230,6 +232,7 @@ async def test_a_database_that_somebody_locks_for_long_delays_and_refuses_but_lo
             log = await backend.log()
             ended = wait_for(client, one.id)
             assert ended.status == "completed"
+            assert running.wait_readiness(lambda body: body["status"] == "ready")
             assert conserved(client, ended, content, log).resent == 0
             assert wait_for(client, other.id).status == "cancelled"
             assert len(list(client.batches.list())) == 2

@@ -135,6 +135,9 @@ class _Parent:
         for line in lines:
             word, pid, status = line.split()
             if word == b"started":
+                # After some thousand starts process ids come round again: whoever had this one has
+                # ended, and what it ended with says nothing of its successor.
+                self._ended.pop(int(pid), None)
                 self._started.append(int(pid))
             else:
                 self._ended[int(pid)] = int(status)

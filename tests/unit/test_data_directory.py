@@ -26,3 +26,14 @@ def test_a_lock_that_stays_is_somebodys(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match="another server is using it"):
         DataDirectory.take(tmp_path)
     holder.release()
+
+
+def test_a_directory_that_is_made_is_for_its_user_only_and_one_that_was_there_is_kept(
+    tmp_path: Path,
+) -> None:
+    made, there = tmp_path / "some" / "made", tmp_path / "there"
+    there.mkdir(mode=0o755)
+    for root in (made, there):
+        DataDirectory.take(root).release()
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert there.stat().st_mode & 0o777 == 0o755

@@ -31,7 +31,8 @@ class Runs:
     def over(
         self, *groups: int, settled: Sequence[int] = (), suspects: Sequence[int] = ()
     ) -> RunOnce:
-        entries, content = [], b""
+        entries: list[bytes] = []
+        content = b""
         for size in groups:
             for member in range(size):
                 raw = b'{"custom_id":"%d %b","body":{}}' % (len(entries), AWKWARD.encode())

@@ -65,7 +65,7 @@ class DataDirectory:
                 in it is changed.
         """
         try:
-            make_folder(root.absolute())
+            make_folder(root.absolute(), mode=0o700)  # prompts, answers and keys are in it
             fd = os.open(root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise ConfigError(f"data directory {root}: {os.strerror(exc.errno or 0)}") from exc

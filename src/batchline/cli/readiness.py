@@ -15,7 +15,10 @@ def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
     reasons = [] if started else ["The server is starting."]
     failing = parts.executor.failing or parts.jobs.failing  # of both: one upgrade, one reason
     if failing is not None:
-        reasons.append(f"{failing[0].upper()}{failing[1:]}.")
+        reasons.append(_sentence(failing))
+    trouble = parts.store.trouble()
+    if trouble is not None:
+        reasons.append(_sentence(trouble))
     disk = parts.executor.paused or parts.executor.storage_trouble() or "ok"
     return Readiness(
         ready=not reasons,
@@ -27,6 +30,10 @@ def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
         disk_free_bytes=parts.disk.free_bytes,
         damaged=parts.alarms.damaged,
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def backend_health(parts: Parts) -> Sequence[BackendHealth]:

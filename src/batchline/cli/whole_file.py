@@ -53,8 +53,10 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
     """Make `folder` and the parents that are missing; what is in it can last from here on.
+
+    `mode`, less the umask, is what `folder` itself gets when it is made here.
 
     Raises:
         OSError: it cannot be made, or its name not be made to last.
@@ -66,5 +68,5 @@ def make_folder(folder: Path) -> None:
             sync_folder(folder.parent)
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=mode, exist_ok=True)
     sync_folder(folder.parent)

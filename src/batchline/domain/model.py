@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from batchline.domain.ids import BatchId, BlobName, FileId, PartId, ProjectId, UploadId
 from batchline.domain.lifecycle import BatchStatus, Stopping
 
@@ -144,8 +146,7 @@ class UploadPart:
     created_at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens summed over successful responses; what a backend does not tell counts as 0."""
 
     input_tokens: int = 0

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
 
@@ -286,8 +288,8 @@ class Executor(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+# A msgspec struct, not a dataclass: one is made for each line, at a fifth of the cost.
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A complete HTTP answer. `headers` has lower-case names and only those that are of use:
     `retry-after`, `retry-after-ms`, `x-request-id`, `content-type`."""
 

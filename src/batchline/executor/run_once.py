@@ -50,6 +50,7 @@ class RunOnce(ShardRun):
         run.on_unreadable = on_unreadable
         run.saved_lines = bitmap.empty(work.shard.entries)
         run.passed = bytearray(run.settled)
+        run.has_gaps = True
         # Of the unsettled entries of a group: damage may have taken some results back.
         first: int | None = None
         for index, (_, _, _, prefix_hash) in enumerate(plan.ENTRY.iter_unpack(entries)):

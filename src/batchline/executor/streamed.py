@@ -8,10 +8,11 @@ is known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from batchline.domain.errors import SentUnanswered
 from batchline.domain.event_stream import EventStream

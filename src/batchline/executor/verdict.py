@@ -6,9 +6,10 @@ settle, `result` is the line for the output or error file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
+
+import msgspec
 
 from batchline.domain import results
 from batchline.domain.attempts import Outcome, classify
@@ -25,8 +26,8 @@ _FAILURES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+# A msgspec struct, not a dataclass: one is made for each line, at a fifth of the cost.
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """How an attempt ended. `result` is the line to settle with; None for backend outcomes.
 
     `reason` is for people: kinds, status and sizes, never a body. `answered` says that an HTTP

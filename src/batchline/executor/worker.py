@@ -17,7 +17,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Final, assert_never
+from typing import assert_never
 
 from batchline import telemetry
 from batchline.domain import bitmap, plan, results
@@ -54,9 +54,6 @@ class _Ended(StrEnum):
     NOT_ADMITTED = "not_admitted"  # the gate closed first
     UNREADABLE = "unreadable"  # the input is damaged
     ABORTED = "aborted"  # the slot was cancelled
-
-
-_API_PREFIX: Final = "/v1"  # the transport's base URL ends in it
 
 
 class Worker:
@@ -271,6 +268,7 @@ class Worker:
         run = line.run
         if not run.handed and run.cursor >= run.work.shard.entries:
             run.handed = True
+            run.input.forget()
             self._send(m.Handed(run.work.shard.key))
         return line
 
@@ -345,9 +343,10 @@ class Worker:
 
     def _read(self, line: Line) -> RequestLine | None:
         try:
-            raw = os.pread(line.run.input_fd, line.length, line.offset)
+            run = line.run
+            raw = run.input.read(line.offset, line.length)
             if len(raw) == line.length:
-                return _as_sent(read_line(raw), line.run.work.send_as)
+                return _as_sent(read_line(raw), run.work.send_as)
         except (OSError, BlobUnreadable):
             pass
         return None
@@ -364,14 +363,20 @@ class Worker:
             body = self._aborts.callers[lane.backend].tag(line, body, headers)
         try:
             telemetry.probe("worker.dispatching")
-            answer = await exchange(
-                lane.transport,
-                line.run.work.endpoint.removeprefix(_API_PREFIX),
-                body,
-                headers=headers,
-                before_write=line.admit,
-                pieces=pieces,
-            )
+            path = line.run.path
+            if pieces is None:
+                answer = await lane.transport.send(
+                    path, body, headers=headers, before_write=line.admit
+                )
+            else:
+                answer = await exchange(
+                    lane.transport,
+                    path,
+                    body,
+                    headers=headers,
+                    before_write=line.admit,
+                    pieces=pieces,
+                )
             telemetry.probe("worker.answered")
             if line.doomed:
                 await _until_called_off()
@@ -399,6 +404,9 @@ class Worker:
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
+        if found.outcome is Outcome.ANSWERED:  # nearly always, and nothing is to be decided
+            self._settle(line, found)
+            return _Ended.ANSWERED
         if found.answered:
             line.answers += 1
         decision = decide(

@@ -58,6 +58,7 @@ from batchline.store.engine import (
     threads_for,
     translated,
 )
+from batchline.store.health import StoreHealth
 from batchline.store.schema import migrate
 from batchline.telemetry import probe
 
@@ -79,6 +80,7 @@ class Database:
         self._engine = engine
         self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
         self._threads = threads
+        self._health = StoreHealth()
 
     @classmethod
     async def open(cls, url: str, *, make_room: Callable[[], bool] | None = None) -> Self:
@@ -96,7 +98,7 @@ class Database:
         threads = ThreadPoolExecutor(threads_for(url), thread_name_prefix="store")
         database = cls(open_engine(url), threads, make_room=make_room)
         try:
-            await database._call(lambda: migrate(database._engine))
+            await database._call(lambda: migrate(database._engine), writes=True)
         except BaseException:
             await database.close()
             raise
@@ -107,18 +109,26 @@ class Database:
         await asyncio.to_thread(self._threads.shutdown)
         self._engine.dispose()
 
+    def trouble(self) -> str | None:
+        """What is wrong with the database, in words for people; None when nothing is known."""
+        return self._health.trouble()
+
     # -- how a method runs ---------------------------------------------------------------------
 
     async def _read(self, query: Callable[[Connection], T]) -> T:
-        return await self._call(partial(_in_transaction, self._reader, query))
+        return await self._call(partial(_in_transaction, self._reader, query), writes=False)
 
     async def _write(self, change: Callable[[Connection], T], *, step: str) -> T:
         """Run `change` in one transaction, between the probes `<step>.before` and `.after`."""
-        return await self._call(partial(_at_step, self._engine, change, step))
+        return await self._call(partial(_at_step, self._engine, change, step), writes=True)
 
-    async def _call(self, work: Callable[[], T]) -> T:
+    async def _call(self, work: Callable[[], T], *, writes: bool) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._with_room, work)
+        return await loop.run_in_executor(self._threads, self._watched, work, writes)
+
+    def _watched(self, work: Callable[[], T], writes: bool) -> T:
+        with self._health.watching(writes=writes):
+            return self._with_room(work)
 
     def _with_room(self, work: Callable[[], T]) -> T:
         while True:

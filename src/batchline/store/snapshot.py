@@ -34,8 +34,10 @@ _RANGES: Final = """
     SELECT blob_name, start, stop, crc FROM file_range
         JOIN file ON file.sequence = file_sequence WHERE deleted_at IS NULL
     UNION ALL SELECT blob_name, start, stop, crc FROM segment_commit
+    {more}
     ORDER BY blob_name, start
 """
+_PARTIALS: Final = "UNION ALL SELECT blob_name, start, stop, crc FROM partial_commit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,5 +119,10 @@ class Snapshot:
 
     def ranges(self) -> Iterator[BlobRange]:
         """Every range of every manifest and of every commit, in the order of the bytes."""
-        for name, start, stop, crc in self._database.execute(_RANGES):
+        # A copy may be older than the table of partials.
+        has_partials = self._database.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'partial_commit'"
+        ).fetchone()
+        query = _RANGES.format(more=_PARTIALS if has_partials else "")
+        for name, start, stop, crc in self._database.execute(query):
             yield BlobRange(blob=BlobName(name), start=start, stop=stop, crc=crc)

@@ -11,13 +11,14 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
 from batchline.executor.contract import Answer, BackendSettings, Pieces
 from batchline.executor.transport.connection import Connection, Dead
+from batchline.executor.transport.deadlines import Deadlines
 from batchline.executor.transport.heads import Heads
 
 # uvicorn and node close an idle connection after 5 s. Letting go first keeps us from writing into a
@@ -35,22 +36,20 @@ _ADDRESSES_S: Final = 10.0  # how long the addresses of a name are believed
 class _Request:
     """What an exchange is about. A plain class: one is made for each line."""
 
-    __slots__ = ("before_write", "began", "body", "head", "pieces", "total_s")
+    __slots__ = ("before_write", "body", "ends", "head", "pieces")
 
     def __init__(
         self,
         head: bytes,
         body: bytes,
         before_write: Callable[[], bool],
-        total_s: float,
-        began: float,
+        ends: float,
         pieces: Pieces | None = None,
     ) -> None:
         self.head = head
         self.body = body
         self.before_write = before_write
-        self.total_s = total_s
-        self.began = began  # `loop.time()`
+        self.ends = ends  # `loop.time()` at which it is too late for the answer
         self.pieces = pieces
 
 
@@ -74,13 +73,13 @@ class Http1Transport:
         self._host, self._port = url.hostname, url.port or 80
         self._loop = asyncio.get_running_loop()
         self._idle: deque[Connection] = deque()  # the one that was used last is used first
-        self._in_use: set[Connection] = set()
+        self._in_use: Deadlines[Connection] = Deadlines(self._loop, self._time_out)
         self._sweeper: asyncio.TimerHandle | None = None
         self._resolving: asyncio.Task[list[str]] | None = None
         self._resolved_at = 0.0
         self._is_closed = False
 
-    async def send(
+    def send(
         self,
         path: str,
         body: bytes,
@@ -88,17 +87,16 @@ class Http1Transport:
         headers: Mapping[str, str],
         before_write: Callable[[], bool],
         pieces: Pieces | None = None,
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
         head = self._heads.post(path, headers, len(body))
-        total_s = self._settings.total_timeout_s
-        began = self._loop.time()
-        return await self._exchange(_Request(head, body, before_write, total_s, began, pieces))
+        ends = self._loop.time() + self._settings.total_timeout_s
+        return self._exchange(_Request(head, body, before_write, ends, pieces))
 
     async def get_json(self, path: str, *, timeout_s: float) -> Answer:
         """See `Transport.get_json`."""
         head = self._heads.get(path)
-        return await self._exchange(_Request(head, b"", _admit, timeout_s, self._loop.time()))
+        return await self._exchange(_Request(head, b"", _admit, self._loop.time() + timeout_s))
 
     async def close(self) -> None:
         """Close every connection at once; requests in flight end as `SentUnanswered`."""
@@ -109,6 +107,7 @@ class Http1Transport:
             self._resolving.cancel()
         every = [*self._idle, *self._in_use]
         self._idle.clear()
+        self._in_use.close()
         for connection in every:
             connection.abort()
         for connection in every:
@@ -123,9 +122,16 @@ class Http1Transport:
         used = connection.answers > 0
         began = self._loop.time()
         try:
-            return await self._on(connection, request)
+            answer = self._begin(connection, request)
         except Dead:
             return await self._anew(request)  # nothing was written: this is the first try
+        try:
+            # As in `_anew`, here once more: a coroutine for it would cost each line 0.4 µs.
+            try:
+                return await answer
+            finally:
+                if not self._taken_back(connection):
+                    await _ended(connection)
         except SentUnanswered as exc:
             in_time = self._loop.time() - began < _RACE_S
             if exc.reason != "reset" or connection.heard or not used or not in_time:
@@ -138,12 +144,30 @@ class Http1Transport:
     async def _anew(self, request: _Request) -> Answer:
         connection = await self._connect(request)
         try:
-            return await self._on(connection, request)
+            answer = self._begin(connection, request)
         except Dead as exc:
             raise NotSent("the connection was lost before the first byte") from exc
+        try:
+            return await answer
+        finally:
+            if not self._taken_back(connection):
+                await _ended(connection)
 
-    async def _on(self, connection: Connection, request: _Request) -> Answer:
-        # No await from here to the write: this is the loop step the gate was asked in.
+    def _taken_back(self, connection: Connection) -> bool:
+        """The exchange is over: keep the connection for the next one, if it can serve another."""
+        self._in_use.remove(connection)
+        if connection.end():
+            self._keep(connection)
+            return True
+        return False
+
+    def _begin(self, connection: Connection, request: _Request) -> asyncio.Future[Answer]:
+        """Ask the gate and hand the first byte to the socket, in this loop step.
+
+        Raises:
+            NotAdmitted: the gate is closed; the connection is kept for others.
+            Dead: nothing was written.
+        """
         if not connection.usable:
             raise Dead
         if not request.before_write():
@@ -154,20 +178,11 @@ class Http1Transport:
         except Dead:
             connection.abort()
             raise
-        self._in_use.add(connection)
-        timer = self._loop.call_at(
-            request.began + request.total_s, _time_out, connection, request.total_s
-        )
-        try:
-            return await answer
-        finally:
-            timer.cancel()
-            self._in_use.discard(connection)
-            if connection.end():
-                self._keep(connection)
-            else:
-                connection.abort()
-                await connection.closed()
+        self._in_use.add(connection, request.ends)
+        return answer
+
+    def _time_out(self, connection: Connection) -> None:
+        connection.fail("no whole answer in time", reason="timeout")
 
     # -- connections -----------------------------------------------------------------------
 
@@ -204,14 +219,13 @@ class Http1Transport:
         Raises:
             NotSent: refused, unknown host, or not within the connect timeout.
         """
-        limit_s = min(self._settings.connect_timeout_s, request.total_s)
+        now = self._loop.time()
+        ends = min(request.ends, now + self._settings.connect_timeout_s)
         try:
-            async with asyncio.timeout_at(
-                min(request.began + request.total_s, self._loop.time() + limit_s)
-            ):
+            async with asyncio.timeout_at(ends):
                 return await self._connect_to_any(await self._addresses())
         except TimeoutError as exc:
-            raise NotSent(f"no connection within {limit_s:g} s") from exc
+            raise NotSent(f"no connection within {ends - now:.3g} s") from exc
         except socket.gaierror as exc:
             raise NotSent("no connection: unknown host") from exc
         except (OSError, UnicodeError) as exc:
@@ -250,8 +264,10 @@ def _admit() -> bool:
     return True
 
 
-def _time_out(connection: Connection, total_s: float) -> None:
-    connection.fail(f"no whole answer within {total_s:g} s", reason="timeout")
+async def _ended(connection: Connection) -> None:
+    """The connection is of no more use: gone when this returns."""
+    connection.abort()
+    await connection.closed()
 
 
 def _reason(exc: BaseException) -> str:
