@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from batchline.domain import plan, prefixes
 from batchline.domain.model import Endpoint
 from batchline.domain.plan import Order, PlanEntry
-from batchline.service import prefix_order, prefix_sample, record_sort, validation
+from batchline.service import arranging, prefix_order, prefix_sample, record_sort
 from batchline.service.prefix_order import GROUP_LINES
 from batchline.service.record_sort import RecordSort
 from batchline.service.skipped import SkipSettings
@@ -113,7 +113,7 @@ def test_what_saves_most_comes_first_and_what_shares_nothing_last_in_file_order(
 )
 def test_a_file_that_no_order_would_help_keeps_its_own(tmp_path: Path, texts: list[str]) -> None:
     lines = [line(number, text) for number, text in enumerate(texts)]
-    with mock.patch.object(validation, "put_in_order", side_effect=AssertionError):
+    with mock.patch.object(arranging, "put_in_order", side_effect=AssertionError):
         _, entries = ordered(tmp_path, lines)
     assert numbers(entries) == list(range(1, len(lines) + 1))
     assert {entry.prefix_hash for entry in entries} == {0}

@@ -21,13 +21,11 @@ from batchline.domain import bitmap, plan
 from batchline.domain.line_faults import quoted
 from batchline.domain.lines import CheckedLine, LineChecker, custom_id_of
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
+from batchline.service.arranging import arrange, sample_for
 from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
-from batchline.service.identical import bring_together
 from batchline.service.inputs import InputFile
 from batchline.service.plans import PlanWriter
-from batchline.service.prefix_order import put_in_order
-from batchline.service.prefix_sample import PrefixSample
 from batchline.service.scratch import disk_trouble_named
 from batchline.service.skipped import SkippedLines, SkipSettings
 
@@ -118,16 +116,17 @@ def validate(job: ValidationJob) -> ValidationResult:
                 return ValidationResult(problems=problems)
             if skipped is not None:
                 skipped.sync()
-            scan.put_in_order()
-            if job.run_once:
-                planned.group(len(scan.models))
-                bring_together(
-                    planned,
-                    source,
-                    plan_path.parent,
-                    endpoint=job.endpoint,
-                    most=job.shard_entries,
-                )
+            arrange(
+                planned,
+                source,
+                plan_path.parent,
+                endpoint=job.endpoint,
+                models=len(scan.models),
+                shard_entries=job.shard_entries,
+                order=job.order,
+                sample=scan.sample,
+                run_once=job.run_once,
+            )
             shards = planned.finish(list(scan.models), job.shard_entries)
             if skipped is not None and bad.left_out:
                 skipped.keep()
@@ -177,9 +176,7 @@ class _Scan:
         self._too_many = False
         self._model: str | None = None  # of the line before, and its number
         self._model_number = 0
-        self._sample: PrefixSample | None = None
-        if job.order is not plan.Order.FILE:
-            self._sample = PrefixSample(job.endpoint, file_bytes=job.input_bytes)
+        self.sample = sample_for(job.order, job.endpoint, file_bytes=job.input_bytes)
         self.models: dict[str, int] = {}
 
     def run(self) -> None:
@@ -228,9 +225,9 @@ class _Scan:
             numbers,
             cast("list[CheckedLine]", checked),
         )
-        if self._sample is not None:
+        if self.sample is not None:
             # Where a bad model was left out, the numbers are off by one: it is only a sample.
-            self._sample.look(lines, models)
+            self.sample.look(lines, models)
 
     def _enter(
         self,
@@ -260,23 +257,6 @@ class _Scan:
         )
         self._ids.add([line.custom_id for line in checked])
         return models
-
-    def put_in_order(self) -> None:
-        """Put the plan, which has all lines now, in the job's order."""
-        if self._sample is None:
-            return
-        trunks = self._sample.trunks()
-        long_first = self._job.order is plan.Order.LONG_OUTPUTS
-        if trunks is not None or long_first:
-            put_in_order(
-                self._planned,
-                self._source,
-                Path(self._job.plan_path).parent,
-                endpoint=self._job.endpoint,
-                models=len(self.models),
-                trunks=trunks,
-                long_first=long_first,
-            )
 
     def _look_closer(
         self, lines: list[bytes], numbers: Sequence[int], checked: list[CheckedLine | None]
