@@ -1,8 +1,9 @@
 """The order of a plan: what it saves at simulated engines, and what it costs in validation.
 
-The first table is virtual time (`prefix_engine.py`): the same on every machine. The plans in it are
-the product's own, made from real input files. The second is measured: the same file is validated
-with `order = "file"` and with `order = "prefix"` in turn, in this process; the ratio is of pairs.
+The first two tables are virtual time (`prefix_engine.py`): the same on every machine. The plans in
+them are the product's own, made from real input files. The third is measured: files are validated
+with `order = "file"`, with `order = "prefix"` and with identical requests running once, in turn, in
+this process; the ratio is of pairs.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ from batchline.domain.plan import Order
 from batchline.service.validation import ValidationJob, validate
 from bench import prefix_engine as engine
 from bench.inputs import CHAT, LINE_BYTES
-from bench.prefix_workloads import WORKLOADS, Messages, as_lines, as_prompt
+from bench.prefix_workloads import WORKLOADS, Messages, as_lines, as_prompt, nothing_shared
 from bench.report import Floor, Measurement, Row, Table, spread
 from bench.rig import Rig
 
 LINES: Final = 2_000  # of each simulated workload
 REPLICAS: Final = (1, 4)
 COST_LINES: Final = 200_000
-RUNS: Final = 15
+RUNS: Final = 9
 MOST_COST: Final = 1.02
 _MOST_OUTPUT: Final = 96
+_LONG_OUTPUT: Final = 2_000
+_LONG_SHARE: Final = 0.02
 _BLOCK_CHARS: Final = engine.BLOCK_TOKENS * 4
 _SEED: Final = 6
 
@@ -39,10 +42,12 @@ _encode: Final = msgspec.json.encode
 
 def measure(rig: Rig) -> Measurement:
     """Both tables."""
-    simulated = _simulated(rig.work / "prefix", rig.size.lines(LINES, least=100))
+    folder = rig.work / "prefix"
+    folder.mkdir(parents=True)
+    lines = rig.size.lines(LINES, least=100)
     cost, ratio, raw = _cost(rig)
     return Measurement(
-        tables=[simulated, cost],
+        tables=[_simulated(folder, lines), _long_outputs(folder, lines), cost],
         floors=[
             Floor(
                 "validation of a file that shares no prefix, CPU, prefix order / file order",
@@ -58,7 +63,6 @@ def measure(rig: Rig) -> Measurement:
 
 
 def _simulated(folder: Path, lines: int) -> Table:
-    folder.mkdir(parents=True)
     rows: list[Row] = []
     for name, make in WORKLOADS.items():
         messages = make(lines)
@@ -89,6 +93,37 @@ def _simulated(folder: Path, lines: int) -> Table:
     return Table(f"{lines:,} lines at simulated engines (virtual time)", rows)
 
 
+def _long_outputs(folder: Path, lines: int) -> Table:
+    """One line in 50 is long, and each line's limit is what it generates."""
+    messages = nothing_shared(lines)
+    chance = random.Random(_SEED)  # noqa: S311  # a workload
+    tokens = [
+        _LONG_OUTPUT if chance.random() < _LONG_SHARE else chance.randint(1, _MOST_OUTPUT)
+        for _ in messages
+    ]
+    in_file = [
+        engine.Request(request.blocks, output)
+        for request, output in zip(_requests(messages), tokens, strict=True)
+    ]
+    planned = _planned(folder, messages, in_file, order=Order.LONG_OUTPUTS, limits=tokens)
+    rows: list[Row] = []
+    for replicas in REPLICAS:
+        longest_s = _LONG_OUTPUT * (engine.STEP_S + engine.DECODE_TOKEN_S)
+        best_s = max(engine.bound(in_file, replicas).makespan_s, longest_s)
+        for order, requests in (("file order", in_file), ("long outputs first", planned)):
+            makespan_s = engine.run(engine.InOrder(requests), replicas).makespan_s
+            rows.append(
+                {
+                    "replicas": replicas,
+                    "order": order,
+                    "makespan s": f"{makespan_s:.1f}",
+                    "times the bound": f"{makespan_s / best_s:.2f}",
+                }
+            )
+    title = f"{lines:,} lines, one in {1 / _LONG_SHARE:.0f} with {_LONG_OUTPUT:,} tokens of output"
+    return Table(f"{title} (virtual time)", rows)
+
+
 def _requests(messages: Sequence[Messages]) -> list[engine.Request]:
     """Requests in file order; a block's id stands for everything up to its end."""
     chance = random.Random(_SEED)  # noqa: S311  # lengths of answers
@@ -107,12 +142,17 @@ def _requests(messages: Sequence[Messages]) -> list[engine.Request]:
 
 
 def _planned(
-    folder: Path, messages: list[Messages], in_file: Sequence[engine.Request]
+    folder: Path,
+    messages: list[Messages],
+    in_file: Sequence[engine.Request],
+    *,
+    order: Order = Order.PREFIX,
+    limits: Sequence[int] | None = None,
 ) -> list[engine.Request]:
     """The same requests in the order and with the groups of the product's own plan."""
     source = folder / "input.jsonl"
-    source.write_bytes(as_lines(messages))
-    job = _job(source, folder / "plan", Order.PREFIX)
+    source.write_bytes(as_lines(messages, limits or [_MOST_OUTPUT] * len(messages)))
+    job = _job(source, folder / "plan", order)
     if problems := validate(job).problems:
         raise RuntimeError(f"a workload is refused: {problems[0]}")
     raw = (folder / "plan").read_bytes()[plan.HEADER_BYTES :]
@@ -123,7 +163,7 @@ def _planned(
     ]
 
 
-def _job(source: Path, plan_path: Path, order: Order) -> ValidationJob:
+def _job(source: Path, plan_path: Path, order: Order, *, run_once: bool = False) -> ValidationJob:
     unlimited = 2**62
     return ValidationJob(
         input_path=str(source),
@@ -134,6 +174,7 @@ def _job(source: Path, plan_path: Path, order: Order) -> ValidationJob:
         max_lines=unlimited,
         max_line_bytes=unlimited,
         order=order,
+        run_once=run_once,
     )
 
 
@@ -143,47 +184,57 @@ def _job(source: Path, plan_path: Path, order: Order) -> ValidationJob:
 def _cost(rig: Rig) -> tuple[Table, float, dict[str, object]]:
     lines = rig.size.lines(COST_LINES)
     folder = rig.work / "prefix"
-    source = folder / "unlike.jsonl"
-    _write_unlike(source, lines)
-    took: dict[Order, list[float]] = {Order.FILE: [], Order.PREFIX: []}
+    unlike, alike = folder / "unlike.jsonl", folder / "alike.jsonl"
+    _write(unlike, lines, groups=lines)
+    _write(alike, lines, groups=max(1, lines // 10))
+    plain, ours, once = "file order", "prefix order", "file order, identical requests run once"
+    jobs = {
+        ("no prefix", plain): _job(unlike, folder / "plan", Order.FILE),
+        ("no prefix", ours): _job(unlike, folder / "plan", Order.PREFIX),
+        ("prefixes in tens", plain): _job(alike, folder / "plan", Order.FILE),
+        ("prefixes in tens", ours): _job(alike, folder / "plan", Order.PREFIX),
+        ("no prefix", once): _job(unlike, folder / "plan", Order.FILE, run_once=True),
+    }
+    took: dict[tuple[str, str], list[float]] = {what: [] for what in jobs}
     for run in range(rig.size.times(RUNS)):
         # In turn, and each first as often as the other: whatever else happens, happens to both.
-        for order in sorted(took, reverse=bool(run % 2)):
+        for what in sorted(jobs, reverse=bool(run % 2)):
             began = time.process_time()
-            validate(_job(source, folder / "plan", order))
-            took[order].append(time.process_time() - began)
-    ratios = [
-        ours / plain for ours, plain in zip(took[Order.PREFIX], took[Order.FILE], strict=True)
-    ]
-    rows: list[Row] = [
-        {
-            "order": order.value,
-            "us a line": spread(seconds, 1e6 / lines),
-            "ratio of pairs": spread(ratios) if order is Order.PREFIX else "",
-        }
-        for order, seconds in took.items()
-    ]
-    title = f"CPU of validation, {lines:,} lines of {LINE_BYTES} bytes that share no prefix"
-    return (
-        Table(title, rows),
-        median(ratios),
-        {"cpu_s": {order.value: seconds for order, seconds in took.items()}},
-    )
+            validate(jobs[what])
+            took[what].append(time.process_time() - began)
+    rows: list[Row] = []
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for (shared, how), seconds in took.items():
+        pairs = zip(seconds, took[shared, plain], strict=True)
+        ratios[shared, how] = [more / less for more, less in pairs]
+        rows.append(
+            {
+                "lines share": shared,
+                "plan": how,
+                "us a line": spread(seconds, 1e6 / lines),
+                "ratio of pairs": "" if how == plain else spread(ratios[shared, how]),
+            }
+        )
+    title = f"CPU of validation, {lines:,} lines of {LINE_BYTES} bytes"
+    raw: dict[str, object] = {f"{shared}: {how}": took[shared, how] for shared, how in took}
+    return Table(title, rows), median(ratios["no prefix", ours]), raw
 
 
-def _write_unlike(path: Path, lines: int) -> None:
-    """Lines of LINE_BYTES whose prompts differ from their first word on."""
+def _write(path: Path, lines: int, *, groups: int) -> None:
+    """Lines of LINE_BYTES; those of a group begin alike up to their last 30 bytes, and those of
+    different groups differ from their first word on."""
     chance = random.Random(_SEED)  # noqa: S311  # a workload
+    begun = [f"{chance.getrandbits(64):016x} " for _ in range(groups)]
     with path.open("wb") as file:
         for number in range(lines):
-            text = f"{chance.getrandbits(64):016x} "
-            messages = [{"role": "user", "content": text}]
+            messages = [{"role": "user", "content": begun[number % groups]}]
             line = {
                 "custom_id": f"line-{number:010d}",
                 "method": "POST",
                 "url": CHAT,
-                "body": {"model": "m", "messages": messages, "max_tokens": 16},
+                "body": {"model": "m", "messages": messages, "max_tokens": 16, "temperature": 0},
             }
-            short = LINE_BYTES - len(_encode(line)) - 1
-            messages[0]["content"] += "x" * short
+            tail = f" {number:028d}"
+            short = LINE_BYTES - len(_encode(line)) - len(tail) - 1
+            messages[0]["content"] += "x" * short + tail
             file.write(_encode(line) + b"\n")

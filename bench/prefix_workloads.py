@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -98,19 +98,19 @@ WORKLOADS: Final[Mapping[str, Callable[[int], list[Messages]]]] = MappingProxyTy
 )
 
 
-def as_lines(messages: list[Messages]) -> bytes:
-    """A batch input of them."""
+def as_lines(messages: Sequence[Messages], limits: Sequence[int]) -> bytes:
+    """A batch input of them; `limits` has the most tokens of each one's answer."""
     return b"".join(
         msgspec.json.encode(
             {
                 "custom_id": f"line-{number:07d}",
                 "method": "POST",
                 "url": CHAT,
-                "body": {"model": MODEL, "messages": one, "max_tokens": 64},
+                "body": {"model": MODEL, "messages": one, "max_tokens": limit},
             }
         )
         + b"\n"
-        for number, one in enumerate(messages)
+        for number, (one, limit) in enumerate(zip(messages, limits, strict=True))
     )
 
 

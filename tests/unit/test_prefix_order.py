@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+import tracemalloc
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -293,3 +294,17 @@ def test_a_plan_that_cannot_be_ordered_is_removed(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         validate(job_for(tmp_path, b"".join(documents(5, 4)), order=Order.PREFIX))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["input.jsonl", "plan.grouped"]
+
+
+def test_what_is_held_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Four times as many lines, and the peak is that of one run of the sort and of one block."""
+    peaks = []
+    for questions in (10, 40):
+        content = b"".join(documents(50, questions, size=600))
+        job = job_for(tmp_path, content, order=Order.PREFIX, run_once=True)
+        with mock.patch.object(record_sort, "RUN_RECORDS", 200):
+            tracemalloc.start()
+            validate(job)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 100_000

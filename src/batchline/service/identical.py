@@ -29,7 +29,8 @@ def bring_together(
 ) -> None:
     """Move every line that is the same request as an earlier one of the plan behind that one.
 
-    `planned` is grouped by model. Groups of more than `most` lines are cut. About 10 us a line.
+    `planned` is grouped by model. Groups of more than `most` lines are cut. About 6 us
+    for a line of 600 bytes (bench/prefix.py).
 
     Raises:
         OSError: the scratch files could not be written.

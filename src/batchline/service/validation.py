@@ -152,7 +152,8 @@ def _skipping(settings: SkipSettings | None) -> Iterator[SkippedLines | None]:
 
 
 class _Scan:
-    """The pass over the file; afterwards `models` has the number of each model that it names."""
+    """The pass over the file; afterwards `models` has the number of each model that it names, and
+    `sample` what an order has to know of the lines."""
 
     def __init__(
         self,
