@@ -26,6 +26,7 @@ from bench import (
     memory,
     prefix,
     run_command,
+    scheduling,
     startup,
     two_workers,
     upload,
@@ -51,6 +52,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "run": run_command.measure,
         "startup": startup.measure,
         "memory": memory.measure,
+        "scheduling": scheduling.measure,
     }
 )
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from batchline.api.connections import ConnectionSettings
 from batchline.config_abort import abort_call, cancel_by
+from batchline.config_projects import project_weights
 from batchline.config_values import (
     MIB,
     MISSING,
@@ -38,6 +39,7 @@ from batchline.executor.contract import BackendSettings, TransportName
 from batchline.executor.transport.heads import check_header
 from batchline.service.disk import DiskSettings
 from batchline.service.maintenance import RetentionSettings
+from batchline.service.sharing import SchedulingSettings
 
 ENV_PREFIX: Final = "BATCHLINE_"
 _API_BASE_URL: Final = "http://127.0.0.1:8484/v1"  # where `batchline serve` listens by default
@@ -121,8 +123,10 @@ class Settings:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     disk: DiskSettings = field(default_factory=DiskSettings)
     worker: WorkerTuning = field(default_factory=WorkerTuning)
+    scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     backends: tuple[BackendSettings, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)  # a model's name in files to its own
+    project_weights: Mapping[str, float] = field(default_factory=dict)  # by name; 1 without one
     probes: str = ""  # tests only, from BATCHLINE_PROBES: goes to telemetry.arm
 
 
@@ -139,7 +143,7 @@ _BACKEND_KEYS: Final = (
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
     *("cancel", "abort_call", "stops_on_close"),
 )
-_NOT_SCALAR: Final = frozenset({"backends", "aliases", "probes"})
+_NOT_SCALAR: Final = frozenset({"backends", "aliases", "project_weights", "probes"})
 
 
 def load(
@@ -178,6 +182,7 @@ def load(
     }
     values["backends"] = _backends(upstreams, in_file, env)
     values["aliases"] = _aliases(in_file)
+    values["project_weights"] = project_weights(in_file)
     values["probes"] = env.get(f"{ENV_PREFIX}PROBES", "")
     in_file.refuse_leftovers()
     settings = _assemble(values)

@@ -28,7 +28,7 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "backend.max_in_flight": 1,
     "backend.max_answer_bytes": 1,
 }
-_AT_MOST: Final[Mapping[str, int]] = {"server.port": 65535}
+_AT_MOST: Final[Mapping[str, float]] = {"server.port": 65535, "scheduling.urgent_share": 0.9}
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
     {
@@ -41,6 +41,7 @@ _ABOVE_ZERO: Final = frozenset(
         ),
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *("backend.connect_timeout_s", "backend.total_timeout_s"),
+        "projects.weight",
     }
 )
 

@@ -56,6 +56,12 @@ PARTS_AND_FLOORS = {
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
     ],
+    ("scheduling",): [
+        "distance from the fair share over an hour, shards, 200 projects (worst)",
+        "least share beside a flood",
+        "windows missed at a load of 0.7, beyond EDF's",
+        "slowdown of small batches at a load of 0.7 (p99)",
+    ],
     ("run", "startup", "memory"): [
         "run / serve, wall time (median)",
         "many batches, seconds to the first request",
@@ -79,7 +85,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(180)  # a dozen servers, beside two other tests
 @pytest.mark.parametrize(
-    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "run, startup and memory"]
+    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "scheduling", "run, startup and memory"]
 )
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"

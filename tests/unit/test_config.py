@@ -52,6 +52,14 @@ max_in_flight = 200
 connect_timeout_s = 2
 headers = { X-Team = "a" }
 
+[projects.research]
+weight = 3
+
+[projects."nightly-jobs"]
+weight = 0.5
+
+[projects.other]
+
 [aliases]
 "gpt-4o-mini" = "m1"
 
@@ -94,6 +102,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert isinstance(settings.cancel.grace_s, float)
     assert settings.retry == RetryPolicy(max_attempts=7)
     assert settings.aliases == {"gpt-4o-mini": "m1"}
+    assert settings.project_weights == {"research": 3.0, "nightly-jobs": 0.5}
     assert settings.backends == (
         BackendSettings(
             name="big",
@@ -135,6 +144,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
     texts[Order] = "file"
     env = {env_name_of(key): texts.get(kind, "2h,3s") for key, kind in config.scalars()}
     env |= {"BATCHLINE_SERVER_PORT": "2", "BATCHLINE_WORKERS": "3"}
+    env["BATCHLINE_SCHEDULING_URGENT_SHARE"] = "0.5"
     settings = load(environ=env)
     for key, _ in config.scalars():
         value: object = settings
@@ -208,6 +218,12 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         (with_call('path = "/a", id_header = "Idempotency-Key"'), r"says something else"),
         ('[[backend]]\nbase_url = "x"\n[[backend]]\nbase_url = "x"', r"two backends are named 'x'"),
         ("aliases = 1", r"aliases: expected a table"),
+        ("projects = 1", r"projects: expected tables, \[projects.NAME\]"),
+        ("projects.a = 1", r"projects.a: expected a table"),
+        ("[projects.a]\nwait = 1", r"projects.a: wait: unknown; allowed: weight"),
+        ("[projects.a]\nweight = 0", r"projects.a: weight: expected a number above 0"),
+        ('[projects.a]\nweight = "3"', r"projects.a: weight: expected a number"),
+        ("[scheduling]\nurgent_share = 1", r"urgent_share: expected a number from 0 to 0.9"),
         ("[aliases]\na = 1", r"aliases: a: expected the name"),
         ('[aliases]\na = ""', r"aliases: a: expected the name"),
         ('[aliases]\n"" = "a"', r"aliases: : expected the name"),
@@ -408,7 +424,7 @@ def test_the_start_up_block_says_who_is_let_in(
 
 def test_the_reference_lists_every_setting_with_its_default() -> None:
     """If this fails, put the setting into docs/reference/settings.md; it is what people read."""
-    rows = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
+    rows = dict(re.findall(r"^\| `([A-Za-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
     expected = {key: spelled(config.default_of(key)) for key, _ in config.scalars()}
     defaults = BackendSettings(name="", base_url="")
     optional = (
@@ -422,6 +438,7 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
         for key in ("name", "base_url", "api_key_env", "models", "headers", "abort_call")
     }
     expected["[aliases]"] = ""
+    expected["[projects.NAME].weight"] = "1"
     assert {key: value.strip() for key, value in rows.items()} == expected
 
 

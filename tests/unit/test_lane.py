@@ -10,6 +10,7 @@ from batchline.domain.model import Shard, ShardKey
 from batchline.executor.contract import Answer, ShardWork
 from batchline.executor.lane import Lane
 from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.turns import Turns
 
 
 class Nowhere:
@@ -25,9 +26,14 @@ class Nowhere:
         """Nothing is open."""
 
 
-def shard_run(entries: int, *, number: int = 0, suspects: Sequence[int] = ()) -> ShardRun:
+ONE_BATCH = BatchId("batch_" + "0" * 32)
+
+
+def shard_run(
+    entries: int, *, number: int = 0, suspects: Sequence[int] = (), batch: BatchId = ONE_BATCH
+) -> ShardRun:
     shard = Shard(
-        key=ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=number),
+        key=ShardKey(batch_id=batch, number=number),
         first_entry=0,
         entries=entries,
         model="m",
@@ -47,7 +53,7 @@ def shard_run(entries: int, *, number: int = 0, suspects: Sequence[int] = ()) ->
 
 
 def lane(*runs: ShardRun, permits: int = 100) -> Lane:
-    return Lane("b", Nowhere(), permits=permits, runs=dict.fromkeys(runs))
+    return Lane("b", Nowhere(), permits=permits, runs=Turns(runs))
 
 
 def take_all(one: Lane) -> list[Line]:
@@ -119,7 +125,7 @@ def test_a_line_is_a_trial_only_while_the_circuit_is_closed() -> None:
     (line,) = take_all(one)
     one.ended(line, answered=False)
     line.run.put_back(line)
-    one.runs[line.run] = None
+    one.runs.add(line.run)
     one.set_circuit(admitting=True, trials=0)
     assert [again.trial for again in take_all(one)] == [False]
 

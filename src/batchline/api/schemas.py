@@ -264,7 +264,7 @@ def _receipt() -> Schema:
                 "lines_aborted": nullable(COUNT),
                 "lines_never_sent": nullable(COUNT),
                 "backends": nullable({"type": "array", "items": backend}),
-                "calls_saved": nullable(COUNT),
+                "calls_saved": COUNT,
             }
         ),
         **EXTENSION,

@@ -82,7 +82,14 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             aliases=settings.aliases,
             on_change=lambda _: scheduler.on_room(),
         )
-        scheduler = Scheduler(store, blobs, executor, catalogue)
+        scheduler = Scheduler(
+            store,
+            blobs,
+            executor,
+            catalogue,
+            settings=settings.scheduling,
+            weights=settings.project_weights,
+        )
         alarms = Alarms()
         planner = Planner(
             store=store,

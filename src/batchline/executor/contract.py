@@ -21,6 +21,7 @@ import msgspec
 
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
+from batchline.domain.shares import Turn
 
 
 class CancelBy(StrEnum):
@@ -88,7 +89,8 @@ class ShardWork:
     Lines are read from `input_path` by the entries of `plan_path`. `backends` are those that may
     serve its model, by name; `listed_by` are those whose own catalogue lists it. `refuse` is a
     `results.Failure`: every line is settled with it and nothing is sent. `send_as` is the backends'
-    name of the model where the file has another one for it (an alias).
+    name of the model where the file has another one for it (an alias). `turn`: its right among
+    the shards that run beside it.
 
     For shards that killed workers: `announced` asks to tell of each line before it is touched.
     `suspects`, where there are any, are the only entries (from 0) to run, one at a time; `lost` are
@@ -106,6 +108,7 @@ class ShardWork:
     lost: Sequence[int] = ()
     refuse: str | None = None
     send_as: str | None = None
+    turn: Turn = field(default_factory=Turn)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,12 +204,16 @@ class GateReport:
 class Room:
     """A worker that could take `shards` more shards of a model that `backend` serves.
 
+    It could also take `others`, to run beside the shards that it has lines of for that backend:
+    `open` names the batch of each of those. What belongs beside them is the scheduler's to say.
     `quarantine`: it is there for the suspect lines of one shard, and nothing else.
     """
 
     worker: WorkerId
     backend: str
     shards: int
+    others: int = 0
+    open: Sequence[BatchId] = ()
     quarantine: bool = False
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import Line
 from batchline.executor.streamed import Streaming
+from batchline.executor.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +28,7 @@ class Lane:
     trials: int = 0
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
-    runs: dict[ShardRun, None] = field(default_factory=dict)  # with lines left, oldest first
+    runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
 
     def take(self) -> Line | None:
         """The next line that may go to this backend now, or None."""
@@ -39,26 +40,13 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        line = self._next_line()
+        line = self.runs.next_line()
         if line is None:
             return None
         self.in_flight += 1
         line.trial = not self.admitting
         if line.trial:
             self.trials -= 1
-        return line
-
-    def _next_line(self) -> Line | None:
-        exhausted = []
-        line = None
-        for run in self.runs:
-            line = run.take()
-            if line is not None:
-                break
-            if not run.has_line:
-                exhausted.append(run)
-        for run in exhausted:
-            del self.runs[run]
         return line
 
     def ended(self, line: Line, *, answered: bool) -> None:

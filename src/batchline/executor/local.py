@@ -26,6 +26,7 @@ from batchline.executor.protocol import PROTOCOL, other_version
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
+MOST_OPEN: Final = 64  # the same of many batches, which take turns: a few ten KiB and a file each
 TICK_S: Final = 0.05  # circuits are looked at this often
 START_S: Final = 30.0  # a worker imports for a second, on a busy machine for several
 FAILING_DEATHS: Final = 5  # deaths before the first hello that make readiness say so
@@ -296,23 +297,9 @@ class LocalExecutor:
         for link in self._links.values():
             if link.ready and link.storage_trouble is None:
                 for backend in self._settings.worker.backends:
-                    waiting = sum(
-                        backend.name in work.backends
-                        for key, work in link.held.items()
-                        if key not in link.handed
-                    )
-                    most = OPEN_SHARDS
-                    if link.quarantine:  # one at a time, to its end
-                        most, waiting = 1, len(link.held)
-                    if waiting < most:
-                        rooms.append(
-                            Room(
-                                worker=link.worker,
-                                backend=backend.name,
-                                shards=most - waiting,
-                                quarantine=link.quarantine,
-                            )
-                        )
+                    room = _room(link, backend.name)
+                    if room.shards or room.others:
+                        rooms.append(room)
         return rooms
 
     def set_quarantine(self, wanted: bool) -> None:
@@ -412,6 +399,24 @@ class LocalExecutor:
         await asyncio.gather(*self._keepers, *quarantine)
         if self._ticker is not None:
             self._ticker.cancel()
+
+
+def _room(link: WorkerLink, backend: str) -> Room:
+    if link.quarantine:  # one shard at a time, to its end
+        shards = 0 if link.held else 1
+        return Room(worker=link.worker, backend=backend, shards=shards, quarantine=True)
+    waiting = [
+        key.batch_id
+        for key, work in link.held.items()
+        if key not in link.handed and backend in work.backends
+    ]
+    return Room(
+        worker=link.worker,
+        backend=backend,
+        shards=max(0, OPEN_SHARDS - len(waiting)),
+        others=max(0, MOST_OPEN - len(waiting)),
+        open=waiting,
+    )
 
 
 def _named(settings: m.WorkerSettings, worker: WorkerId) -> m.WorkerSettings:

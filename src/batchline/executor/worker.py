@@ -239,7 +239,7 @@ class Worker:
         """`run` may have lines: let every lane that may take them look."""
         if run.has_line:
             for backend in run.work.backends:
-                self._lanes[backend].runs.setdefault(run)
+                self._lanes[backend].runs.add(run)
             for backend in run.work.backends:
                 self._pump(self._lanes[backend])
 
@@ -502,7 +502,7 @@ class Worker:
             return
         del self._runs[key]
         for backend in run.work.backends:
-            self._lanes[backend].runs.pop(run, None)
+            self._lanes[backend].runs.discard(run)
         os.close(run.input_fd)
         telemetry.probe("shard.releasing")
         self._send(

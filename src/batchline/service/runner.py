@@ -24,7 +24,8 @@ from batchline.service import clocks, receipts
 from batchline.service.finalizer import Finalizer
 from batchline.service.planning import Planner
 from batchline.service.repair import Repair
-from batchline.service.scheduler import Running, Scheduler
+from batchline.service.running import Running
+from batchline.service.scheduler import Scheduler
 from batchline.store.contract import Store
 
 RETRY_S: Final = 0.5  # after trouble that may pass

@@ -1,4 +1,5 @@
-"""Whose shard next: hands shards of running batches to workers and accepts what they commit.
+"""Hands shards of running batches to workers and accepts what they commit; whose shard is next is
+said by `sharing.py`.
 
 Keeps in memory which shards of which running batch wait and which are held; the store arbitrates
 (`claim_shard`, epochs), so that a mistake here can cost time but never settle a line twice.
@@ -8,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from batchline import telemetry
 from batchline.domain.errors import StoreError
-from batchline.domain.fairness import Waiting, next_batch
 from batchline.domain.ids import BatchId, BlobName, WorkerId
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.domain.results import Failure
+from batchline.domain.shares import Charge, Turn
 from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
+from batchline.service.running import Running
+from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
 from batchline.store.contract import BlobStore, Store
 
@@ -46,61 +48,12 @@ class Backends(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Running:
-    """One batch in progress: its shards by where they are. Owned by the event loop.
+class _Held:
+    """A shard that is out. `charge` is None in quarantine, where nobody competes."""
 
-    `idle` is set while no shard is held; `over` once nothing is left to hand out or to wait for.
-    """
-
-    batch: Batch
-    unsettled: int
-    pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
-    quarantined: dict[str, deque[int]] = field(default_factory=dict)  # those with suspect lines
-    held: set[int] = field(default_factory=set)
-    held_quarantined: set[int] = field(default_factory=set)
-    stopped: bool = False
-    input_lost: bool = False
-    ends: dict[str, Ends] = field(default_factory=dict)  # by backend, of shards that came back
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def waiting(self) -> Waiting:
-        return Waiting(
-            sequence=self.batch.sequence,
-            created_at=self.batch.created_at,
-            expires_at=self.batch.expires_at,
-            running_shards=len(self.held),
-        )
-
-    @property
-    def all_settled(self) -> bool:
-        return self.unsettled == 0
-
-    def waiting_in(self, *, quarantine: bool) -> dict[str, deque[int]]:
-        """The shards that wait, by model: those with suspect lines, or all others."""
-        return self.quarantined if quarantine else self.pending
-
-    def take(self, model: str, *, quarantine: bool) -> int:
-        """The next shard of `model`, now counted as held."""
-        queues = self.waiting_in(quarantine=quarantine)
-        number = queues[model].popleft()
-        if not queues[model]:
-            del queues[model]
-        self.held.add(number)
-        if quarantine:
-            self.held_quarantined.add(number)
-        self.idle.clear()
-        return number
-
-    def put_back(self, number: int, model: str, *, quarantine: bool) -> None:
-        self.waiting_in(quarantine=quarantine).setdefault(model, deque()).appendleft(number)
-
-    def let_go(self, number: int) -> None:
-        self.held.discard(number)
-        self.held_quarantined.discard(number)
-        if not self.held:
-            self.idle.set()
-        self.changed.set()
+    model: str
+    quarantine: bool
+    charge: Charge | None = None
 
 
 class Scheduler:
@@ -113,6 +66,8 @@ class Scheduler:
         executor: Executor,
         backends: Backends,
         *,
+        settings: SchedulingSettings | None = None,
+        weights: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -121,7 +76,8 @@ class Scheduler:
         self._backends = backends
         self._clock = clock
         self._running: dict[BatchId, Running] = {}
-        self._held: dict[ShardKey, tuple[str, bool]] = {}  # model, in quarantine
+        self._held: dict[ShardKey, _Held] = {}
+        self._sharing = Sharing(store, settings or SchedulingSettings(), weights or {})
         self._suspects = Suspects()
         self._room = asyncio.Event()
 
@@ -129,12 +85,14 @@ class Scheduler:
 
     async def activate(self, batch: Batch) -> Running:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
+        weight = await self._sharing.weight_of(batch.project_id)
         shards = await self._store.pending_shards(batch.id)
         running = Running(batch=batch, unsettled=len(shards))
         for shard in reversed(shards):
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
         self._running[batch.id] = running
+        self._sharing.begin(running, weight=weight)
         self._room.set()
         return running
 
@@ -143,15 +101,19 @@ class Scheduler:
         running = self._running.get(batch_id)
         if running is not None:
             running.stopped = True
+            self._sharing.end(running)
             running.pending.clear()
             running.quarantined.clear()
             running.changed.set()
 
     def deactivate(self, batch_id: BatchId) -> None:
         """The batch is terminal."""
-        self._running.pop(batch_id, None)
+        running = self._running.pop(batch_id, None)
+        if running is not None:
+            self._sharing.end(running)
         self._suspects.forget(batch_id)
-        self._set_quarantine()
+        if running is not None and running.suspected:
+            self._set_quarantine()
 
     def _set_quarantine(self) -> None:
         self._executor.set_quarantine(
@@ -188,7 +150,8 @@ class Scheduler:
         if choice is None:
             return False
         running, model = choice
-        number = running.take(model, quarantine=room.quarantine)
+        turn = Turn() if room.quarantine else self._sharing.turn(running, model, room)
+        number = self._take(running, model, quarantine=room.quarantine)
         key = ShardKey(batch_id=running.batch.id, number=number)
         given = settled = False
         try:
@@ -197,10 +160,11 @@ class Scheduler:
                 settled = await self._is_settled(running)
                 return True
             if not running.stopped:
-                self._held[key] = (model, room.quarantine)
-                given = self._executor.open_shard(
-                    room.worker, self._work(running, shard, quarantine=room.quarantine)
-                )
+                self._held[key] = held = _Held(model, room.quarantine)
+                work = self._work(running, shard, turn, quarantine=room.quarantine)
+                given = self._executor.open_shard(room.worker, work)
+                if given and not room.quarantine:
+                    held.charge = self._sharing.charge(running, shard, room)
             return given
         finally:
             if not given:
@@ -208,7 +172,7 @@ class Scheduler:
                 if settled:
                     running.unsettled -= 1
                 elif not running.stopped:
-                    running.put_back(number, model, quarantine=room.quarantine)
+                    self._put_back(running, number, model, quarantine=room.quarantine)
                 running.let_go(number)
 
     async def _is_settled(self, running: Running) -> bool:
@@ -224,20 +188,39 @@ class Scheduler:
 
     def _choose(self, room: Room) -> tuple[Running, str] | None:
         """The batch, and its model, whose shard goes to `room` next."""
-        known = self._backends.known()
-        candidates: dict[int, tuple[Running, str]] = {}
-        for running in self._running.values():
-            for model in running.waiting_in(quarantine=room.quarantine):
-                serving = self._backends.backends_for(model)
-                if room.backend in serving or (known and not serving):
-                    candidates[running.batch.sequence] = (running, model)
-                    break
-        chosen = next_batch(
-            (running.waiting() for running, _ in candidates.values()), now=self._clock()
-        )
-        return None if chosen is None else candidates[chosen.sequence]
+        if not room.quarantine:
+            return self._sharing.choose(room, goes_to=self._goes_to, now=self._clock())
+        # Suspect lines are few, and whose are first matters little: the earliest deadline.
+        waiting = {
+            (running.batch.expires_at, running.batch.sequence, model): (running, model)
+            for running in self._running.values()
+            for model in running.quarantined
+            if self._goes_to(room, model)
+        }
+        return waiting[min(waiting)] if waiting else None
 
-    def _work(self, running: Running, shard: Shard, *, quarantine: bool) -> ShardWork:
+    def _goes_to(self, room: Room, model: str) -> bool:
+        serving = self._backends.backends_for(model)
+        return room.backend in serving or (not serving and self._backends.known())
+
+    def _take(self, running: Running, model: str, *, quarantine: bool) -> int:
+        if quarantine:
+            return running.take(model, quarantine=True)
+        return self._sharing.take(running, model)
+
+    def _put_back(self, running: Running, number: int, model: str, *, quarantine: bool) -> None:
+        if quarantine:
+            running.put_back(number, model, quarantine=True)
+        else:
+            self._sharing.put_back(running, number, model)
+
+    def _no_longer_held(self, key: ShardKey) -> _Held | None:
+        held = self._held.pop(key, None)
+        if held is not None and held.charge is not None:
+            self._sharing.returned(held.charge)
+        return held
+
+    def _work(self, running: Running, shard: Shard, turn: Turn, *, quarantine: bool) -> ShardWork:
         batch = running.batch
         serving = self._backends.backends_for(shard.model)
         name = self._backends.name_at_backends(shard.model)
@@ -253,6 +236,7 @@ class Scheduler:
             lost=self._suspects.lost(shard.key),
             send_as=None if name == shard.model else name,
             refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
+            turn=turn,
         )
 
     # -- what the executor tells -----------------------------------------------------------
@@ -264,13 +248,20 @@ class Scheduler:
         """Commit, however long the store needs: the bytes are durable, only the row is missing."""
         while True:
             try:
-                return await self._store.commit(worker, commits, now=int(self._clock()))
+                accepted = await self._store.commit(worker, commits, now=int(self._clock()))
             except StoreError as exc:
                 telemetry.trouble("commit_delayed", worker=worker, code=exc.code)
                 await asyncio.sleep(RETRY_S)
+            else:
+                break
+        for one, ok in zip(commits, accepted, strict=True):
+            held = self._held.get(one.key)
+            if ok and held is not None and held.charge is not None:
+                self._sharing.committed(held.charge, one)
+        return accepted
 
     async def on_released(self, worker: WorkerId, released: Released) -> None:  # noqa: ARG002  # part of the contract
-        model, quarantine = self._held.pop(released.key, (None, False))
+        held = self._no_longer_held(released.key)
         running = self._running.get(released.key.batch_id)
         if running is None:
             return
@@ -278,11 +269,11 @@ class Scheduler:
             running.ends.setdefault(backend, Ends()).add(ends)
         if released.settled:
             running.unsettled -= 1
-        elif model is not None and not running.stopped:
+        elif held is not None and not running.stopped:
             # Out of quarantine its suspects are settled: the rest runs like any other shard.
-            running.put_back(released.key.number, model, quarantine=False)
+            self._sharing.put_back(running, released.key.number, held.model)
         running.let_go(released.key.number)
-        if quarantine:
+        if held is not None and held.quarantine:
             self._suspects.cleared(released.key)
             self._set_quarantine()
 
@@ -299,8 +290,8 @@ class Scheduler:
     ) -> None:
         """Outdate what the dead worker held, then let others have it."""
         for key, entries in under_way.items():
-            _, quarantined = self._held.get(key, (None, False))
-            self._suspects.died(key, entries, quarantined=quarantined)
+            out = self._held.get(key)
+            self._suspects.died(key, entries, quarantined=out is not None and out.quarantine)
         await self._until_stored(lambda: self._store.fence_shards(held, died=True))
         await self._until_stored(lambda: self._store.release_worker_references(worker))
         for batch_id in {key.batch_id for key in held}:
@@ -312,7 +303,7 @@ class Scheduler:
         shards = await self._until_stored(lambda: self._store.pending_shards(batch_id))
         unsettled = {shard.number: shard for shard in shards}
         for key in lost:
-            self._held.pop(key, None)
+            self._no_longer_held(key)
             if running is not None:
                 self._recover_one(running, key, unsettled.get(key.number))
         self._set_quarantine()
@@ -324,7 +315,7 @@ class Scheduler:
             suspects = self._suspects.suspects(key, deaths=shard.deaths)
             if suspects:
                 telemetry.trouble("lines_suspected", batch_id=key.batch_id, lines=len(suspects))
-            running.put_back(key.number, shard.model, quarantine=bool(suspects))
+            self._put_back(running, key.number, shard.model, quarantine=bool(suspects))
         running.let_go(key.number)
 
     async def _until_stored(self, call: Callable[[], Awaitable[T]]) -> T:

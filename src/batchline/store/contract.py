@@ -109,6 +109,9 @@ class Store(Protocol):
     async def list_keys(self) -> Sequence[ApiKey]:
         """Every key there has ever been, revoked ones too, oldest first."""
 
+    async def project_name(self, project_id: ProjectId) -> str:
+        """What the project is called, for ever; it must exist."""
+
     async def revoke_key(self, key_id: KeyId, *, now: int) -> ApiKey | None:
         """Revoke the key for good; None when there is none.
 

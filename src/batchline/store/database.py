@@ -151,6 +151,9 @@ class Database:
     async def list_keys(self) -> Sequence[ApiKey]:
         return await self._read(keys.every)
 
+    async def project_name(self, project_id: ProjectId) -> str:
+        return await self._read(lambda c: keys.project_name(c, project_id))
+
     async def revoke_key(self, key_id: KeyId, *, now: int) -> ApiKey | None:
         return await self._write(lambda c: keys.revoke(c, key_id, now=now), step="key.revoke")
 

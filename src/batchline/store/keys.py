@@ -50,6 +50,11 @@ def revoke(connection: Connection, key_id: KeyId, *, now: int) -> ApiKey | None:
     return None if row is None else _key_of(row)
 
 
+def project_name(connection: Connection, project_id: ProjectId) -> str:
+    query = select(project.c.name).where(project.c.id == project_id)
+    return str(connection.execute(query).scalar_one())
+
+
 def _keys() -> Select[tuple[object, ...]]:
     return select(api_key, project.c.name.label("project_name")).join(
         project, project.c.id == api_key.c.project_id

@@ -113,7 +113,7 @@ def _fetched(batch_id: str, source: Path | None, folder: Path, *, show: int) -> 
         batch=batch,
         damage=tuple(one for file in (output, errors) if file is not None for one in file.damage),
         show=show,
-        calls_saved=receipt.get("calls_saved") or 0,
+        calls_saved=receipt.get("calls_saved", 0),
     )
 
 

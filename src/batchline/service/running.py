@@ -1,0 +1,62 @@
+"""A batch in progress as the scheduler sees it: which of its shards wait, and which are held."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from batchline.domain.model import Batch
+from batchline.executor.contract import Ends
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One batch in progress: its shards by where they are. Owned by the event loop.
+
+    `idle` is set while no shard is held; `over` once nothing is left to hand out or to wait for.
+    """
+
+    batch: Batch
+    unsettled: int
+    pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
+    quarantined: dict[str, deque[int]] = field(default_factory=dict)  # those with suspect lines
+    held: set[int] = field(default_factory=set)
+    held_quarantined: set[int] = field(default_factory=set)
+    suspected: bool = False  # some line of it has been
+    stopped: bool = False
+    input_lost: bool = False
+    ends: dict[str, Ends] = field(default_factory=dict)  # by backend, of shards that came back
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def all_settled(self) -> bool:
+        return self.unsettled == 0
+
+    def waiting_in(self, *, quarantine: bool) -> dict[str, deque[int]]:
+        """The shards that wait, by model: those with suspect lines, or all others."""
+        return self.quarantined if quarantine else self.pending
+
+    def take(self, model: str, *, quarantine: bool) -> int:
+        """The next shard of `model`, now counted as held."""
+        queues = self.waiting_in(quarantine=quarantine)
+        number = queues[model].popleft()
+        if not queues[model]:
+            del queues[model]
+        self.held.add(number)
+        if quarantine:
+            self.held_quarantined.add(number)
+        self.idle.clear()
+        return number
+
+    def put_back(self, number: int, model: str, *, quarantine: bool) -> None:
+        self.waiting_in(quarantine=quarantine).setdefault(model, deque()).appendleft(number)
+        self.suspected |= quarantine
+
+    def let_go(self, number: int) -> None:
+        self.held.discard(number)
+        self.held_quarantined.discard(number)
+        if not self.held:
+            self.idle.set()
+        self.changed.set()
