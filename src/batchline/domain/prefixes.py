@@ -6,7 +6,7 @@ the tools before the messages, the messages in their order, byte by byte as they
 
 The key of a prompt is a chain of digests, each of everything up to one of the BOUNDARIES. Sorted by
 it, lines come in the order of a walk through the tree of their prefixes, which is the best order
-there is for a cache that holds a prompt or more (SGLang, arXiv:2312.07104, theorem 3.1).
+there is for a cache that holds a prompt or more (SGLang, arXiv:2312.07104).
 """
 
 from __future__ import annotations
