@@ -25,6 +25,7 @@ from bench import (
     listing,
     memory,
     prefix,
+    routing,
     run_command,
     scheduling,
     startup,
@@ -53,6 +54,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "startup": startup.measure,
         "memory": memory.measure,
         "scheduling": scheduling.measure,
+        "routing": routing.measure,
     }
 )
 

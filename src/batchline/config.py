@@ -141,7 +141,7 @@ class ApiSettings:
 _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
-    *("cancel", "abort_call", "stops_on_close"),
+    *("cancel", "abort_call", "stops_on_close", "weight", "health_s"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "project_weights", "probes"})
 
@@ -350,6 +350,8 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         abort_call=abort_call(table.get("abort_call"), f"{place}: abort_call", cancel=cancel),
         stops_on_close=get("stops_on_close", bool),
         transport=_transport(get("transport", str), base_url, f"{place}: transport"),
+        weight=get("weight", float),
+        health_s=get("health_s", float),
     )
 
 

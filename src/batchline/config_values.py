@@ -42,6 +42,7 @@ _ABOVE_ZERO: Final = frozenset(
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *("backend.connect_timeout_s", "backend.total_timeout_s"),
         "projects.weight",
+        *("backend.weight", "backend.health_s"),
     }
 )
 

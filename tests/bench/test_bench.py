@@ -62,6 +62,20 @@ PARTS_AND_FLOORS = {
         "windows missed at a load of 0.7, beyond EDF's",
         "slowdown of small batches at a load of 0.7 (p99)",
     ],
+    ("routing",): [
+        *(
+            f"{workload}: {what}"
+            for workload in (
+                *(f"groups of {size}" for size in (2, 8, 50, 400)),
+                *("sizes by Pareto (0.9)", "one prefix for all"),
+            )
+            for what in ("share of the bound that is cached", "time, of by room")
+        ),
+        "slow replica, no prefixes: time, of the least",
+        "slow replica, groups of 50: time, of the least",
+        "weights: error of a share",
+        "routing: CPU a line beyond one backend, us",
+    ],
     ("run", "startup", "memory"): [
         "run / serve, wall time (median)",
         "many batches, seconds to the first request",
@@ -85,7 +99,9 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(180)  # a dozen servers, beside two other tests
 @pytest.mark.parametrize(
-    "parts", PARTS_AND_FLOORS, ids=["load", "crowd", "scheduling", "run, startup and memory"]
+    "parts",
+    PARTS_AND_FLOORS,
+    ids=["load", "crowd", "scheduling", "routing", "run, startup and memory"],
 )
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -14,7 +15,13 @@ import pytest
 
 from batchline.api import admin
 from batchline.api.admin import CreateKey, KeyCreated, KeyRevoked, KeysListed, ListKeys, RevokeKey
-from batchline.domain.errors import ConfigError, StoreUnavailable
+from batchline.api.admin_backends import (
+    BackendsListed,
+    ListBackends,
+    SetDrained,
+    ShownBackend,
+)
+from batchline.domain.errors import ConfigError, NotFound, StoreUnavailable
 from batchline.service.keys import Keys
 from batchline.service.maintenance import Deletion
 from batchline.store.database import Database
@@ -169,3 +176,56 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110  # who holds tells nobody
             await anyio.sleep(0.002)
+
+
+# -- backends ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Known:
+    """One backend, as a server has it."""
+
+    drained: bool = False
+
+    def shown(self) -> list[ShownBackend]:
+        return [
+            ShownBackend(
+                name="gpu",
+                state="drained" if self.drained else "up",
+                base_url="http://gpu/v1",
+                weight=1.0,
+                max_in_flight=8,
+                permits=0,
+                in_flight=0,
+                circuit="admits",
+                drained=self.drained,
+                quiet=True,
+                reason=None,
+                models=None,
+            )
+        ]
+
+    async def set_drained(self, name: str, *, drained: bool) -> None:
+        if name != "gpu":
+            raise NotFound(f"There is no backend '{name}'; there are: gpu.")
+        self.drained = drained
+
+
+async def test_backends_are_listed_drained_and_taken_back(keys: Keys, tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    known = Known()
+    async with admin.serving(path, keys, backends=known):
+        for drained in (True, False):
+            answer = await asked(path, SetDrained("gpu", drained))
+            assert answer == await asked(path, ListBackends()) == BackendsListed(known.shown())
+            assert known.drained is drained
+        refused = await asked(path, SetDrained("cpu", drained=True))
+        assert refused == admin.Refused("There is no backend 'cpu'; there are: gpu.")
+
+
+async def test_where_nothing_is_dispatched_there_are_no_backends(
+    keys: Keys, tmp_path: Path
+) -> None:
+    path = tmp_path / "admin.sock"
+    async with admin.serving(path, keys):
+        assert isinstance(await asked(path, ListBackends()), admin.Refused)

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.domain.attempts import Outcome
 from batchline.executor import messages as m
-from batchline.executor.admission import Admission
+from batchline.executor.admission import SILENT_WAIT_S, Admission
 from batchline.executor.circuit import FIRST_WAIT_S
 from batchline.executor.contract import BackendSettings
 
@@ -22,6 +22,7 @@ class Desk:
 
     now: float = 1_000.0
     told: list[tuple[str, m.ToWorker]] = field(default_factory=list)
+    unreachable: list[tuple[str, str]] = field(default_factory=list)
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
@@ -32,6 +33,7 @@ class Desk:
             ],
             tell=lambda worker, message: self.told.append((worker, message)),
             clock=lambda: self.now,
+            on_unreachable=lambda name, reason: self.unreachable.append((name, reason)),
         )
 
     def news(self) -> list[tuple[str, m.ToWorker]]:
@@ -54,13 +56,18 @@ class Desk:
                     self.admission.permits_held(worker, answer)
 
     def fault(
-        self, worker: str, *, trial: bool = False, retry_after_s: float | None = None
+        self,
+        worker: str,
+        *,
+        trial: bool = False,
+        retry_after_s: float | None = None,
+        outcome: Outcome = Outcome.SHED,
     ) -> None:
         self.admission.fault(
             worker,
             m.BackendFault(
                 backend=ONE,
-                outcome=Outcome.SHED,
+                outcome=outcome,
                 reason="status 429",
                 retry_after_s=retry_after_s,
                 trial=trial,
@@ -234,4 +241,119 @@ def test_what_a_backend_asks_for_is_believed_up_to_five_minutes(desk: Desk) -> N
     desk.now += 299.0
     assert desk.trial() is None
     desk.now += 1.0
+    assert desk.trial() == "a"
+
+
+# -- looks at the backend ----------------------------------------------------------------------
+
+
+def test_a_backend_that_looks_find_away_gets_no_line(desk: Desk) -> None:
+    desk.all_want("a", "b")
+    desk.admission.note_down(ONE, "connection refused", silent=False)
+    closed = m.SetCircuit(ONE, admitting=False)
+    assert sorted(desk.news(), key=lambda told: told[0]) == [("a", closed), ("b", closed)]
+    assert desk.admission.waiting_reasons() == {ONE: "not_sent: connection refused"}
+
+
+def test_a_backend_that_is_silent_is_not_tried_at_once(desk: Desk) -> None:
+    """A line that tries it would be held until its time is up."""
+    desk.all_want("a")
+    desk.admission.note_down(ONE, "no answer", silent=True)
+    desk.news()
+    desk.now += SILENT_WAIT_S - 0.1
+    assert desk.trial() is None
+    desk.now += 0.1
+    assert desk.trial() == "a"
+
+
+def test_when_it_is_back_a_line_tries_it_at_once(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.admission.note_down(ONE, "no answer", silent=True)
+    desk.news()
+    desk.admission.note_up(ONE)
+    assert ONE in desk.admission.waiting_reasons()
+    assert desk.trial() == "a"
+
+
+def test_when_it_is_back_and_there_is_no_line_it_admits(desk: Desk) -> None:
+    desk.admission.note_down(ONE, "connection refused", silent=False)
+    desk.admission.note_up(ONE)
+    assert desk.admission.waiting_reasons() == {}
+    desk.all_want("a")
+    assert desk.trial() is None
+
+
+def test_a_backend_that_is_silent_is_left_alone_although_a_line_found_it_first(
+    desk: Desk,
+) -> None:
+    desk.all_want("a")
+    desk.fault("a", outcome=Outcome.NOT_SENT)
+    desk.admission.note_down(ONE, "no answer", silent=True)
+    desk.news()
+    desk.now += SILENT_WAIT_S - 0.1
+    assert desk.trial() is None
+
+
+def test_a_backend_that_shed_is_not_tried_because_a_look_was_answered(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a", retry_after_s=60)
+    desk.admission.note_down(ONE, "no answer", silent=True)
+    desk.admission.note_up(ONE)
+    desk.news()
+    assert desk.trial() is None
+    assert desk.admission.waiting_reasons() == {ONE: "shed: status 429"}
+
+
+def test_who_looks_at_backends_hears_of_one_that_cannot_be_reached(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    assert desk.unreachable == []
+    desk.admission.trial_over("a", m.TrialOver(ONE, worked=True))
+    desk.fault("a", outcome=Outcome.NOT_SENT)
+    desk.fault("a", outcome=Outcome.NOT_SENT)
+    assert desk.unreachable == [(ONE, "status 429")]
+
+
+# -- drained ---------------------------------------------------------------------------------------
+
+
+def test_a_drained_backend_takes_its_permits_back_and_is_quiet_when_it_has_them(
+    desk: Desk,
+) -> None:
+    desk.all_want("a", "b")
+    desk.admission.set_drained(ONE, drained=True)
+    assert desk.news() == [("a", m.SetPermits(ONE, 0, 3)), ("b", m.SetPermits(ONE, 0, 2))]
+    desk.admission.permits_held("a", m.PermitsHeld(ONE, 0, 3))
+    one, other = desk.admission.standings({ONE: 5})
+    assert (one.permits, one.in_flight, one.drained, one.quiet) == (4, 4, True, False)
+    assert one.waits == "drained: 4 in flight run to their end"
+    assert (other.drained, other.waits) == (False, None)
+    desk.admission.permits_held("b", m.PermitsHeld(ONE, 0, 2))
+    one, _ = desk.admission.standings({ONE: 5})
+    assert (one.permits, one.in_flight, one.quiet) == (0, 0, True)
+
+
+def test_nobody_gets_a_permit_of_a_drained_backend_nor_tries_it(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.admission.set_drained(ONE, drained=True)
+    desk.settle()
+    desk.admission.set_wanting("b", [ONE])
+    assert desk.news() == [("b", m.SetCircuit(ONE, admitting=False))]
+    desk.now += 1_000
+    assert desk.trial() is None
+    desk.admission.worker_gone("a")
+    assert desk.news() == []
+
+
+def test_a_backend_that_is_taken_back_gives_permits_and_is_tried_where_it_was_closed(
+    desk: Desk,
+) -> None:
+    desk.all_want("a")
+    desk.fault("a")
+    desk.admission.set_drained(ONE, drained=True)
+    desk.settle()
+    desk.admission.set_drained(ONE, drained=False)
+    assert desk.news() == [("a", m.SetPermits(ONE, 8, 3))]
+    desk.now += 1_000
     assert desk.trial() == "a"

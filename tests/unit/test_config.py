@@ -191,6 +191,8 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "http://u:p@x"', r"base_url: x: .*no credentials"),
         ('[[backend]]\nbase_url = "x"\nmax_in_flight = 0', r"max_in_flight: .*from 1"),
         ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
+        ('[[backend]]\nbase_url = "x"\nweight = 0', r"weight: .*above 0"),
+        ('[[backend]]\nbase_url = "x"\nhealth_s = 0', r"health_s: .*above 0"),
         ('[[backend]]\nbase_url = "x"\ntransport = "h2"', r"one of auto, http1, general, got 'h2'"),
         ('[[backend]]\nbase_url = "https://x"\ntransport = "http1"', r"speaks http:// only"),
         (
@@ -430,6 +432,7 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     optional = (
         *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
         *("transport", "cancel", "stops_on_close", "stream", "keep_partial"),
+        *("weight", "health_s"),
     )
     for key in optional:
         expected[f"[[backend]].{key}"] = spelled(getattr(defaults, key))

@@ -42,6 +42,12 @@ def test_a_plan_says_whether_entries_follow_others() -> None:
     assert plan.check_header(plan.header(followers=True))
 
 
+def test_who_follows_has_the_hash_of_whom_it_follows() -> None:
+    given = [7, plan.FOLLOWS, plan.FOLLOWS, 0, plan.FOLLOWS, 9]
+    raw = b"".join(ENTRY.pack(0, 1, 1, one) for one in given)
+    assert plan.prefix_hashes(raw) == [7, 7, 7, 0, 0, 9]
+
+
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 from unittest import mock
 
 import pytest
@@ -12,8 +14,8 @@ import pytest
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.model import Shard, ShardKey, Usage
 from batchline.domain.results import Failure, failure_line, result_line
-from batchline.executor import run_once
-from batchline.executor.contract import ShardWork
+from batchline.executor import routed, run_once
+from batchline.executor.contract import BackendSettings, ShardWork, Transport
 from batchline.executor.run_once import RunOnce
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from tests.unit.test_shard_run import BATCH, USAGE
@@ -262,3 +264,24 @@ def test_the_ids_are_those_of_the_lines(runs: Runs) -> None:
         ids.line_id(BATCH, 1),
         ids.line_id(BATCH, 2),
     ]
+
+
+@pytest.mark.rule("X9")
+def test_where_several_backends_share_a_shard_each_group_is_sent_by_one_of_them(
+    runs: Runs,
+) -> None:
+    run = runs.over(1, 3, 2, 1, 4, 2, settled=[8])
+    settings = [BackendSettings(name=name, base_url="http://unused/v1") for name in ("b", "c")]
+    lanes = routed.lanes_of(settings, [cast("Transport", None)] * 2)
+    run.work = replace(run.work, backends=["b", "c"])
+    routed.share_out(run, lanes)
+    given = []
+    while run.has_line:
+        for share in run.shares:
+            share.lane.divides = True
+            if (line := share.take()) is not None:
+                line.attempt = 1
+                given.append(line.index)
+                settle(run, line)
+    assert sorted(given) == [0, 1, 4, 6, 7, 11]
+    assert run.all_settled

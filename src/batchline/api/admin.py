@@ -21,6 +21,13 @@ from typing import Final, Self
 
 import msgspec
 
+from batchline.api.admin_backends import (
+    Backends,
+    BackendsListed,
+    ListBackends,
+    SetDrained,
+    answer_about,
+)
 from batchline.domain.errors import BatchlineError, ConfigError, RequestError
 from batchline.domain.keys import ApiKey
 from batchline.service.keys import Keys
@@ -50,7 +57,7 @@ class HoldDeletion(msgspec.Struct, frozen=True, tag="hold_deletion"):
     """Delete no bytes of blobs for as long as this connection is open."""
 
 
-Request = CreateKey | ListKeys | RevokeKey
+Request = CreateKey | ListKeys | RevokeKey | ListBackends | SetDrained
 
 
 class ShownKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,15 +92,15 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
-Answer = KeyCreated | KeysListed | KeyRevoked | Refused
+Answer = KeyCreated | KeysListed | KeyRevoked | BackendsListed | Refused
 
 _requests: Final = msgspec.json.Decoder(Request | HoldDeletion)
 _answers: Final = msgspec.json.Decoder(Answer | DeletionHeld)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-async def answer_to(request: Request, keys: Keys) -> Answer:
-    """Do what is asked; a refusal of ours is an answer."""
+async def answer_to(request: Request, keys: Keys, backends: Backends | None = None) -> Answer:
+    """Do what is asked; a refusal of ours is an answer. Without a server there are no backends."""
     try:
         match request:
             case CreateKey():
@@ -103,6 +110,10 @@ async def answer_to(request: Request, keys: Keys) -> Answer:
                 return KeysListed([_shown(key) for key in await keys.list()])
             case RevokeKey():
                 return KeyRevoked(_shown(await keys.revoke(request.key_id)))
+            case ListBackends() | SetDrained():
+                if backends is None:
+                    return Refused("This server dispatches nothing.")
+                return await answer_about(request, backends)
     except RequestError as exc:
         return Refused(exc.message)
     except BatchlineError as exc:
@@ -125,7 +136,11 @@ def _shown(key: ApiKey) -> ShownKey:
 
 @asynccontextmanager
 async def serving(
-    path: Path, keys: Keys, *, deletion: Deletion | None = None
+    path: Path,
+    keys: Keys,
+    *,
+    deletion: Deletion | None = None,
+    backends: Backends | None = None,
 ) -> AsyncIterator[None]:
     """Answer at the socket `path` for the length of the block; whatever was there is replaced.
 
@@ -139,7 +154,9 @@ async def serving(
     held = deletion or Deletion()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(_converse(reader, writer, keys, held))
+        task = asyncio.get_running_loop().create_task(
+            _converse(reader, writer, keys, held, backends)
+        )
         connections.add(task)
         task.add_done_callback(connections.discard)
 
@@ -172,7 +189,11 @@ def _gone(path: Path) -> None:
 
 
 async def _converse(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keys: Keys, deletion: Deletion
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    keys: Keys,
+    deletion: Deletion,
+    backends: Backends | None,
 ) -> None:
     """One request, one answer; a client that says nothing of use is left without one."""
     try:
@@ -185,7 +206,7 @@ async def _converse(
                 await _answer(writer, DeletionHeld())
                 await reader.read(1)  # returns when the other side is gone
         else:
-            await _answer(writer, await answer_to(request, keys))
+            await _answer(writer, await answer_to(request, keys, backends))
     except (TimeoutError, ValueError, OSError) as exc:  # ValueError: no JSON of ours, or too long
         trouble("admin_request_unusable", error=type(exc).__name__)
     finally:

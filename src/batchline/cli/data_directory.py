@@ -123,6 +123,11 @@ class DataDirectory:
         return self.root / "validating.json"
 
     @property
+    def drained(self) -> Path:
+        """Which backends are drained for maintenance (`service/drains.py`)."""
+        return self.root / "drained.json"
+
+    @property
     def note(self) -> Path:
         """`server.json`: {"pid", "host", "port"} of the server that listens, while it does."""
         return self.root / "server.json"

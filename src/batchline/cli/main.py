@@ -102,11 +102,12 @@ def serve(
 
 def _register_commands() -> None:
     # These modules import what they need when they run, not when they are imported.
-    from batchline.cli import backup, client, demo, keys, probe, run
+    from batchline.cli import backends, backup, client, demo, keys, probe, run
 
     run.register(app)
     client.register(app)
     keys.register(app)
+    backends.register(app)
     backup.register(app)
     probe.register(app)
     demo.register(app)

@@ -12,6 +12,7 @@ from typing import Final
 from batchline.cli.data_directory import DataDirectory
 from batchline.config import Settings
 from batchline.executor.catalogue import Catalogue
+from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.transport.choice import transport_for
@@ -19,6 +20,7 @@ from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.clocks import UnhurriedClock
 from batchline.service.disk import DiskGuard
+from batchline.service.drains import Drains
 from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
 from batchline.service.finalizer import Finalizer
@@ -53,6 +55,7 @@ class Parts:
     scheduler: Scheduler
     runner: Runner
     disk: DiskGuard
+    drains: Drains
     maintenance: Maintenance
     files: Files
     uploads: Uploads
@@ -75,13 +78,26 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         transports = {b.name: transport_for(b) for b in settings.backends}
         for transport in transports.values():
             stack.push_async_callback(transport.close)
-        executor = LocalExecutor(_local_settings(settings, directory, blobs))
+        executor = LocalExecutor(
+            _local_settings(settings, directory, blobs),
+            on_unreachable=lambda name, reason: catalogue.note_unreachable(name, reason),
+        )
+        admission = executor.admission
+        health = Health(
+            on_down=lambda report: admission.note_down(
+                report.name, report.trouble or "no answer", silent=report.connected
+            ),
+            on_up=admission.note_up,
+        )
         catalogue = Catalogue(
             settings.backends,
             transports=transports,
             aliases=settings.aliases,
             on_change=lambda _: scheduler.on_room(),
+            on_look=health.looked,
         )
+        drains = Drains(directory.drained, apply=admission.set_drained)
+        drains.restore([backend.name for backend in settings.backends])
         scheduler = Scheduler(
             store,
             blobs,
@@ -137,6 +153,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             scheduler=scheduler,
             runner=runner,
             disk=disk,
+            drains=drains,
             maintenance=Maintenance(
                 store=store,
                 blobs=blobs,

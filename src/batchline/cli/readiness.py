@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from batchline import telemetry
+from batchline.api.admin_backends import ShownBackend
 from batchline.api.services import BackendHealth, Readiness
 from batchline.cli.parts import Parts
 from batchline.config import Settings
-from batchline.executor.catalogue import Reach
+from batchline.executor.catalogue import BackendReport, Reach
+from batchline.executor.standing import Standing
 
 
 def readiness(parts: Parts, settings: Settings, *, started: bool) -> Readiness:
@@ -38,19 +41,55 @@ def _sentence(words: str) -> str:
 
 def backend_health(parts: Parts) -> Sequence[BackendHealth]:
     """Every backend, in the order of the settings, as readiness shows it."""
-    waiting = parts.executor.waiting_reasons()
+    standings = {one.name: one for one in parts.executor.standings()}
     return [
         BackendHealth(
             name=report.name,
-            state=(
-                "gated"
-                if report.name in waiting
-                else "up"
-                if report.reach is Reach.REACHABLE and report.trouble is None
-                else report.reach.value
-            ),
-            reason=waiting.get(report.name) or report.trouble,
+            state=_state(report, standings[report.name]),
+            reason=standings[report.name].waits or report.trouble,
             models=report.models or (),
         )
         for report in parts.catalogue.report()
     ]
+
+
+class ServedBackends:
+    """Implements `api.admin_backends.Backends`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def shown(self) -> Sequence[ShownBackend]:
+        standings = {one.name: one for one in self._parts.executor.standings()}
+        return [_shown(report, standings[report.name]) for report in self._parts.catalogue.report()]
+
+    async def set_drained(self, name: str, *, drained: bool) -> None:
+        await self._parts.drains.set(name, drained=drained)
+        telemetry.event("backend_drained" if drained else "backend_undrained", backend=name)
+
+
+def _shown(report: BackendReport, standing: Standing) -> ShownBackend:
+    return ShownBackend(
+        name=report.name,
+        state=_state(report, standing),
+        base_url=report.base_url,
+        weight=standing.weight,
+        max_in_flight=standing.max_in_flight,
+        permits=standing.permits,
+        in_flight=standing.in_flight,
+        circuit=standing.gated or "admits",
+        drained=standing.drained,
+        quiet=standing.quiet,
+        reason=standing.waits or report.trouble,
+        models=None if report.models is None else list(report.models),
+    )
+
+
+def _state(report: BackendReport, standing: Standing) -> str:
+    if standing.drained:
+        return "drained" if standing.quiet else "draining"
+    if standing.gated is not None:
+        return "gated"
+    if report.reach is Reach.REACHABLE and report.trouble is None:
+        return "up"
+    return report.reach.value

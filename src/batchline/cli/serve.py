@@ -26,7 +26,7 @@ from batchline.api.services import ListedModel
 from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.parts import Parts, build
-from batchline.cli.readiness import readiness
+from batchline.cli.readiness import ServedBackends, readiness
 from batchline.cli.signals import on_signals
 from batchline.cli.worker_child import raise_file_limit
 from batchline.config import Settings, check_reach, is_loopback
@@ -126,8 +126,12 @@ async def _keys(settings: Settings, directory: DataDirectory, parts: Parts) -> A
     """
     keys = await Keys.open(parts.store)
     check_reach(settings.server, has_keys=not keys.ring.is_empty)
-    deletion = parts.maintenance.deletion
-    async with admin.serving(directory.admin_socket, keys, deletion=deletion):
+    async with admin.serving(
+        directory.admin_socket,
+        keys,
+        deletion=parts.maintenance.deletion,
+        backends=ServedBackends(parts),
+    ):
         yield keys
 
 

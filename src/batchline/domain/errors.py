@@ -139,6 +139,11 @@ class SentUnanswered(UpstreamError):
         super().__init__(message)
         self.reason = reason
 
+    @property
+    def is_cut_off(self) -> bool:
+        """The connection ended, or the time was up; else there was something of an answer."""
+        return self.reason in ("reset", "timeout")
+
 
 class ConfigError(BatchlineError):
     code = "config_error"

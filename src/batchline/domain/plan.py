@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import StrEnum
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"BLPLAN\x00\x01"  # the last byte is the version
@@ -72,6 +73,14 @@ def span(first_entry: int, entries: int) -> tuple[int, int]:
 def unpack(raw: bytes) -> Iterator[PlanEntry]:
     """The entries in `raw`, whose length is a multiple of ENTRY_BYTES."""
     return map(PlanEntry._make, ENTRY.iter_unpack(raw))
+
+
+def prefix_hashes(raw: bytes) -> list[int]:
+    """The prefix hash of each entry in `raw`; of one that FOLLOWS another, that of the other."""
+    hashes = [entry[3] for entry in ENTRY.iter_unpack(raw)]
+    if FOLLOWS in hashes:
+        hashes = list(accumulate(hashes, lambda led, own: led if own == FOLLOWS else own))
+    return hashes
 
 
 def shard_spans(entries: int, shard_entries: int = SHARD_ENTRIES) -> Iterator[tuple[int, int]]:

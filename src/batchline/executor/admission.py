@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from batchline import telemetry
 from batchline.domain.attempts import Outcome
@@ -19,14 +20,19 @@ from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
 from batchline.executor.limiter import FixedLimit
 from batchline.executor.permits import PermitPool
+from batchline.executor.standing import Standing
 
 _RETRY_AFTER_CAP_S = 300.0
+# Looks go on meanwhile, and one that is answered ends it; but lines may fare better than looks.
+SILENT_WAIT_S: Final = 60.0
 
 
 @dataclass(slots=True)
 class _Desk:
+    settings: BackendSettings
     circuit: Circuit
     pool: PermitPool
+    drained: bool = False  # by a person: no permits for anybody
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
 
@@ -40,22 +46,41 @@ class Admission:
         *,
         tell: Callable[[str, m.ToWorker], None],
         clock: Callable[[], float] = time.monotonic,
+        on_unreachable: Callable[[str, str], None] | None = None,
     ) -> None:
+        """`on_unreachable` hears of a backend, and why, whose circuit closed over that."""
         self._tell = tell
+        self._on_unreachable = on_unreachable
         self._clock = clock
         self._random = random.Random()  # noqa: S311  # jitter, not a secret
         self._desks = {
-            b.name: _Desk(Circuit(), PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit()))
+            b.name: _Desk(
+                b, Circuit(), PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit())
+            )
             for b in backends
         }
 
     def waiting_reasons(self) -> Mapping[str, str]:
-        """Backend to why lines wait for it, for those whose circuit is closed."""
-        return {
-            name: f"{desk.circuit.outcome}: {desk.circuit.reason}"
-            for name, desk in self._desks.items()
-            if not desk.circuit.admitting
-        }
+        """Backend to why lines wait for it: a closed circuit, or a person who drained it."""
+        return {one.name: one.waits for one in self.standings({}) if one.waits is not None}
+
+    def standings(self, in_flight: Mapping[str, int]) -> Sequence[Standing]:
+        """Every backend in the order of the settings; `in_flight` is what workers told."""
+        found = []
+        for name, desk in self._desks.items():
+            circuit, permits = desk.circuit, sum(desk.pool.held.values())
+            found.append(
+                Standing(
+                    name=name,
+                    weight=desk.settings.weight,
+                    max_in_flight=desk.settings.max_in_flight,
+                    permits=permits,
+                    in_flight=min(permits, in_flight.get(name, 0)),
+                    gated=None if circuit.admitting else f"{circuit.outcome}: {circuit.reason}",
+                    drained=desk.drained,
+                )
+            )
+        return found
 
     # -- who holds what --------------------------------------------------------------------
 
@@ -87,7 +112,8 @@ class Admission:
             self._rebalance(name, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
-        for worker, permits in desk.pool.rebalance(desk.wanting, single=desk.single).items():
+        wanting, single = ((), ()) if desk.drained else (desk.wanting, desk.single)
+        for worker, permits in desk.pool.rebalance(wanting, single=single).items():
             self._tell(worker, m.SetPermits(name, permits, desk.pool.orders[worker]))
 
     # -- what workers report ---------------------------------------------------------------
@@ -102,24 +128,39 @@ class Admission:
         circuit = desk.circuit
         if message.trial and circuit.trial_with not in (None, worker):
             return
-        closed = circuit.fault(
+        self._close(
+            desk,
             Outcome(message.outcome),
             message.reason,
-            now=self._clock(),
             asked_s=min(message.retry_after_s or 0.0, _RETRY_AFTER_CAP_S),
             trial=message.trial,
+        )
+
+    def _close(
+        self,
+        desk: _Desk,
+        outcome: Outcome,
+        reason: str,
+        *,
+        asked_s: float = 0.0,
+        trial: bool = False,
+    ) -> None:
+        closed = desk.circuit.fault(
+            outcome,
+            reason,
+            now=self._clock(),
+            asked_s=asked_s,
+            trial=trial,
             roll=self._random.random(),
         )
         if closed:
-            telemetry.trouble(
-                "backend_gated",
-                backend=message.backend,
-                outcome=message.outcome,
-                reason=message.reason,
-            )
+            name = desk.settings.name
+            telemetry.trouble("backend_gated", backend=name, outcome=outcome, reason=reason)
             # Also the one that met the fault: an earlier word to admit may be on its way to it.
             for each in desk.wanting:
-                self._tell(each, m.SetCircuit(message.backend, admitting=False))
+                self._tell(each, m.SetCircuit(name, admitting=False))
+            if outcome is Outcome.NOT_SENT and self._on_unreachable is not None:
+                self._on_unreachable(name, reason)
 
     def trial_over(self, worker: str, message: m.TrialOver) -> None:
         desk = self._desks[message.backend]
@@ -131,13 +172,38 @@ class Admission:
         for other in desk.wanting:
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
+    # -- what others know ------------------------------------------------------------------
+
+    def set_drained(self, name: str, *, drained: bool) -> None:
+        """Give nobody a permit (any more), or give them again; what is in flight goes on."""
+        desk = self._desks[name]
+        desk.drained = drained
+        self._rebalance(name, desk)
+
+    def note_down(self, name: str, reason: str, *, silent: bool) -> None:
+        """Looks at the backend find nobody: no line need find that out.
+
+        `silent`: it takes connections and says nothing, so that a trial would be held.
+        """
+        desk = self._desks[name]
+        if desk.circuit.admitting or desk.circuit.outcome in (Outcome.NOT_SENT, Outcome.BROKEN):
+            asked_s = SILENT_WAIT_S if silent else 0.0
+            self._close(desk, Outcome.NOT_SENT, reason, asked_s=asked_s)
+
+    def note_up(self, name: str) -> None:
+        """Looks at the backend find it again: a line tries it, where there is one."""
+        desk = self._desks[name]
+        desk.circuit.came_up(self._clock())
+        if not desk.wanting and desk.circuit.outcome is Outcome.NOT_SENT:
+            desk.circuit.answered()
+
     # -- time ------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Ask one worker per closed circuit to try a line, where that is due."""
         now = self._clock()
         for name, desk in self._desks.items():
-            if desk.wanting and desk.circuit.trial_due(now):
+            if desk.wanting and not desk.drained and desk.circuit.trial_due(now):
                 worker = self._random.choice(sorted(desk.wanting))
                 desk.circuit.trial_with = worker
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))

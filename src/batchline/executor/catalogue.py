@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from batchline import telemetry
-from batchline.domain.errors import UpstreamError
+from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor.contract import Answer, BackendSettings, Transport
 
 
@@ -56,6 +56,8 @@ class BackendReport:
     trouble: str | None = None
     checked_at_s: float | None = None
     failures: int = 0  # in a row
+    connected: bool = True  # at the last look, whether or not it answered
+    silent: bool = False  # it did not, at all
 
 
 class _Model(msgspec.Struct):
@@ -111,10 +113,19 @@ def after_answer(
         trouble=trouble,
         checked_at_s=now_s,
         failures=0 if trouble is None else before.failures + 1,
+        connected=True,
+        silent=False,
     )
 
 
-def after_failure(before: BackendReport, reason: str, *, now_s: float) -> BackendReport:
+def after_failure(
+    before: BackendReport,
+    reason: str,
+    *,
+    now_s: float,
+    connected: bool = False,
+    silent: bool = True,
+) -> BackendReport:
     """What is known once the backend could not be reached: the models that it had stay."""
     return replace(
         before,
@@ -122,6 +133,8 @@ def after_failure(before: BackendReport, reason: str, *, now_s: float) -> Backen
         trouble=reason,
         checked_at_s=now_s,
         failures=before.failures + 1,
+        connected=connected,
+        silent=silent,
     )
 
 
@@ -145,12 +158,14 @@ class Catalogue:
         timing: CatalogueTiming | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[BackendReport], None] | None = None,
+        on_look: Callable[[BackendReport], None] | None = None,
     ) -> None:
         """`transports` holds one for each backend, by name; they are closed by their owner.
 
         `aliases` are names that files may use for a model, with the name that backends have for it;
         where a backend lists a model of an alias's name, the alias hides it.
-        `on_change` is called after a look that changed the reach, the models or the trouble.
+        `on_change` is called after a look that changed the reach, the models or the trouble,
+        `on_look` after every one.
         """
         self._settings = {backend.name: backend for backend in backends}
         self._transports = transports
@@ -158,6 +173,7 @@ class Catalogue:
         self._timing = timing or CatalogueTiming()
         self._clock = clock
         self._on_change = on_change
+        self._on_look = on_look
         self._reports = {
             backend.name: BackendReport(
                 name=backend.name, base_url=backend.base_url, models=backend.models
@@ -174,7 +190,13 @@ class Catalogue:
                 "/models", timeout_s=self._timing.answer_timeout_s
             )
         except UpstreamError as exc:
-            after = after_failure(before, exc.message, now_s=self._clock())
+            after = after_failure(
+                before,
+                exc.message,
+                now_s=self._clock(),
+                connected=not isinstance(exc, NotSent),
+                silent=not isinstance(exc, SentUnanswered) or exc.is_cut_off,
+            )
         else:
             after = after_answer(
                 before,
@@ -183,6 +205,8 @@ class Catalogue:
                 now_s=self._clock(),
             )
         self._set(before, after)
+        if self._on_look is not None:
+            self._on_look(after)
         return after
 
     async def refresh_all(self) -> None:
@@ -253,7 +277,7 @@ class Catalogue:
         while True:
             self._look_now[name].clear()
             report = await self.refresh(name)
-            pause_s = next_look_s(report, self._timing)
+            pause_s = min(self._settings[name].health_s, next_look_s(report, self._timing))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._look_now[name].wait()

@@ -61,6 +61,12 @@ class Circuit:
         """Whether a worker should be asked to try one line now."""
         return not self.admitting and self.trial_with is None and now >= self.retry_at
 
+    def came_up(self, now: float) -> None:
+        """The backend can be reached: a trial is due, if that it could not was the fault."""
+        if self.outcome is Outcome.NOT_SENT:
+            self.wait_s = FIRST_WAIT_S
+            self.retry_at = min(self.retry_at, now)
+
     def trial_returned(self, worker: str, now: float) -> None:
         """The trial did not happen (no line there, or the worker died): due again shortly."""
         if self.trial_with == worker:

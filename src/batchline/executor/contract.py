@@ -64,6 +64,8 @@ class BackendSettings:
     `transport`. `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
+    `weight` is its part of the lines where several backends have room for them. It is looked at
+    every `health_s`.
     """
 
     name: str
@@ -80,6 +82,8 @@ class BackendSettings:
     abort_call: AbortCall | None = None
     stops_on_close: bool = False
     transport: TransportName = TransportName.AUTO
+    weight: float = 1.0
+    health_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
 from batchline.executor.gates import Gates
 from batchline.executor.protocol import PROTOCOL, other_version
+from batchline.executor.standing import Standing
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
@@ -54,10 +56,18 @@ class LocalSettings:
 class LocalExecutor:
     """Implements `contract.Executor`."""
 
-    def __init__(self, settings: LocalSettings) -> None:
+    def __init__(
+        self,
+        settings: LocalSettings,
+        *,
+        on_unreachable: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`on_unreachable`: see `Admission`."""
         self._settings = settings
         self._links: dict[WorkerId, WorkerLink] = {}
-        self._admission = Admission(settings.worker.backends, tell=self._tell)
+        self._admission = Admission(
+            settings.worker.backends, tell=self._tell, on_unreachable=on_unreachable
+        )
         self._gates = Gates(settings.worker.backends, ack_s=settings.ack_s)
         self._paused: str | None = None
         self._stopping = asyncio.Event()
@@ -95,7 +105,17 @@ class LocalExecutor:
 
     def waiting_reasons(self) -> Mapping[str, str]:
         """Backend to why lines wait for it."""
-        return self._admission.waiting_reasons()
+        return {one.name: one.waits for one in self.standings() if one.waits is not None}
+
+    @property
+    def admission(self) -> Admission:
+        """The permits and circuits, for who knows more of backends than the workers tell."""
+        return self._admission
+
+    def standings(self) -> Sequence[Standing]:
+        """How every backend stands, in the order of the settings."""
+        told = (Counter(link.in_flight) for link in self._links.values())
+        return self._admission.standings(sum(told, Counter[str]()))
 
     def storage_trouble(self) -> str | None:
         """Why some worker cannot write its segment, or None."""
@@ -234,7 +254,9 @@ class LocalExecutor:
                 if self.ready_workers >= self._settings.workers:
                     self._all_ready.set()
                 self._must_events().on_room()
-            case m.Heartbeat() | m.GateClosed():
+            case m.Heartbeat(in_flight=in_flight):
+                link.in_flight = in_flight
+            case m.GateClosed():
                 pass
             case m.Handed(key=key):
                 link.handed.add(key)
@@ -322,9 +344,9 @@ class LocalExecutor:
         ):
             return False
         link.held[key] = work
+        self._want(link)  # first: of several backends' permits one would come before the others
         link.tell(m.OpenShard(work))
         telemetry.probe("shard.opened")
-        self._want(link)
         return True
 
     def _want(self, link: WorkerLink) -> None:

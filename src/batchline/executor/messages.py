@@ -132,7 +132,9 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """The worker's event loop turns."""
+    """The worker's event loop turns. `in_flight` counts its requests by backend."""
+
+    in_flight: Mapping[str, int] = {}
 
 
 class GateClosed(msgspec.Struct, frozen=True, tag=True):

@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
@@ -19,6 +19,10 @@ from batchline.domain.ids import BatchId, line_id_prefix
 from batchline.domain.model import Usage
 from batchline.executor.contract import Ends, ShardWork
 from batchline.executor.read_ahead import ReadAhead
+from batchline.executor.spread import Spread
+
+if TYPE_CHECKING:
+    from batchline.executor.routed import Share
 
 _API_PREFIX: Final = "/v1"  # a transport's base URL ends in it
 
@@ -57,6 +61,8 @@ class Line(msgspec.Struct, eq=False):
     held_bytes: int = 0  # what it counts in the worker's byte budget
     backend: str = ""  # where the current attempt goes
     sends: int = 0  # attempts under this epoch, also those that do not count
+    failed_at: tuple[str, ...] = ()  # backends at which an attempt broke; others are better
+    losses: int = 0  # attempts that do not count, because the backend went down with them
     abort_id: str | None = None  # by which its backend can be called to abort the attempt
     doomed: bool = False  # that call is under way: an answer may be cut short, and counts no more
     ended_by: EndedBy | None = None  # set when the attempt is cancelled
@@ -136,6 +142,8 @@ class ShardRun:
     announced: dict[int, asyncio.Future[None]] = field(default_factory=dict)  # until `Proceed`
     handed: bool = False  # the scheduler knows that every line was dispatched once
     ends: dict[str, Ends] = field(default_factory=dict)  # behind the closed gate, by backend
+    shares: list[Share] = field(default_factory=list)  # of lanes, where there are several
+    spread: Spread | None = None  # which lane prefers which lines; None: all take them in order
 
     @classmethod
     def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> Self:
@@ -186,10 +194,34 @@ class ShardRun:
         self._next_index()  # past a settled tail, so that the shard counts as handed out
         return self.line_at(index)
 
+    def next_for(self, seat: int, *, divide: bool) -> Line | None:
+        """A line that was not dispatched yet for one of the lanes that share them; see `Spread`.
+
+        It does not count as in flight. `divide`: the lane would be idle otherwise.
+        """
+        spread = self.spread
+        if spread is None:
+            return self._next_fresh()
+        index = spread.take_divided(seat) if divide else spread.take(seat)
+        if index is None:
+            return None
+        if not spread.left:
+            self.cursor = self.work.shard.entries
+        return self.line_at(index)
+
+    def share_out(self, spread: Spread) -> None:
+        """From now on lines are given out by `spread`, which has all that are to go."""
+        self.spread = spread
+        self.has_gaps = True
+        if not spread.left:
+            self.cursor = self.work.shard.entries
+
     def _next_index(self) -> int:
         """The cursor, moved past what settled under an earlier epoch and what is not to run."""
         if not self.has_gaps:
             return self.cursor
+        if self.spread is not None:
+            return 0 if self.spread.left else self.work.shard.entries
         suspects = self.work.suspects
         while self.cursor < self.work.shard.entries and (
             bitmap.is_marked(self.passed, self.cursor) or (suspects and self.cursor not in suspects)

@@ -12,10 +12,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Protocol
 
 from batchline.domain.ids import BatchId
 from batchline.domain.urgency import first_part, raised_weight
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.contract import ShardWork
+from batchline.executor.shard_run import Line
+
+
+class Source(Protocol):
+    """Where lines come from: a shard, or a lane's own look at one that others serve too."""
+
+    @property
+    def work(self) -> ShardWork: ...
+
+    @property
+    def batch_id(self) -> BatchId: ...
+
+    def take(self) -> Line | None:
+        """The next line to dispatch, now counted as in flight; None when there is none now."""
+
+    @property
+    def has_line(self) -> bool:
+        """Whether `take` could give a line, now or later."""
 
 
 class _Flow:
@@ -23,7 +42,7 @@ class _Flow:
 
     __slots__ = ("runs", "stride", "tag", "turn")
 
-    def __init__(self, run: ShardRun, tag: float) -> None:
+    def __init__(self, run: Source, tag: float) -> None:
         self.runs = {run: None}
         self.turn = run.work.turn
         self.tag = tag
@@ -48,7 +67,7 @@ class Turns:
 
     __slots__ = ("_alone", "_flows", "_heap", "_now")
 
-    def __init__(self, runs: Iterable[ShardRun] = ()) -> None:
+    def __init__(self, runs: Iterable[Source] = ()) -> None:
         self._flows: dict[BatchId, _Flow] = {}
         self._alone: _Flow | None = None
         self._heap: list[tuple[float, int, _Flow]] = []
@@ -56,11 +75,14 @@ class Turns:
         for run in runs:
             self.add(run)
 
-    def __iter__(self) -> Iterator[ShardRun]:
+    def __bool__(self) -> bool:
+        return bool(self._flows)
+
+    def __iter__(self) -> Iterator[Source]:
         for flow in self._flows.values():
             yield from flow.runs
 
-    def add(self, run: ShardRun) -> None:
+    def add(self, run: Source) -> None:
         """`run` may have lines; harmless when that is known."""
         flow = self._flows.get(run.batch_id)
         if flow is None:
@@ -73,7 +95,7 @@ class Turns:
                 flow.turn = run.work.turn
                 self._share_anew()
 
-    def discard(self, run: ShardRun) -> None:
+    def discard(self, run: Source) -> None:
         """`run` has no lines any more."""
         flow = self._flows.get(run.batch_id)
         if flow is not None:

@@ -31,7 +31,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     """How an attempt ended. `result` is the line to settle with; None for backend outcomes.
 
     `reason` is for people: kinds, status and sizes, never a body. `answered` says that an HTTP
-    answer came, so that the next attempt must not be taken for the same one.
+    answer came, so that the next attempt must not be taken for the same one. `cut_off` says that
+    the connection ended, or the time was up, without one: the backend may have gone down.
     """
 
     outcome: Outcome
@@ -40,6 +41,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None = None
     retry_after_s: float | None = None
     answered: bool = False
+    cut_off: bool = False
 
 
 def of_answer(
@@ -79,7 +81,10 @@ def of_error(error: NotSent | SentUnanswered, *, line_id: str, custom_id_raw: by
         return Verdict(Outcome.NOT_SENT, error.message)
     failure = _FAILURES[error.reason]
     return Verdict(
-        Outcome.BROKEN, error.message, results.failure_line(line_id, custom_id_raw, failure)
+        Outcome.BROKEN,
+        error.message,
+        results.failure_line(line_id, custom_id_raw, failure),
+        cut_off=error.is_cut_off,
     )
 
 

@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import assert_never
 from batchline import telemetry
 from batchline.domain import bitmap, plan, results
 from batchline.domain.attempts import (
-    BACKEND_OUTCOMES,
     Outcome,
     RetryIn,
     Settle,
@@ -35,14 +34,16 @@ from batchline.domain.model import ShardKey
 from batchline.domain.results import Failure
 from batchline.domain.splices import with_model
 from batchline.executor import messages as m
-from batchline.executor import verdict
+from batchline.executor import routed, verdict
 from batchline.executor.aborts import Aborts
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
+from batchline.executor.failover import Failover
 from batchline.executor.lane import Lane
+from batchline.executor.routed import RoutedLane
 from batchline.executor.run_once import RunOnce
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
-from batchline.executor.streamed import StreamedAnswer, exchange, streamed, streaming_of
+from batchline.executor.streamed import StreamedAnswer, exchange, streamed
 from batchline.executor.verdict import Verdict
 
 
@@ -68,9 +69,11 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._send = send
-        self._lanes = {
-            b.name: Lane(b.name, transport(b), streaming_of(b)) for b in settings.backends
-        }
+        self._lanes = routed.lanes_of(settings.backends, map(transport, settings.backends))
+        self._routed = [lane for lane in self._lanes.values() if isinstance(lane, RoutedLane)]
+        self._failover = Failover(
+            send=send, settle=self._settle_late, offer=self._offer, fail=self._fail
+        )
         self._runs: dict[ShardKey, ShardRun] = {}
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(self._runs.values())
@@ -113,6 +116,7 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         await self._aborts.close()
+        self._failover.close()
         for lane in self._lanes.values():
             await lane.transport.close()
         self._send(m.Drained())
@@ -123,7 +127,8 @@ class Worker:
 
     async def _beat(self) -> None:
         while True:
-            self._send(m.Heartbeat())
+            in_flight = {lane.backend: lane.in_flight for lane in self._lanes.values()}
+            self._send(m.Heartbeat(in_flight))
             await asyncio.sleep(self._settings.heartbeat_s)
 
     # -- what the control process says -----------------------------------------------------
@@ -161,6 +166,7 @@ class Worker:
             self._send(m.InputUnreadable(key))
             self._send(m.ShardReleased(Released(key=key, epoch=work.shard.epoch, settled=False)))
             return
+        routed.share_out(run, self._lanes)
         self._runs[key] = run
         if self._draining:
             run.close(Gate.CLOSED)
@@ -219,6 +225,8 @@ class Worker:
         lane.owes_permits = True
         self._settle_permits(lane)
         self._pump(lane)
+        if not lane.permits:
+            self._pump_others(lane)
 
     def _settle_permits(self, lane: Lane) -> None:
         if lane.owes_permits and lane.in_flight <= lane.permits:
@@ -232,26 +240,56 @@ class Worker:
         if lane.trials:  # nothing could be taken: somebody else may try
             lane.trials = 0
             self._send(m.TrialOver(order.backend, worked=False))
+        if not lane.admitting:
+            self._pump_others(lane)
 
     # -- slots -----------------------------------------------------------------------------
 
     def _offer(self, run: ShardRun) -> None:
         """`run` may have lines: let every lane that may take them look."""
-        if run.has_line:
-            for backend in run.work.backends:
-                self._lanes[backend].runs.add(run)
-            for backend in run.work.backends:
-                self._pump(self._lanes[backend])
+        if not run.has_line:
+            return
+        if lanes := routed.lanes_with(run):
+            self._pump_evenly(lanes)
+            return
+        for backend in run.work.backends:
+            self._lanes[backend].runs.add(run)
+        for backend in run.work.backends:
+            self._pump(self._lanes[backend])
 
     def _pump_all(self) -> None:
+        if self._routed:
+            self._pump_evenly(self._routed)
+            return
         for lane in self._lanes.values():
             self._pump(lane)
 
+    def _pump_others(self, lane: Lane) -> None:
+        """`lane` admits nothing more: what was left to it may go elsewhere."""
+        if lane in self._routed:
+            self._pump_all()
+
+    def _pump_evenly(self, lanes: Sequence[RoutedLane]) -> None:
+        """As `_pump` for all of them, each line at the one with the most room."""
+        left = list(lanes)
+        while left:
+            lane = routed.emptiest(left)
+            if not self._start(lane):
+                left.remove(lane)
+
     def _pump(self, lane: Lane) -> None:
         """Start a slot for every line that may go now."""
-        while (line := self._take(lane)) is not None:
-            line.task = asyncio.create_task(self._slot(lane, line))
-            line.task.add_done_callback(partial(self._never_began, lane, line))
+        while self._start(lane):
+            pass
+
+    def _start(self, lane: Lane) -> bool:
+        """Start a slot for the next line, if one may go now."""
+        line = self._take(lane)
+        if line is None:
+            return False
+        line.task = asyncio.create_task(self._slot(lane, line))
+        line.task.add_done_callback(partial(self._never_began, lane, line))
+        return True
 
     def _take(self, lane: Lane) -> Line | None:
         if self._paused or self._storage_trouble or self._draining:
@@ -418,9 +456,11 @@ class Worker:
         )
         match decision:
             case Settle():
+                if found.outcome is Outcome.BROKEN:
+                    return self._broken(lane, line, found, retry_in_s=None)
                 self._settle(line, found)
             case RetryIn(delay_s=delay_s):
-                self._retry_later(line, delay_s)
+                return self._broken(lane, line, found, retry_in_s=delay_s)
             case WaitForBackend():
                 line.attempt -= 1
                 line.run.put_back(line)
@@ -434,9 +474,26 @@ class Worker:
                         trial=line.trial,
                     )
                 )
+                return _Ended.FAULT
             case _:
                 assert_never(decision)
-        return _Ended.FAULT if found.outcome in BACKEND_OUTCOMES else _Ended.ANSWERED
+        return _Ended.ANSWERED
+
+    def _broken(
+        self, lane: Lane, line: Line, found: Verdict, *, retry_in_s: float | None
+    ) -> _Ended:
+        """The attempt broke; None: by its count it was the line's last."""
+        failed_trial = self._failover.note(lane, line, found)
+        if retry_in_s is not None:
+            self._retry_later(line, retry_in_s)
+        elif not self._failover.holds(lane, line, found):
+            self._settle(line, found)
+        return _Ended.FAULT if failed_trial else _Ended.ANSWERED
+
+    def _settle_late(self, line: Line, found: Verdict) -> None:
+        """Settle a line that waited for it outside of a slot."""
+        self._settle(line, found)
+        self._release_if_over(line.run)
 
     def _settle(self, line: Line, found: Verdict) -> None:
         run = line.run
@@ -501,8 +558,7 @@ class Worker:
                 self._writer.hurry()  # somebody waits for this shard's end
             return
         del self._runs[key]
-        for backend in run.work.backends:
-            self._lanes[backend].runs.discard(run)
+        routed.leave(run, self._lanes)
         os.close(run.input_fd)
         telemetry.probe("shard.releasing")
         self._send(

@@ -50,6 +50,7 @@ class WorkerLink:
         self.ready = False
         self.other_version: str | None = None  # what the worker's program calls itself instead
         self.storage_trouble: str | None = None
+        self.in_flight: Mapping[str, int] = {}  # by backend, at its last heartbeat
         self.silent_beats = 0
         self.gone = asyncio.Event()  # dead and reaped
         self._process = process

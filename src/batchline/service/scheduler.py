@@ -142,8 +142,11 @@ class Scheduler:
         progress = True
         while progress:
             progress = False
+            given: set[WorkerId] = set()  # it has a room at each backend, and a shard may fill many
             for room in self._executor.rooms():
-                progress |= await self._give(room)
+                if room.worker not in given and await self._give(room):
+                    given.add(room.worker)
+                    progress = True
 
     async def _give(self, room: Room) -> bool:
         choice = self._choose(room)

@@ -161,13 +161,14 @@ async def backend_here(
 
 @asynccontextmanager
 async def backend_process(
-    script: Script | None = None, *, log: Path | None = None
+    script: Script | None = None, *, log: Path | None = None, port: int = 0
 ) -> AsyncIterator[BackendControl]:
     """A backend in a process of its own: it outlives every kill of what it serves.
 
-    It ends with the block, and also when the test run is killed.
+    It ends with the block, and also when the test run is killed. `port` is for one that comes back
+    where another was.
     """
-    arguments = ["--until-stdin-closes"]
+    arguments = ["--until-stdin-closes", "--port", str(port)]
     arguments += ["--script", msgspec.json.encode(script or Script()).decode()]
     if log is not None:
         arguments += ["--log", str(log)]

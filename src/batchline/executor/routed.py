@@ -1,0 +1,166 @@
+"""Shards that several backends serve: which lane gets which line.
+
+With one backend none of this is there: its lane takes lines from the shard itself. With more, each
+lane takes them through a `Share` of the shard. That leaves a line that failed at a backend to the
+others, and keeps groups of lines with the same prefix together (`affinity.py`, `spread.py`). No
+lane with room is idle while there is a line that it may have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from batchline.domain import bitmap, plan
+from batchline.domain.ids import BatchId
+from batchline.executor.affinity import Seat, preferences
+from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.lane import Lane
+from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.spread import Spread
+from batchline.executor.streamed import streaming_of
+
+# So many broken attempts in a row, while another backend answers, are the backend's fault: one that
+# fails everything fails it fast, and would get most of the lines.
+BROKEN_IN_A_ROW: Final = 10
+
+
+@dataclass(slots=True, eq=False)
+class RoutedLane(Lane):
+    """A lane that has others beside it."""
+
+    weight: float = 1.0
+    broken: int = 0  # attempts in a row
+    breaking: Line | None = None  # whose attempt broke, and ends now
+    divides: bool = False  # a group that another lane is at, in this turn
+
+    @property
+    def admits(self) -> bool:
+        """Whether lines go to this backend, if perhaps not this moment."""
+        return self.admitting and self.permits > 0
+
+    @property
+    def load(self) -> float:
+        """What it carries of its part: the lane with the lowest has the most room."""
+        return self.in_flight / self.weight
+
+    def take(self) -> Line | None:
+        """As `Lane.take`; rather than be idle it takes over what another lane is at."""
+        line = Lane.take(self)
+        if line is None and self.runs and self.in_flight < self.permits:
+            self.divides = True
+            line = Lane.take(self)
+            self.divides = False
+        return line
+
+    def ended(self, line: Line, *, answered: bool) -> None:
+        if self.breaking is line:
+            self.breaking = None
+        elif answered:
+            self.broken = 0
+        Lane.ended(self, line, answered=answered)
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one lane sees of a shard that others serve too."""
+
+    run: ShardRun
+    lane: RoutedLane
+    seat: int
+
+    @property
+    def has_line(self) -> bool:
+        return self.run.has_line
+
+    @property
+    def work(self) -> ShardWork:
+        return self.run.work
+
+    @property
+    def batch_id(self) -> BatchId:
+        return self.run.batch_id
+
+    def take(self) -> Line | None:
+        """As `ShardRun.take`; None also where what is left is better left to another lane."""
+        run = self.run
+        if run.gate is not Gate.OPEN:
+            return None
+        line = self._returned() if run.returned else None
+        if line is None:
+            line = run.next_for(self.seat, divide=self.lane.divides)
+        if line is not None:
+            run.in_flight.add(line)
+        return line
+
+    def _returned(self) -> Line | None:
+        """The first of the lines that came back that does not wait for another backend."""
+        returned = self.run.returned
+        for at, line in enumerate(returned):
+            if not line.failed_at or self._may_have(line):
+                del returned[at]
+                return line
+        return None
+
+    def _may_have(self, line: Line) -> bool:
+        """False for a line that failed here, while one admits at which it did not."""
+        if self.lane.backend not in line.failed_at:
+            return True
+        return not any(
+            other.lane.admits and other.lane.backend not in line.failed_at
+            for other in self.run.shares
+        )
+
+
+def lanes_of(
+    backends: Sequence[BackendSettings], transports: Iterable[Transport]
+) -> Mapping[str, Lane]:
+    """A lane for each backend; plain ones where there is only one."""
+    if len(backends) == 1:
+        return {
+            b.name: Lane(b.name, transport, streaming_of(b))
+            for b, transport in zip(backends, transports, strict=True)
+        }
+    return {
+        b.name: RoutedLane(b.name, transport, streaming_of(b), weight=b.weight)
+        for b, transport in zip(backends, transports, strict=True)
+    }
+
+
+def share_out(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
+    """Give each of the shard's lanes its share, where there are several.
+
+    Suspects run one at a time, at whichever lane comes first.
+    """
+    routed = [lane for name in run.work.backends if isinstance(lane := lanes[name], RoutedLane)]
+    if len(routed) < 2 or run.work.suspects:
+        return
+    run.shares = [Share(run, lane, seat) for seat, lane in enumerate(routed)]
+    hashes = plan.prefix_hashes(run.entries)
+    if any(hashes):
+        seats = [Seat(lane.backend, lane.weight) for lane in routed]
+        done = {n for n in range(len(hashes)) if bitmap.is_marked(run.passed, n)}
+        done.update(run.work.lost)
+        run.share_out(Spread.of(preferences(hashes, seats), done))
+
+
+def lanes_with(run: ShardRun) -> list[RoutedLane]:
+    """The lanes of a shard that is shared, each with its share in its list; else none."""
+    for share in run.shares:
+        share.lane.runs.add(share)
+    return [share.lane for share in run.shares]
+
+
+def leave(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
+    """Take the shard, which is over, from the lists of its lanes."""
+    for share in run.shares:
+        share.lane.runs.discard(share)
+    run.shares.clear()
+    for backend in run.work.backends:
+        lanes[backend].runs.discard(run)
+
+
+def emptiest(lanes: Sequence[RoutedLane]) -> RoutedLane:
+    """Whose turn it is when several have room: the lane with the most of it for its weight."""
+    return min(lanes, key=lambda lane: lane.load)
