@@ -26,6 +26,7 @@ from bench import (
     limiter,
     listing,
     memory,
+    prefix,
     progress,
     rates,
     routing,
@@ -45,6 +46,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
     {
         "upload": upload.measure,
         "validation": validation.measure,
+        "prefix": prefix.measure,
         "dispatch": dispatch.measure,
         "wide": dispatch.measure_wide,
         "workers": two_workers.measure,

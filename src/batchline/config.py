@@ -35,6 +35,7 @@ from batchline.config_values import (
 )
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
+from batchline.domain.plan import Order
 from batchline.executor.contract import BackendSettings, TransportName
 from batchline.executor.transport.heads import check_header
 from batchline.service.disk import DiskSettings
@@ -112,6 +113,7 @@ class Settings:
     workers: int = 1
     windows: Mapping[str, int] = field(default_factory=lambda: {"24h": window_s("24h")})  # seconds
     allow_mixed_models: bool = False
+    order: Order = Order.PREFIX  # in which the lines of a batch are dispatched
     server: ServerSettings = field(default_factory=ServerSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     shutdown: ShutdownSettings = field(default_factory=ShutdownSettings)

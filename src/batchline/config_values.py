@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchline.domain.errors import ConfigError
+from batchline.domain.plan import Order
 
 MIB: Final = 1024 * 1024
 
@@ -136,7 +137,7 @@ def from_text(text: str, kind: Any) -> object:
             return kind(text)
     except ValueError:
         return text
-    if kind is not str and kind is not Path:
+    if kind not in (str, Path, Order):
         return [part.strip() for part in text.split(",")]
     return text
 
@@ -190,6 +191,13 @@ def _path(value: object, _key: str) -> Path:
     return Path(value).expanduser()
 
 
+def _order(value: object, _key: str) -> Order:
+    for order in Order:
+        if value == order.value:
+            return order
+    raise ValueError(f"expected one of {', '.join(Order)}, got {value!r}")
+
+
 def _texts(value: object, key: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise TypeError(f"expected a list of texts with at least one, got {value!r}")
@@ -207,6 +215,7 @@ _READERS: Final[Mapping[Any, Callable[[object, str], object]]] = types.MappingPr
         bool: _flag,
         str: _text,
         Path: _path,
+        Order: _order,
         tuple[str, ...]: _texts,
         Mapping[str, int]: _windows,
     }

@@ -26,9 +26,13 @@ ROOT = Path(__file__).parents[2]
 
 # Some together, because the start of a server is most of the time.
 PARTS_AND_FLOORS = {
-    ("upload", "validation", "dispatch", "wide", "workers", "finalize", "cancel", "api"): [
+    (
+        *("upload", "validation", "prefix", "dispatch", "wide", "workers"),
+        *("finalize", "cancel", "api"),
+    ): [
         "validation of chat completions, lines/s (median)",
         "validation of embeddings, lines/s (median)",
+        "validation of a file that shares no prefix, CPU, prefix order / file order",
         "worker CPU beyond our client alone, us a line, 256 in flight, backend of 2 ms (median)",
         "lines/s, times the bare aiohttp loop's, 256 in flight, backend of 2 ms (median)",
         "worker CPU beyond our client alone, us a line, 1,000 in flight, backend of 10 ms (median)",

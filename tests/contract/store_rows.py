@@ -192,12 +192,14 @@ def settling(
     *,
     finished: Iterable[int] = (),
     failed: Iterable[int] = (),
+    saved: Iterable[int] = (),
     segment: Segment | None = None,
     tokens: int = 7,
 ) -> ShardCommit:
     """A commit of these lines of `shard` beside those that were settled when it was claimed.
 
-    50 bytes `o` for each line that finished, 20 bytes `e` for each that failed.
+    `saved` are those of them that have another line's result. 50 bytes `o` for each line that
+    finished, 20 bytes `e` for each that failed.
     """
     segment = segment or Segment()
     settled = bytearray(shard.settled)
@@ -207,6 +209,9 @@ def settling(
         bitmap.mark(failed_lines, index)
     for index in [*good, *bad]:
         bitmap.mark(settled, index)
+    saved_lines = bitmap.empty(shard.entries if saved else 0)
+    for index in saved:
+        bitmap.mark(saved_lines, index)
     return ShardCommit(
         key=shard.key,
         epoch=shard.epoch,
@@ -217,6 +222,7 @@ def settling(
         failed=shard.failed + len(bad),
         usage=shard.usage + Usage(input_tokens=tokens * len(good), total_tokens=tokens * len(good)),
         failed_lines=bytes(failed_lines),
+        saved_lines=bytes(saved_lines),
     )
 
 

@@ -150,6 +150,22 @@ async def test_exactly_the_lines_of_a_damaged_range_are_unsettled(
     assert starts == [start for start, _ in ALL_RANGES if start != lost]
 
 
+@pytest.mark.rule("X11")
+async def test_saved_calls_are_taken_back_with_their_lines(stored: Stored) -> None:
+    batch = await started(stored.store, shards=1)
+    shard = await claimed(stored.store, batch)
+    commit = settling(
+        shard, finished=range(6), failed=range(6, 10), saved=[1, 2, 9], segment=stored.segment
+    )
+    assert await commits(stored.store, commit) == [True]
+    stored.path.write_bytes(b"o" * 300 + b"e" * 80)
+    ended = await moved(stored.store, batch, BatchEvent.ALL_LINES_FINISHED)
+    assert ended.calls_saved == 3
+    stored.flip(0)  # the output; the error lines are sound
+    after = await stored.repair.take_back_damaged(ended)
+    assert (after.counts.completed, after.counts.failed, after.calls_saved) == (0, 4, 1)
+
+
 async def test_what_runs_again_is_committed_and_counted_like_any_other(stored: Stored) -> None:
     batch = await stored.stopped(BatchEvent.ALL_LINES_FINISHED)
     stored.flip(SECOND)

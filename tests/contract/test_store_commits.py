@@ -168,6 +168,28 @@ async def test_a_commit_that_is_sent_again_is_accepted_and_counted_once(store: S
     assert await store.file_ranges(ended.error_file_id) == [commit.errors]
 
 
+@pytest.mark.rule("X11")
+async def test_calls_that_were_saved_are_counted_with_the_lines_and_once(store: Store) -> None:
+    batch = await started(store)
+    assert (await store.load_batch(batch.id)).calls_saved == 0
+    shard = await claimed(store, batch)
+    first = settling(shard, finished=[0, 1, 2], failed=[5, 6], saved=[1, 2, 6])
+    assert await commits(store, first, first) == [True, True]
+    assert (await store.load_batch(batch.id)).calls_saved == 3
+    stale = settling(await claimed(store, batch), finished=[7, 8], saved=[8])
+    again = settling(await claimed(store, batch), finished=[7, 8], saved=[8])
+    assert await commits(store, stale, again) == [False, True]
+    after = await store.load_batch(batch.id)
+    assert (after.calls_saved, after.counts.completed) == (4, 5)
+
+
+async def test_saved_lines_of_another_size_are_a_defect_of_the_worker(store: Store) -> None:
+    batch = await started(store)
+    commit = settling(await claimed(store, batch), finished=[0, 1], saved=[1])
+    with pytest.raises(ValueError, match="counts and bits differ"):
+        await commits(store, dataclasses.replace(commit, saved_lines=b"\2"))
+
+
 async def test_a_shard_may_be_committed_to_twice_in_one_group(store: Store) -> None:
     batch, segment = await started(store), Segment()
     shard = await claimed(store, batch)

@@ -82,8 +82,8 @@ async def test_a_directory_of_before_the_note_is_taken_for_what_it_is(tmp_path: 
         # And all that lies there while a server works is on the page.
         beside = {"batchline.sqlite3-wal", "batchline.sqlite3-shm"}
         found = {path.name for path in running.data.iterdir()} - beside
-        # `validating.json` only while an input is being validated.
-        assert found | {"validating.json"} == set(first_cells("The data directory"))
+        # Only while an input is being validated, and once a backend was drained.
+        assert found | {"validating.json", "drained.json"} == set(first_cells("The data directory"))
 
 
 async def test_a_run_of_a_newer_batchline_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.support.inputs import line_id, make_lines
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_process
 from tests.support.server import ServerProcess, conserved, content_of, server, submit, wait_for
@@ -48,6 +50,38 @@ async def test_a_line_that_kills_its_workers_is_settled_as_worker_lost(tmp_path:
             assert log.attempts()[POISON] == DEATHS
             # The worker that was there for the suspect shard alone is gone again.
             await backend.wait_until(in_flight=0)
+
+
+@pytest.mark.rule("X11")
+async def test_identical_requests_that_kill_are_lost_together(tmp_path: Path) -> None:
+    """Each of them by itself would end as many workers."""
+    same = json.loads(make_lines(1, start=700))
+    same["body"]["temperature"] = 0
+    twins = [json.dumps({**same, "custom_id": f"twin-{number}"}).encode() for number in range(3)]
+    content = make_lines(100) + b"\n".join(twins)
+    script = Script(by_id={POISON: (Answer(hold=True),)})
+    async with backend_process(script) as backend:
+        with server(tmp_path, backend.base_url) as running:
+            client = running.client()
+            file = client.files.create(file=("in.jsonl", content), purpose="batch")
+            batch = client.batches.create(
+                input_file_id=file.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                extra_body={"identical_requests": "run_once"},
+            )
+            await kill_on_arrival(running, backend, DEATHS)
+            ended = wait_for(client, batch.id)
+            errors = [
+                json.loads(line)
+                for line in (content_of(client, ended.error_file_id) or b"").splitlines()
+            ]
+            assert sorted(error["custom_id"] for error in errors) == ["twin-0", "twin-1", "twin-2"]
+            assert {error["error"]["code"] for error in errors} == {"worker_lost"}
+            assert (await backend.log()).attempts()[POISON] == DEATHS
+            receipt = client.get(f"/batches/{batch.id}/receipt", cast_to=object)
+            assert isinstance(receipt, dict)
+            assert receipt["calls_saved"] == 0
 
 
 async def test_a_line_that_only_shared_the_worker_is_not_blamed(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from batchline.config import (
 from batchline.config_values import window_s
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
+from batchline.domain.plan import Order
 from batchline.executor.catalogue import BackendReport, Reach
 from batchline.executor.contract import AbortCall, BackendSettings, CancelBy, Concurrency
 
@@ -161,6 +162,7 @@ def test_upstreams_stand_in_for_the_backends_of_the_file(tmp_path: Path) -> None
 
 def test_every_setting_can_come_from_the_environment() -> None:
     texts = {int: "2097152", float: "1.5", bool: "true", str: "127.0.0.2", Path: "elsewhere"}
+    texts[Order] = "file"
     env = {env_name_of(key): texts.get(kind, "2h,3s") for key, kind in config.scalars()}
     env |= {"BATCHLINE_SERVER_PORT": "2", "BATCHLINE_WORKERS": "3"}
     env["BATCHLINE_SCHEDULING_URGENT_SHARE"] = "0.5"
@@ -195,6 +197,7 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ("[cancel]\ngrace_s = nan", r"cancel\.grace_s: expected a number"),
         ("[cancel]\ncap_s = 0", r"cancel\.cap_s: .*above 0"),
         ("allow_mixed_models = 1", r"allow_mixed_models: expected true or false"),
+        ('order = "best"', r"order: expected one of file, prefix, long_outputs, got 'best'"),
         ('windows = "24h"', r"windows: expected a list"),
         ("windows = []", r"windows: expected a list of texts with at least one"),
         ('windows = ["1 day"]', r"windows: '1 day' is not a number followed by"),

@@ -227,7 +227,7 @@ def test_a_line_that_is_no_request_any_more_leaves_no_lines(tmp_path: Path) -> N
 def test_a_plan_of_another_version_is_not_read(tmp_path: Path) -> None:
     result = validated(tmp_path, make_lines(1))
     path = tmp_path / "plan"
-    path.write_bytes(path.read_bytes().replace(plan.MAGIC, plan.MAGIC[:-1] + b"\x02"))
+    path.write_bytes(path.read_bytes().replace(plan.MAGIC, plan.MAGIC[:-1] + b"\x03"))
     with pytest.raises(BlobUnreadable, match="not a plan"):
         write_leftovers(job_for(tmp_path, unfinished(result, [False])))
 

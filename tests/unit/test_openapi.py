@@ -95,6 +95,7 @@ def test_what_the_service_does_not_have_is_marked() -> None:
     fields = SCHEMAS["CreateBatch"]["properties"]
     assert [name for name in fields if "x-batchline-extension" in fields[name]] == [
         "invalid_lines",
+        "identical_requests",
         "idempotency_key",
     ]
     assert set(SCHEMAS["Endpoint"]["x-batchline-extension-values"]) == OURS

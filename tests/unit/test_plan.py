@@ -35,12 +35,25 @@ def test_the_layout_is_fixed() -> None:
     assert (HEADER_BYTES, ENTRY_BYTES) == (16, 24)
 
 
+def test_a_plan_says_whether_entries_follow_others() -> None:
+    """Plans of programs that knew of no such entries are read as ever."""
+    assert plan.header() == b"BLPLAN\x00\x01\x18\x00\x00\x00\x00\x00\x00\x00"
+    assert not plan.check_header(plan.header())
+    assert plan.check_header(plan.header(followers=True))
+
+
+def test_who_follows_has_the_hash_of_whom_it_follows() -> None:
+    given = [7, plan.FOLLOWS, plan.FOLLOWS, 0, plan.FOLLOWS, 9]
+    raw = b"".join(ENTRY.pack(0, 1, 1, one) for one in given)
+    assert plan.prefix_hashes(raw) == [7, 7, 7, 0, 0, 9]
+
+
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [
         (b"", "shorter than its header"),
         (plan.header()[:-1], "shorter than its header"),
-        (b"BLPLAN\x00\x02" + plan.header()[8:], "not a plan of this version"),
+        (b"BLPLAN\x00\x03" + plan.header()[8:], "not a plan of this version"),
         (b"\x00" * HEADER_BYTES, "not a plan of this version"),
         (plan.HEADER.pack(plan.MAGIC, ENTRY_BYTES + 8, 0), "not a plan of this version"),
     ],

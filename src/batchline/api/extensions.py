@@ -19,7 +19,7 @@ router = APIRouter()
 
 @router.get("/v1/batches/{batch_id}/receipt", response_model=None)
 async def get_receipt(request: Request, batch_id: str) -> Response:
-    batch = await services(request).batches.cancelled(project_of(request), batch_id)
+    batch = await services(request).batches.with_receipt(project_of(request), batch_id)
     return answer(wire.receipt(batch))
 
 

@@ -17,6 +17,7 @@ from batchline.domain.model import Endpoint, Purpose, UploadStatus
 from batchline.executor.contract import CancelBy
 from batchline.service import idempotency
 from batchline.service.batches import (
+    IDENTICAL_REQUESTS,
     INVALID_LINES,
     MAX_METADATA_KEY_CHARS,
     MAX_METADATA_PAIRS,
@@ -283,7 +284,7 @@ def _receipt() -> Schema:
                 "object": _const("batch.receipt"),
                 "batch_id": TEXT,
                 "status": _enum(list(BatchStatus)),
-                "requested_at": TIME,
+                "requested_at": nullable(TIME),
                 "requested_by": nullable(asker),
                 "acknowledged_ms": nullable(MILLISECONDS),
                 "in_flight_at_acknowledgement": nullable(COUNT),
@@ -294,6 +295,7 @@ def _receipt() -> Schema:
                 "lines_aborted": nullable(COUNT),
                 "lines_never_sent": nullable(COUNT),
                 "backends": nullable({"type": "array", "items": backend}),
+                "calls_saved": COUNT,
             }
         ),
         **EXTENSION,
@@ -389,9 +391,16 @@ def _create_batch(limits: Limits) -> Schema:
                 **nullable({**_enum(INVALID_LINES), "default": INVALID_LINES[0]}),
                 **EXTENSION,
             },
+            "identical_requests": {
+                **nullable({**_enum(IDENTICAL_REQUESTS), "default": IDENTICAL_REQUESTS[0]}),
+                **EXTENSION,
+            },
             idempotency.FIELD: {**nullable(IDEMPOTENCY_KEY), **EXTENSION},
         },
-        optional=["metadata", "output_expires_after", "invalid_lines", idempotency.FIELD],
+        optional=[
+            *("metadata", "output_expires_after", "invalid_lines", "identical_requests"),
+            idempotency.FIELD,
+        ],
     )
 
 

@@ -97,7 +97,7 @@ def batch(value: Batch) -> Shape:
 
 
 def receipt(value: Batch) -> Shape:
-    """The receipt of a cancel: an extension. Null is what is not known, or not known yet."""
+    """The receipt of a batch: an extension. Null is what is not known, or not known yet."""
     told = value.receipt or {}
     return {
         "object": "batch.receipt",
@@ -105,6 +105,7 @@ def receipt(value: Batch) -> Shape:
         "status": value.status.value,
         "requested_at": value.cancelling_at,
         **{name: told.get(name) for name in _RECEIPT},
+        "calls_saved": value.calls_saved,
     }
 
 

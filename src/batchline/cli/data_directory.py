@@ -20,7 +20,7 @@ from batchline.store.schema import refuse_newer
 
 # What everything in the directory that is no row looks like: folders and names, plans, segments.
 # Whoever changes one of them so that an older server would misread it raises this (decision 0017).
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 FREE_S: Final = 10.0  # a server that starts or stops holds the lock without answering
 # A server that was killed while it started a child has left a copy of its lock with that child,
@@ -91,7 +91,8 @@ class DataDirectory:
         noted = format_of(self.root)
         refuse_newer(self.database)
         if noted != FORMAT:
-            # A full disk is no reason not to start: without a note it is 1, as it was before.
+            # A full disk is no reason not to start: the database's schema was raised with it, and
+            # keeps an older server away too.
             with suppress(CommandFailed), whole_file(self.format) as file:
                 file.write(b"%d\n" % FORMAT)
 

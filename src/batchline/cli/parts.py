@@ -116,6 +116,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             jobs=jobs,
             models=catalogue,
             limits=input_limits(settings),
+            order=settings.order,
             has_room=lambda: disk.has_room,
             tries=Tries(directory.validating),
             alarms=alarms,

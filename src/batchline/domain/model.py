@@ -204,8 +204,9 @@ class Batch:
     `plan_blob` are None when the input was never found / not planned yet; `model` is None until
     validation named it. `skip_invalid`: bad lines are left out and do not refuse the file; they
     are counted as failed from the start. `receipt` is the cancel receipt, None before a cancel.
-    `input_crc` is the CRC-32C of the input, None when not known; `repairs` says how often committed
-    results were found damaged and taken out again.
+    `run_once`: identical requests run once; `calls_saved` counts the lines whose result is that of
+    another line's call. `input_crc` is the CRC-32C of the input, None when not known; `repairs`
+    says how often committed results were found damaged and taken out again.
     """
 
     sequence: int
@@ -240,6 +241,8 @@ class Batch:
     receipt: Mapping[str, object] | None = None
     input_crc: int | None = None
     repairs: int = 0
+    run_once: bool = False
+    calls_saved: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,8 +280,9 @@ class ShardCommit:
 
     The range bytes are durable (fdatasync) before this value is sent. `output` and `errors` are
     None when the group held no line of that kind. `failed_lines` has the bits of the lines in
-    `errors`; `partials` are records (`domain/partials.py`) of lines that did not settle, None when
-    there are none. Everything else is absolute.
+    `errors`, `saved_lines` of those whose result is that of another line's call (empty: of none);
+    `partials` are records (`domain/partials.py`) of lines that did not settle, None when there are
+    none. Everything else is absolute.
     """
 
     key: ShardKey
@@ -291,6 +295,7 @@ class ShardCommit:
     usage: Usage
     failed_lines: bytes
     partials: BlobRange | None = None
+    saved_lines: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from enum import StrEnum
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"BLPLAN\x00\x01"  # the last byte is the version
+MAGIC_WITH_FOLLOWERS: Final = b"BLPLAN\x00\x02"  # the first programs would send those that follow
 HEADER: Final = struct.Struct("<8sII")  # magic, entry size, reserved (0)
 ENTRY: Final = struct.Struct("<QIIQ")  # offset, length, line number, prefix hash
 HEADER_BYTES: Final = HEADER.size
 ENTRY_BYTES: Final = ENTRY.size
 
+FOLLOWS: Final = 2**64 - 1  # as prefix hash: gets the result of the entry before that has another
+
 SHARD_ENTRIES: Final = 1_000  # a 125-byte bitmap; 1,000,000 lines are 1,000 rows (design.md 4)
+
+
+class Order(StrEnum):
+    """The order in which the lines of a model are dispatched."""
+
+    FILE = "file"
+    PREFIX = "prefix"  # lines that share a prefix side by side; file order where none do
+    LONG_OUTPUTS = "long_outputs"  # those that may have long outputs first, each class as PREFIX
 
 
 class PlanEntry(NamedTuple):
     """Where one request line is: `length` bytes at `offset` of the input, without its line ending.
 
     `line_number` counts physical lines from 1, blank ones included, so that it matches an editor.
-    `prefix_hash` groups lines that share a prefix; 0 when the plan keeps the file's order.
+    `prefix_hash` is the same for lines that share a prefix and are to run in one place; 0 for a
+    line that shares none. FOLLOWS stands for the same request as that of the entry before it.
     """
 
     offset: int
@@ -32,17 +46,23 @@ class PlanEntry(NamedTuple):
     prefix_hash: int
 
 
-def header() -> bytes:
-    return HEADER.pack(MAGIC, ENTRY_BYTES, 0)
+def header(*, followers: bool = False) -> bytes:
+    """The header of a plan; one in which an entry FOLLOWS another says so."""
+    return HEADER.pack(MAGIC_WITH_FOLLOWERS if followers else MAGIC, ENTRY_BYTES, 0)
 
 
-def check_header(raw: bytes) -> None:
-    """Raise ValueError unless `raw` begins a plan that this version can read."""
+def check_header(raw: bytes) -> bool:
+    """Whether entries of the plan may FOLLOW others.
+
+    Raises:
+        ValueError: `raw` does not begin a plan that this program can read.
+    """
     if len(raw) < HEADER_BYTES:
         raise ValueError("the plan is shorter than its header")
     magic, entry_bytes, _ = HEADER.unpack_from(raw)
-    if magic != MAGIC or entry_bytes != ENTRY_BYTES:
+    if magic not in (MAGIC, MAGIC_WITH_FOLLOWERS) or entry_bytes != ENTRY_BYTES:
         raise ValueError("not a plan of this version")
+    return bool(magic == MAGIC_WITH_FOLLOWERS)
 
 
 def span(first_entry: int, entries: int) -> tuple[int, int]:
@@ -56,8 +76,11 @@ def unpack(raw: bytes) -> Iterator[PlanEntry]:
 
 
 def prefix_hashes(raw: bytes) -> list[int]:
-    """The prefix hash of each entry in `raw`."""
-    return [entry[3] for entry in ENTRY.iter_unpack(raw)]
+    """The prefix hash of each entry in `raw`; of one that FOLLOWS another, that of the other."""
+    hashes = [entry[3] for entry in ENTRY.iter_unpack(raw)]
+    if FOLLOWS in hashes:
+        hashes = list(accumulate(hashes, lambda led, own: led if own == FOLLOWS else own))
+    return hashes
 
 
 def shard_spans(entries: int, shard_entries: int = SHARD_ENTRIES) -> Iterator[tuple[int, int]]:

@@ -71,6 +71,9 @@ _RESULT: Final = (
     b'"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n'
 )
 
+# The head of every line, up to what its request's own lines share.
+_HEAD: Final = re.compile(rb'\{"id":"[^"]*+","custom_id":"(?:[^"\\]++|\\.)*+"')
+
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=_MAX_TOKENS)]
 
 
@@ -145,11 +148,20 @@ def result_line(
 
 def failure_line(line_id: str, custom_id_raw: bytes, failure: Failure) -> bytes:
     """The line of a request without an HTTP answer, newline included."""
-    return b'{"id":"%b","custom_id":%b%b' % (
-        line_id.encode(),
-        custom_id_raw,
-        failure_tail(failure),
-    )
+    return with_tail(line_id, custom_id_raw, failure_tail(failure))
+
+
+def common_tail(line: bytes) -> bytes:
+    """What the line of an identical request has behind its own id and custom_id."""
+    head = _HEAD.match(line)
+    if head is None:
+        raise ValueError("not a line that was made here")
+    return line[head.end() :]
+
+
+def with_tail(line_id: str, custom_id_raw: bytes, tail: bytes) -> bytes:
+    """The line of a request that another one ran for."""
+    return b'{"id":"%b","custom_id":%b%b' % (line_id.encode(), custom_id_raw, tail)
 
 
 def failure_tail(failure: Failure) -> bytes:

@@ -163,7 +163,7 @@ def share_out(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
     hashes = plan.prefix_hashes(run.entries)
     if any(hashes):
         seats = [Seat(lane.backend, lane.weight) for lane in routed]
-        done = {n for n in range(len(hashes)) if bitmap.is_marked(run.settled, n)}
+        done = {n for n in range(len(hashes)) if bitmap.is_marked(run.passed, n)}
         done.update(run.work.lost)
         run.share_out(Spread.of(preferences(hashes, seats), done))
 

@@ -285,6 +285,7 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         usage=part.snapshot.usage,
         failed_lines=part.snapshot.failed_lines,
         partials=_range(name, end, end + part.partials.size, part.partials),
+        saved_lines=part.snapshot.saved_lines,
     )
 
 

@@ -110,6 +110,7 @@ class Snapshot:
     failed: int
     usage: Usage
     failed_lines: bytes
+    saved_lines: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +123,7 @@ class ShardRun:
     entries: bytes  # this shard's part of the plan
     path: str  # of the API, below the transport's base URL
     line_id_prefix: str
-    has_gaps: bool  # some entries are not to be dispatched: settled before, or not suspect
+    has_gaps: bool  # some entries are not to be dispatched: in `passed`, or not suspect
     gate: Gate = Gate.OPEN
     cursor: int = 0
     returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
@@ -130,6 +131,7 @@ class ShardRun:
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
+    passed: bytearray = field(default_factory=bytearray)  # not to be given: `settled`, or more
     failed_lines: bytearray = field(default_factory=bytearray)  # those in `errors`
     completed: int = 0
     failed: int = 0
@@ -148,6 +150,7 @@ class ShardRun:
     @classmethod
     def open(cls, work: ShardWork, *, input_fd: int, entries: bytes) -> Self:
         shard = work.shard
+        settled = bytearray(shard.settled)
         return cls(
             work=work,
             input_fd=input_fd,
@@ -155,8 +158,9 @@ class ShardRun:
             entries=entries,
             path=work.endpoint.removeprefix(_API_PREFIX),
             line_id_prefix=line_id_prefix(shard.key.batch_id),
-            has_gaps=any(shard.settled) or bool(work.suspects or work.lost),
-            settled=bytearray(shard.settled),
+            has_gaps=any(settled) or bool(work.suspects or work.lost),
+            settled=settled,
+            passed=settled,
             failed_lines=bitmap.empty(shard.entries),
             completed=shard.completed,
             failed=shard.failed,
@@ -245,8 +249,7 @@ class ShardRun:
             return 0 if self.spread.left else self.work.shard.entries
         suspects = self.work.suspects
         while self.cursor < self.work.shard.entries and (
-            bitmap.is_marked(self.settled, self.cursor)
-            or (suspects and self.cursor not in suspects)
+            bitmap.is_marked(self.passed, self.cursor) or (suspects and self.cursor not in suspects)
         ):
             self.cursor += 1
         return self.cursor
@@ -265,8 +268,11 @@ class ShardRun:
 
     # -- how a line ended ------------------------------------------------------------------
 
-    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> None:
-        """Give `line` its result. It is never dispatched again under this epoch."""
+    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> int:
+        """Give `line` its result; the bytes that are held for it from now on.
+
+        It is never dispatched again under this epoch.
+        """
         self.in_flight.discard(line)
         bitmap.mark(self.settled, line.index)
         if succeeded:
@@ -285,6 +291,7 @@ class ShardRun:
             sums[4] += usage.total_tokens
         if self.gate is Gate.CLOSED and line.written:
             self.ends.setdefault(line.backend, Ends()).finished_late += 1
+        return len(result)
 
     def keep_partial(self, line: Line, body: bytes) -> int:
         """Keep what came of a line that was cut off, if it is not to be tried again; its bytes.

@@ -45,6 +45,7 @@ from batchline.executor.lane import Lane
 from batchline.executor.meter import REPORT_S
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
 from batchline.executor.routed import RoutedLane
+from batchline.executor.run_once import RunOnce
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.streamed import StreamedAnswer, exchange
@@ -184,7 +185,7 @@ class Worker:
     def _open(self, work: ShardWork) -> None:
         key = work.shard.key
         try:
-            run = _open_run(work)
+            run = _open_run(work, on_unreadable=self._unreadable)
         except (OSError, BlobUnreadable):
             self._send(m.InputUnreadable(key))
             self._send(m.ShardReleased(Released(key=key, epoch=work.shard.epoch, settled=False)))
@@ -548,10 +549,9 @@ class Worker:
         if run.gate is Gate.FENCED or found.result is None:
             run.in_flight.discard(line)
             return
-        run.settle(
+        size = run.settle(
             line, found.result, succeeded=found.outcome is Outcome.ANSWERED, usage=found.usage
         )
-        size = len(found.result)
         self._held_bytes += size
         self._unwritten_bytes += size
         self._writer.dirty(run)
@@ -668,12 +668,12 @@ def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
     return RequestLine(request.custom_id_raw, with_model(request.body, model))
 
 
-def _open_run(work: ShardWork) -> ShardRun:
+def _open_run(work: ShardWork, *, on_unreadable: Callable[[ShardRun], None]) -> ShardRun:
     shard = work.shard
     offset, length = plan.span(shard.first_entry, shard.entries)
     plan_fd = os.open(work.plan_path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        plan.check_header(os.pread(plan_fd, plan.HEADER_BYTES, 0))
+        followers = plan.check_header(os.pread(plan_fd, plan.HEADER_BYTES, 0))
         entries = os.pread(plan_fd, length, offset)
     except ValueError as exc:
         raise BlobUnreadable(str(exc)) from exc
@@ -681,6 +681,7 @@ def _open_run(work: ShardWork) -> ShardRun:
         os.close(plan_fd)
     if len(entries) != length:
         raise BlobUnreadable("the plan is shorter than its shards")
-    return ShardRun.open(
-        work, input_fd=os.open(work.input_path, os.O_RDONLY | os.O_CLOEXEC), entries=entries
-    )
+    input_fd = os.open(work.input_path, os.O_RDONLY | os.O_CLOEXEC)
+    if followers:
+        return RunOnce.begin(work, input_fd, entries, on_unreadable=on_unreadable)
+    return ShardRun.open(work, input_fd=input_fd, entries=entries)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+import msgspec
 
 from batchline.domain import ids
 from batchline.domain.errors import IllegalTransition, InvalidRequest, NotFound, StoreError
@@ -28,10 +30,11 @@ from batchline.telemetry import event, trouble
 FIELDS: Final = frozenset(
     {
         *("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"),
-        *("invalid_lines", idempotency.FIELD),
+        *("invalid_lines", "identical_requests", idempotency.FIELD),
     }
 )
 INVALID_LINES: Final = ("fail", "skip")  # what a bad line does: refuse the file, or is left out
+IDENTICAL_REQUESTS: Final = ("run_each", "run_once")  # what becomes of those of one batch
 MAX_LIST: Final = 100
 MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARS: Final = 64
@@ -60,9 +63,12 @@ class BatchSettings:
     windows: Mapping[str, int] = field(default_factory=lambda: {"24h": DAY_S})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchOrder:
-    """A checked body of `POST /v1/batches`. The input file need not exist (rule V1)."""
+class BatchOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A checked body of `POST /v1/batches`. The input file need not exist (rule V1).
+
+    What is encoded of it is compared for an idempotency key: a field that is added has a default,
+    which is omitted, so that a create that is repeated after an upgrade is still the same.
+    """
 
     input_file_id: FileId
     endpoint: Endpoint
@@ -70,6 +76,7 @@ class BatchOrder:
     metadata: Mapping[str, str] | None
     output_expires_after_s: int | None
     skip_invalid: bool
+    run_once: bool = False
 
 
 class Batches:
@@ -116,6 +123,7 @@ class Batches:
             metadata=order.metadata,
             output_expires_after_s=order.output_expires_after_s,
             skip_invalid=order.skip_invalid,
+            run_once=order.run_once,
         )
         if key is None:
             batch = await self._store.create_batch(new)
@@ -147,15 +155,16 @@ class Batches:
             raise NotFound(f"No batch found with id '{batch_id}'.")
         return batch
 
-    async def cancelled(self, project_id: ProjectId, batch_id: str) -> Batch:
-        """The batch, whose cancel was accepted at some time; `receipt` grows until it has ended.
+    async def with_receipt(self, project_id: ProjectId, batch_id: str) -> Batch:
+        """The batch, whose cancel was accepted at some time, or which runs identical requests once;
+        `receipt` and `calls_saved` grow until it has ended.
 
         Raises:
-            NotFound: nobody ever cancelled it; or as `get`.
+            NotFound: there is nothing to tell of it; or as `get`.
             InvalidRequest: as `get`.
         """
         batch = await self.get(project_id, batch_id)
-        if batch.cancelling_at is None:
+        if batch.cancelling_at is None and not batch.run_once:
             raise NotFound(f"Batch '{batch.id}' was never cancelled.")
         return batch
 
@@ -242,7 +251,8 @@ def parse_order(body: object, *, windows: Mapping[str, int]) -> BatchOrder:
         completion_window=_window(body, windows),
         metadata=_metadata(body.get("metadata")),
         output_expires_after_s=expires_after(body, "output_expires_after"),
-        skip_invalid=_invalid_lines(body.get("invalid_lines")) == "skip",
+        skip_invalid=_one_of(body, "invalid_lines", INVALID_LINES) == "skip",
+        run_once=_one_of(body, "identical_requests", IDENTICAL_REQUESTS) == "run_once",
     )
     refuse_unknown(body, FIELDS)
     return order
@@ -277,14 +287,16 @@ def _window(body: Mapping[str, object], windows: Mapping[str, int]) -> str:
     return text
 
 
-def _invalid_lines(value: object) -> str:
+def _one_of(body: Mapping[str, object], name: str, values: Sequence[str]) -> str:
+    """The value of a field of our own; the first where it is not there."""
+    value = body.get(name)
     if value is None:
-        return INVALID_LINES[0]
+        return values[0]
     if not isinstance(value, str):
-        raise wrong_type("invalid_lines", "a string", value)
-    if value not in INVALID_LINES:
-        allowed = " and ".join(f"'{name}'" for name in INVALID_LINES)
-        raise _invalid_value("invalid_lines", value, f"Supported values are: {allowed}.")
+        raise wrong_type(name, "a string", value)
+    if value not in values:
+        allowed = " and ".join(f"'{one}'" for one in values)
+        raise _invalid_value(name, value, f"Supported values are: {allowed}.")
     return value
 
 

@@ -72,7 +72,7 @@ class LeftoversResult:
 
 
 def write_leftovers(job: LeftoversJob) -> LeftoversResult:
-    """Write one error line for every clear bit, in plan order, and sync the file.
+    """Write one error line for every clear bit, shard by shard, in file order, and sync the file.
 
     When an error is raised, no file is left behind. About 1.5 us a line.
 
@@ -154,16 +154,19 @@ class _PlanFile:
         os.close(self._fd)
 
     def unsettled(self, shard: Unfinished) -> list[_Entry]:
-        """The entries of a shard whose bit is clear."""
+        """The entries of a shard whose bit is clear, by their place in the input."""
         offset, length = plan.span(shard.first_entry, shard.entries)
         raw = os.pread(self._fd, length, offset)
         if len(raw) != length:
             raise BlobUnreadable(f"the plan ends before entry {shard.first_entry + shard.entries}")
         # Plain tuples: a PlanEntry each would cost a fifth of the whole.
         entries: list[_Entry] = list(plan.ENTRY.iter_unpack(raw))
-        if not any(shard.settled):
-            return entries
-        return [entries[index] for index in bitmap.clear_indexes(shard.settled, shard.entries)]
+        if any(shard.settled):
+            clear = bitmap.clear_indexes(shard.settled, shard.entries)
+            entries = [entries[index] for index in clear]
+        # In dispatch order lines that are neighbours in the input may lie far apart.
+        entries.sort()
+        return entries
 
 
 class _CustomIdReader:
@@ -179,7 +182,7 @@ class _CustomIdReader:
         if not entries:
             return []
         span = entries[-1][0] + entries[-1][1] - entries[0][0]
-        # In a plan that is grouped by model, the lines between belong to others.
+        # In a plan that is grouped by model or prefix, the lines between belong to others.
         dense = span <= _SPARSE * sum(entry[1] for entry in entries)
         window, start = self._window, self._start
         stop = start + len(window)

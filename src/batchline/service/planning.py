@@ -16,8 +16,10 @@ from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
+from batchline.domain.plan import Order
 from batchline.service.alarms import Alarms
 from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
+from batchline.service.plans import unfinished
 from batchline.service.skipped import SkipSettings
 from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
@@ -68,6 +70,7 @@ class BatchInput:
     bytes: int
     crc: int | None
     skipped_into: BatchId | None = None
+    run_once: bool = False
 
     @classmethod
     def of(cls, batch: Batch) -> BatchInput:
@@ -79,6 +82,7 @@ class BatchInput:
             bytes=batch.input_bytes,
             crc=batch.input_crc,
             skipped_into=batch.id if batch.skip_invalid else None,
+            run_once=batch.run_once,
         )
 
 
@@ -91,6 +95,7 @@ class Planner:
     jobs: Jobs
     models: KnownModels
     limits: InputLimits
+    order: Order = Order.PREFIX
     clock: Callable[[], float] = time.time
     has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
     tries: Tries = field(default_factory=lambda: Tries(None))
@@ -158,7 +163,7 @@ class Planner:
         if problems:
             return ValidationResult(problems=problems)
         for _ in range(CHILD_TRIES):
-            job = self._job(source)
+            job = replace(self._job(source), order=Order.FILE)  # nobody is to run the plan
             try:
                 return await self.jobs.run(validate, job)
             except BlobUnreadable:
@@ -232,6 +237,7 @@ class Planner:
 
     async def _drop_scratch(self, job: ValidationJob) -> None:
         await self.blobs.drop_scratch(Path(job.plan_path))
+        await self.blobs.drop_scratch(unfinished(Path(job.plan_path)))
         if job.skip is not None:
             await self.blobs.drop_scratch(Path(job.skip.path))
 
@@ -256,6 +262,8 @@ class Planner:
                 if source.skipped_into is None
                 else SkipSettings(batch_id=source.skipped_into, path=str(self.blobs.scratch()))
             ),
+            order=self.order,
+            run_once=source.run_once,
         )
 
     async def _start(self, batch: Batch, result: ValidationResult, job: ValidationJob) -> bool:

@@ -1,11 +1,11 @@
-"""Writes a plan: entries as they are found, grouped by model at the end if need be."""
+"""Writes a plan: entries as they are found, put into another order at the end if need be."""
 
 from __future__ import annotations
 
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,11 @@ from batchline.service.scratch import unnamed_file, write_all
 from batchline.telemetry import probe
 
 _GROUPING_ENTRIES: Final = 65_536  # regrouped at a time: 1.5 MiB of entries
+
+
+def unfinished(path: Path) -> Path:
+    """Where the plan at `path` is written anew; a child that was killed leaves it there."""
+    return path.with_name(f"{path.name}.grouped")
 
 
 class PlanWriter:
@@ -31,6 +36,8 @@ class PlanWriter:
         self._fd = _new_file(path)
         # The number of each entry's model goes to disk as well: 20 MB at ten million lines.
         self._models_fd = unnamed_file(path.parent)
+        self._counts: list[int] | None = None  # of each model's entries, once they are together
+        self._follows = False
         self.entries = 0
 
     def add(self, packed: bytes, models: array[int]) -> None:
@@ -40,7 +47,7 @@ class PlanWriter:
         self.entries += len(models)
 
     def entry(self, number: int) -> PlanEntry:
-        """An entry by its number in file order; not after `finish`."""
+        """An entry by its number: from 0 in file order, or in the newer order that the plan has."""
         offset, length = plan.span(number, 1)
         return next(plan.unpack(os.pread(self._fd, length, offset)))
 
@@ -65,13 +72,54 @@ class PlanWriter:
         os.ftruncate(self._models_fd, kept * array("H").itemsize)
         self.entries = kept
 
+    def packed(self) -> Iterator[bytes]:
+        """All packed entries as they are now, in bounded parts."""
+        for first in range(0, self.entries, _GROUPING_ENTRIES):
+            entries = min(_GROUPING_ENTRIES, self.entries - first)
+            offset, length = plan.span(first, entries)
+            yield os.pread(self._fd, length, offset)
+
+    def runs(self) -> Iterator[tuple[bytes, array[int]]]:
+        """All packed entries with the numbers of their models, in file order, in bounded parts.
+
+        Not once they have another order.
+        """
+        done = 0
+        for numbers in self._model_numbers():
+            offset, length = plan.span(done, len(numbers))
+            yield os.pread(self._fd, length, offset), numbers
+            done += len(numbers)
+
+    def reorder(self, packed: Iterable[bytes], counts: list[int]) -> None:
+        """Replace all entries by `packed`, whole entries in dispatch order, model after model.
+
+        `counts` says how many entries each model has.
+        """
+        self._rewrite(lambda fd: _write_each(fd, packed))
+        self._counts = counts
+
+    def follow(self, packed: Iterable[bytes]) -> None:
+        """Replace all entries by `packed`, the same ones, of which some FOLLOW others now.
+
+        No model has other entries than before: the plan is grouped already.
+        """
+        self._rewrite(lambda fd: _write_each(fd, packed), followers=True)
+        self._follows = True
+
+    def group(self, models: int) -> list[int]:
+        """Put the entries of each model together; how many each has."""
+        if self._counts is None:
+            self._counts = [self.entries] if models == 1 else self._group(models)
+        return self._counts
+
     def finish(self, models: Sequence[str], shard_entries: int) -> list[PlannedShard]:
         """Put the entries in dispatch order, cut them into shards and make the file durable.
 
         `models` are the batch's models by number. Each shard has one model; models keep the order
-        in which the file first names them, and lines of a model keep the file's order.
+        in which the file first names them, and lines of a model keep the file's order, or that of
+        `reorder`.
         """
-        counts = [self.entries] if len(models) == 1 else self._group(len(models))
+        counts = self.group(len(models))
         os.fsync(self._fd)
         probe("plan.synced")
         self._finished = True
@@ -79,11 +127,25 @@ class PlanWriter:
         first = 0
         for model, count in zip(models, counts, strict=True):
             shards += [
-                PlannedShard(first_entry=first + start, entries=entries, model=model)
-                for start, entries in plan.shard_spans(count, shard_entries)
+                PlannedShard(first_entry=start, entries=entries, model=model)
+                for start, entries in self._spans(first, first + count, shard_entries)
             ]
             first += count
         return shards
+
+    def _spans(self, first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+        """(first entry, number of entries) of each shard of a model: `most`, or a few less where
+        entries that follow would be torn from the one that they follow."""
+        if not self._follows:
+            for start, entries in plan.shard_spans(end - first, most):
+                yield first + start, entries
+            return
+        while first < end:
+            stop = min(first + most, end)
+            while stop < end and self.entry(stop).prefix_hash == plan.FOLLOWS:
+                stop -= 1
+            yield first, stop - first
+            first = stop
 
     def _group(self, models: int) -> list[int]:
         """Rewrite the plan ordered by model; how many entries each model has."""
@@ -96,10 +158,15 @@ class PlanWriter:
         for count in counts:
             places.append(plan.span(first, 0)[0])
             first += count
-        partial = self._path.with_name(f"{self._path.name}.grouped")
-        fd = _new_file(partial)
+        self._rewrite(lambda fd: self._scatter(fd, places))
+        return counts
+
+    def _rewrite(self, write: Callable[[int], None], *, followers: bool = False) -> None:
+        """Put what `write` writes behind the header in the place of the plan."""
+        partial = unfinished(self._path)
+        fd = _new_file(partial, followers=followers)
         try:
-            self._scatter(fd, places)
+            write(fd)
             partial.replace(self._path)
         except BaseException:
             os.close(fd)
@@ -107,14 +174,10 @@ class PlanWriter:
             raise
         os.close(self._fd)
         self._fd = fd
-        return counts
 
     def _scatter(self, fd: int, places: list[int]) -> None:
         size = plan.ENTRY_BYTES
-        done = 0
-        for numbers in self._model_numbers():
-            offset, length = plan.span(done, len(numbers))
-            entries = os.pread(self._fd, length, offset)
+        for entries, numbers in self.runs():
             groups: dict[int, list[bytes]] = {}
             for at, model in enumerate(numbers):
                 groups.setdefault(model, []).append(entries[at * size : (at + 1) * size])
@@ -122,7 +185,6 @@ class PlanWriter:
                 os.lseek(fd, places[model], os.SEEK_SET)
                 write_all(fd, b"".join(group))
                 places[model] += size * len(group)
-            done += len(numbers)
 
     def _model_numbers(self) -> Iterator[array[int]]:
         """The model numbers of all entries, in file order, in runs of _GROUPING_ENTRIES."""
@@ -143,11 +205,16 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
     write_all(fd, data)
 
 
-def _new_file(path: Path) -> int:
+def _write_each(fd: int, pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        write_all(fd, piece)
+
+
+def _new_file(path: Path, *, followers: bool = False) -> int:
     """An empty file with the header of a plan."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        write_all(fd, plan.header())
+        write_all(fd, plan.header(followers=followers))
     except BaseException:
         os.close(fd)
         path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from batchline.domain import bitmap, plan
 from batchline.domain.line_faults import quoted
 from batchline.domain.lines import CheckedLine, LineChecker, custom_id_of
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
+from batchline.service.arranging import arrange, sample_for
 from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
 from batchline.service.inputs import InputFile
@@ -61,6 +62,8 @@ class ValidationJob:
     shard_entries: int = plan.SHARD_ENTRIES
     skip: SkipSettings | None = None
     input_crc: int | None = None
+    order: plan.Order = plan.Order.FILE
+    run_once: bool = False  # identical requests run once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,17 @@ def validate(job: ValidationJob) -> ValidationResult:
                 return ValidationResult(problems=problems)
             if skipped is not None:
                 skipped.sync()
+            arrange(
+                planned,
+                source,
+                plan_path.parent,
+                endpoint=job.endpoint,
+                models=len(scan.models),
+                shard_entries=job.shard_entries,
+                order=job.order,
+                sample=scan.sample,
+                run_once=job.run_once,
+            )
             shards = planned.finish(list(scan.models), job.shard_entries)
             if skipped is not None and bad.left_out:
                 skipped.keep()
@@ -138,7 +152,8 @@ def _skipping(settings: SkipSettings | None) -> Iterator[SkippedLines | None]:
 
 
 class _Scan:
-    """The pass over the file; afterwards `models` has the number of each model that it names."""
+    """The pass over the file; afterwards `models` has the number of each model that it names, and
+    `sample` what an order has to know of the lines."""
 
     def __init__(
         self,
@@ -162,6 +177,7 @@ class _Scan:
         self._too_many = False
         self._model: str | None = None  # of the line before, and its number
         self._model_number = 0
+        self.sample = sample_for(job.order, job.endpoint, file_bytes=job.input_bytes)
         self.models: dict[str, int] = {}
 
     def run(self) -> None:
@@ -204,12 +220,15 @@ class _Scan:
             numbers = list(compress(numbers, kept))
             lines, sizes = list(compress(lines, kept)), list(compress(sizes, kept))
             offsets, checked = list(compress(offsets, kept)), list(compress(checked, kept))
-        self._enter(
+        models = self._enter(
             offsets,
             [size - (raw[-1] == _CR) for raw, size in zip(lines, sizes, strict=True)],
             numbers,
             cast("list[CheckedLine]", checked),
         )
+        if self.sample is not None:
+            # Where a bad model was left out, the numbers are off by one: it is only a sample.
+            self.sample.look(lines, models)
 
     def _enter(
         self,
@@ -217,8 +236,9 @@ class _Scan:
         sizes: Sequence[int],
         numbers: Sequence[int],
         checked: Sequence[CheckedLine],
-    ) -> None:
-        """Put lines into the plan, and their models and ids where they are compared."""
+    ) -> array[int]:
+        """Put lines into the plan, and their models and ids where they are compared; the numbers of
+        their models."""
         if all(line.model == self._model for line in checked):
             models = array("H", [self._model_number]) * len(checked)
         else:
@@ -237,6 +257,7 @@ class _Scan:
             b"".join(map(plan.ENTRY.pack, offsets, sizes, numbers, repeat(0))), models
         )
         self._ids.add([line.custom_id for line in checked])
+        return models
 
     def _look_closer(
         self, lines: list[bytes], numbers: Sequence[int], checked: list[CheckedLine | None]

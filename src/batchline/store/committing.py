@@ -39,6 +39,7 @@ from batchline.store.tables import (
 )
 
 _COUNTERS = ("completed", "failed", *USAGE_COLUMNS)
+_GROWING = (*_COUNTERS, "calls_saved")  # of a batch; its shards do not count the last
 
 
 def _has_unsettled_lines() -> ColumnElement[bool]:
@@ -218,6 +219,8 @@ def _may_commit(in_batch: RowMapping, state: _Shard, one: ShardCommit) -> bool:
             make lines disappear. Not a refusal, after which the worker would do the same again.
     """
     sizes = {len(one.settled), len(one.failed_lines), len(state.settled)}
+    if one.saved_lines:
+        sizes.add(len(one.saved_lines))
     if len(sizes) != 1 or bitmap.count(one.settled) != one.completed + one.failed:
         raise ValueError(f"commit to {one.key} under epoch {one.epoch}: counts and bits differ")
     return (
@@ -234,13 +237,15 @@ def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -
         **rows.usage_values(one.usage),
     }
     more = {name: after[name] - state.counters[name] for name in _COUNTERS}
-    growth = accepted.growth.setdefault(state.batch_sequence, dict.fromkeys(_COUNTERS, 0))
+    growth = accepted.growth.setdefault(state.batch_sequence, dict.fromkeys(_GROWING, 0))
     for name in _COUNTERS:
         growth[name] += more[name]
     fresh = bitmap.without(one.settled, state.settled)
     failed = bitmap.common(fresh, one.failed_lines)
     if bitmap.count(failed) != more["failed"]:
         raise ValueError(f"commit to {one.key} under epoch {one.epoch}: not the lines that failed")
+    saved = bitmap.common(fresh, one.saved_lines) if one.saved_lines else bytes(len(fresh))
+    growth["calls_saved"] += bitmap.count(saved)
     state.settled = bytes(one.settled)
     state.counters = after
     accepted.shards[one.key] = state
@@ -260,6 +265,7 @@ def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -
                     # What is to be taken back should the range be damaged; see `repairing.py`.
                     "shard_number": state.number,
                     "lines": bitmap.packed(lines),
+                    "calls_saved": bitmap.count(bitmap.common(lines, saved)),
                     **used,
                 }
             )
@@ -315,9 +321,9 @@ def _write_growth(connection: Connection, growth: dict[int, dict[str, int]]) -> 
     connection.execute(
         update(batch)
         .where(batch.c.sequence == bindparam("of_batch"))
-        .values({name: batch.c[name] + bindparam(f"more_{name}") for name in _COUNTERS}),
+        .values({name: batch.c[name] + bindparam(f"more_{name}") for name in _GROWING}),
         [
-            {"of_batch": sequence, **{f"more_{name}": more[name] for name in _COUNTERS}}
+            {"of_batch": sequence, **{f"more_{name}": more[name] for name in _GROWING}}
             for sequence, more in growth.items()
         ],
     )

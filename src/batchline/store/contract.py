@@ -56,6 +56,7 @@ class NewBatch:
     metadata: Mapping[str, str] | None
     output_expires_after_s: int | None
     skip_invalid: bool = False
+    run_once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

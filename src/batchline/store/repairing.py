@@ -21,6 +21,7 @@ from batchline.store.tables import OUTPUT, USAGE_COLUMNS, batch, segment_commit,
 _AT_ONCE = 1_000  # values bound in one statement
 
 _COUNTERS = ("completed", "failed", *USAGE_COLUMNS)
+_OF_BATCH = (*_COUNTERS, "calls_saved")
 
 
 def committed(
@@ -79,16 +80,16 @@ def _take_back(connection: Connection, batch_sequence: int, damaged: Sequence[in
         segment_commit.c.sequence.in_(damaged),
         segment_commit.c.lines.is_not(None),
     )
-    total = dict.fromkeys(_COUNTERS, 0)
+    total = dict.fromkeys(_OF_BATCH, 0)
     query = select(segment_commit).where(*these).order_by(segment_commit.c.sequence)
     for row in connection.execute(query).mappings().all():
         lost = _take_back_one(connection, row)
-        for name in _COUNTERS:
+        for name in _OF_BATCH:
             total[name] += lost[name]
     connection.execute(
         update(batch)
         .where(batch.c.sequence == batch_sequence)
-        .values({name: batch.c[name] - total[name] for name in _COUNTERS})
+        .values({name: batch.c[name] - total[name] for name in _OF_BATCH})
     )
     connection.execute(delete(segment_commit).where(*these))
 
@@ -105,7 +106,7 @@ def _take_back_one(connection: Connection, row: RowMapping) -> dict[str, int]:
     lost = {
         "completed": count if row["kind"] == OUTPUT else 0,
         "failed": 0 if row["kind"] == OUTPUT else count,
-        **{name: int(row[name]) for name in USAGE_COLUMNS},
+        **{name: int(row[name]) for name in (*USAGE_COLUMNS, "calls_saved")},
     }
     values: dict[str, Any] = {name: shard.c[name] - lost[name] for name in _COUNTERS}
     values["settled"] = bitmap.without(settled, lines)

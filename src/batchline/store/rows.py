@@ -152,6 +152,7 @@ def new_batch_values(batch: NewBatch) -> dict[str, Any]:
         "metadata": None if batch.metadata is None else as_json(batch.metadata),
         "output_expires_after_s": batch.output_expires_after_s,
         "skip_invalid": batch.skip_invalid,
+        "run_once": batch.run_once,
         "total": 0,
         "completed": 0,
         "failed": 0,
@@ -193,6 +194,8 @@ def batch_of(row: RowMapping) -> Batch:
         receipt=None if row["receipt"] is None else receipt_of(row["receipt"]),
         input_crc=row["input_crc"],
         repairs=row["repairs"],
+        run_once=row["run_once"],
+        calls_saved=row["calls_saved"],
     )
 
 

@@ -242,6 +242,8 @@ batch: Final = Table(
     Column("skip_invalid", Boolean, nullable=False, server_default=false()),
     Column("input_crc", BigInteger),  # CRC-32C
     Column("repairs", Integer, nullable=False, server_default="0"),
+    Column("run_once", Boolean, nullable=False, server_default=false()),
+    Column("calls_saved", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("id"),
     CheckConstraint(_one_of("status", BatchStatus), "status"),
     CheckConstraint(_one_of("stopping", Stopping), "stopping"),
@@ -322,6 +324,7 @@ segment_commit: Final = Table(
     Column("shard_number", Integer),
     Column("lines", LargeBinary),  # `bitmap.packed`: the entries whose results the range holds
     *_usage_columns(since_later=True),
+    Column("calls_saved", BigInteger, nullable=False, server_default="0"),  # of these lines
     CheckConstraint(_one_of("kind", (OUTPUT, ERROR)), "kind"),
     CheckConstraint("0 <= start AND start < stop", "range"),
     Index(None, "batch_sequence", "kind", "sequence"),

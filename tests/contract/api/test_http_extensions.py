@@ -54,6 +54,7 @@ async def test_a_receipt_is_there_from_the_cancel_on_and_grows(
         "lines_aborted": None,
         "lines_never_sent": None,
         "backends": None,
+        "calls_saved": 0,
     }
     assert reply.json == {**asked, **open_ends}
     assert list(reply.json) == [*asked, *open_ends]

@@ -105,6 +105,7 @@ def _fetched(batch_id: str, source: Path | None, folder: Path, *, show: int) -> 
         source = _input(server, batch["input_file_id"], folder / "input.jsonl")
     output = _results(server, batch["output_file_id"], "output", folder)
     errors = _results(server, batch["error_file_id"], "errors", folder)
+    receipt = server.receipt(batch_id) or {}
     return AuditJob(
         input=source,
         output=None if output is None else output.path,
@@ -112,6 +113,7 @@ def _fetched(batch_id: str, source: Path | None, folder: Path, *, show: int) -> 
         batch=batch,
         damage=tuple(one for file in (output, errors) if file is not None for one in file.damage),
         show=show,
+        calls_saved=receipt.get("calls_saved", 0),
     )
 
 

@@ -75,7 +75,7 @@ class Api:
         return self._if_there(f"/batches/{_segment(batch_id)}/progress")
 
     def receipt(self, batch_id: str) -> Shape | None:
-        """The cancel receipt; None where the server keeps none or does not tell."""
+        """The batch's receipt; None where the server keeps none or does not tell."""
         return self._if_there(f"/batches/{_segment(batch_id)}/receipt")
 
     def batches(self) -> Iterator[Shape]:

@@ -32,6 +32,9 @@ def submit(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Run the good lines, whatever the others are.")
     ] = False,
+    run_once: Annotated[
+        bool, typer.Option("--run-once", help="Send identical requests once, for all their lines.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended.")] = False,
     json: Json = False,
 ) -> None:
@@ -54,14 +57,18 @@ def submit(
     checked = input_check.check(file, wanted, skip_invalid=skip_invalid)
     server = api()
     uploaded = server.upload(file, purpose="batch")
-    order = {
+    order: dict[str, object] = {
         "input_file_id": uploaded["id"],
         "endpoint": wanted,
         "completion_window": window,
         "metadata": pairs or None,
     }
-    # Not sent where it says nothing: other servers of the Batch API do not know it.
-    batch = server.create_batch({**order, "invalid_lines": "skip"} if skip_invalid else order)
+    # Not sent where they say nothing: other servers of the Batch API do not know them.
+    if skip_invalid:
+        order["invalid_lines"] = "skip"
+    if run_once:
+        order["identical_requests"] = "run_once"
+    batch = server.create_batch(order)
     for problem in checked.problems:
         typer.echo(f"skipped {input_check.said(str(file), problem)}", err=True)
     if checked.skipped > len(checked.problems):
