@@ -48,7 +48,7 @@ POLICIES: Final[Mapping[str, Callable[[], Ordered | Ours]]] = {
 def measure(rig: Rig) -> Measurement:
     """All of it; a smaller size takes fewer hours, batches and seeds."""
     part = rig.size.percent / 100
-    shares, apart = _shares(max(3, round(12 * part)))
+    shares, apart = _shares(max(1, round(12 * part)))
     flood, least = _flood(max(1.0, 6 * part))
     outcomes = {
         load: [

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from batchline.api.connections import ConnectionSettings
 from batchline.config_abort import abort_call, cancel_by
+from batchline.config_limit import limits_of
 from batchline.config_projects import project_weights
 from batchline.config_values import (
     MIB,
@@ -140,6 +141,7 @@ _BACKEND_KEYS: Final = (
     *("name", "base_url", "api_key_env", "models", "max_in_flight", "connect_timeout_s"),
     *("total_timeout_s", "max_answer_bytes", "headers", "transport", "stream", "keep_partial"),
     *("cancel", "abort_call", "stops_on_close", "weight", "health_s"),
+    *("concurrency", "min_in_flight", "interactive_slowdown", "priority"),
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "project_weights", "probes"})
 
@@ -329,6 +331,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
     if get("keep_partial", bool) and not get("stream", bool):
         raise ConfigError(f"{place}: keep_partial: only of answers that are streamed; set stream")
     headers = _headers(table.get("headers", {}), f"{place}: headers")
+    limits = limits_of(table, get, place)
     cancel = cancel_by(get("cancel", str), f"{place}: cancel")
     key_env = get("api_key_env", str)
     if key_env is not None:
@@ -337,7 +340,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         name=get("name", str) or _name_of(base_url),
         base_url=base_url,
         models=get("models", tuple[str, ...]),
-        max_in_flight=get("max_in_flight", int),
+        max_in_flight=limits.ceiling,
         connect_timeout_s=get("connect_timeout_s", float),
         total_timeout_s=get("total_timeout_s", float),
         max_answer_bytes=get("max_answer_bytes", int),
@@ -350,6 +353,10 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         transport=_transport(get("transport", str), base_url, f"{place}: transport"),
         weight=get("weight", float),
         health_s=get("health_s", float),
+        concurrency=limits.concurrency,
+        min_in_flight=limits.floor,
+        interactive_slowdown=limits.slowdown,
+        priority=get("priority", int),
     )
 
 

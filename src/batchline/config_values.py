@@ -25,9 +25,15 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "worker.byte_budget": MIB,
     "worker.segment_bytes": MIB,
     "backend.max_in_flight": 1,
+    "backend.min_in_flight": 1,
+    "backend.priority": -1_000_000_000,
     "backend.max_answer_bytes": 1,
 }
-_AT_MOST: Final[Mapping[str, float]] = {"server.port": 65535, "scheduling.urgent_share": 0.9}
+_AT_MOST: Final[Mapping[str, float]] = {
+    "server.port": 65535,
+    "scheduling.urgent_share": 0.9,
+    "backend.priority": 1_000_000_000,
+}
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
     {

@@ -52,6 +52,12 @@ PARTS_AND_FLOORS = {
         "deep page: time with many batches / with 100",
         "get: time with many batches / with 100",
     ],
+    ("limiter", "interactive"): [
+        "adaptive limit, seconds until it is near the best (slowest of the first eight)",
+        "adaptive limit, share of the best fixed one's tokens (least)",
+        "interactive p95 beside an adaptive batch, times alone (worst)",
+        "adaptive batch, share of what was spare (least)",
+    ],
     ("scheduling",): [
         "distance from the fair share over an hour, shards, 200 projects (worst)",
         "least share beside a flood",
@@ -101,7 +107,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "parts",
     PARTS_AND_FLOORS,
-    ids=["load", "crowd", "scheduling", "routing", "run, startup and memory", "pace"],
+    ids=["load", "crowd", "limiter", "scheduling", "routing", "run, startup and memory", "pace"],
 )
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"

@@ -27,7 +27,13 @@ from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
 from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
-from batchline.executor.local import FAILING_DEATHS, OPEN_SHARDS, LocalExecutor, LocalSettings
+from batchline.executor.local import (
+    FAILING_DEATHS,
+    MOST_OPEN,
+    OPEN_SHARDS,
+    LocalExecutor,
+    LocalSettings,
+)
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.worker_link import WorkerLink
 from tests.support.inputs import MODEL, line_id, make_lines
@@ -289,7 +295,12 @@ async def test_a_shard_runs_until_every_line_is_committed(tmp_path: Path) -> Non
         work = it.work(ONE, 40)
         key = it.open(work)
         assert dict(it.executor.holders(ONE)) == {key: it.workers()[0]}
-        assert it.executor.rooms()[0].shards == OPEN_SHARDS - 1
+        (room,) = it.executor.rooms()
+        assert (room.shards, room.others, list(room.open)) == (
+            OPEN_SHARDS - 1,
+            MOST_OPEN - 1,
+            [ONE],
+        )
         released = await it.events.release(key)
         assert released == Released(key=key, epoch=1, settled=True)
         last = it.events.commits[key][-1]

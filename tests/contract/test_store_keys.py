@@ -41,6 +41,8 @@ async def test_a_name_is_one_project_and_default_is_the_one_that_was_there(store
     assert (first.project_id, second.project_id) == ("proj_1", "proj_1")
     assert other.project_id == "proj_3"
     assert default.project_id == DEFAULT_PROJECT
+    assert await store.project_name(other.project_id) == "beta"
+    assert await store.project_name(DEFAULT_PROJECT) == "default"
     assert [key.id for key in await store.list_keys()] == ["key_1", "key_2", "key_3", "key_4"]
 
 

@@ -23,7 +23,7 @@ from batchline.config_values import window_s
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
 from batchline.executor.catalogue import BackendReport, Reach
-from batchline.executor.contract import AbortCall, BackendSettings, CancelBy
+from batchline.executor.contract import AbortCall, BackendSettings, CancelBy, Concurrency
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  # nothing is bound here
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
@@ -76,6 +76,27 @@ def written(tmp_path: Path, text: str) -> Path:
 def with_call(call: str, cancel: str = "call") -> str:
     """A backend with that `abort_call`."""
     return f'[[backend]]\nbase_url = "x"\ncancel = "{cancel}"\nabort_call = {{ {call} }}'
+
+
+def with_limit(settings: str) -> str:
+    """A backend with those settings."""
+    return f'[[backend]]\nbase_url = "x"\n{settings}'
+
+
+def adaptive(settings: str) -> str:
+    """One whose limit is learnt."""
+    return with_limit(f'concurrency = "adaptive"\n{settings}')
+
+
+def test_a_backend_whose_limit_is_learnt(tmp_path: Path) -> None:
+    (backend,) = load(config=written(tmp_path, adaptive("priority = -3"))).backends
+    assert backend.concurrency is Concurrency.ADAPTIVE
+    assert (backend.min_in_flight, backend.max_in_flight) == (1, 1024)
+    assert (backend.interactive_slowdown, backend.priority) == (1.3, -3)
+    bounds = "min_in_flight = 8\nmax_in_flight = 8\ninteractive_slowdown = 0"
+    (backend,) = load(config=written(tmp_path, adaptive(bounds))).backends
+    assert (backend.min_in_flight, backend.max_in_flight) == (8, 8)
+    assert backend.interactive_slowdown == 0
 
 
 def test_a_backend_that_is_called_to_abort(tmp_path: Path) -> None:
@@ -187,6 +208,12 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "ftp://x"', r"base_url: .*not an http"),
         ('[[backend]]\nbase_url = "http://u:p@x"', r"base_url: x: .*no credentials"),
         ('[[backend]]\nbase_url = "x"\nmax_in_flight = 0', r"max_in_flight: .*from 1"),
+        (with_limit('concurrency = "auto"'), r"one of fixed, adaptive, got 'auto'"),
+        (with_limit("min_in_flight = 2"), r"min_in_flight: means nothing without"),
+        (with_limit("interactive_slowdown = 2"), r"slowdown: means nothing without"),
+        (adaptive("min_in_flight = 9\nmax_in_flight = 8"), r"min_in_flight: above max_in_flight"),
+        (adaptive("interactive_slowdown = 0.9"), r"slowdown: expected 1 or more, or 0, got 0.9"),
+        (with_limit("priority = 0.5"), r"priority: expected a whole number"),
         ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
         ('[[backend]]\nbase_url = "x"\nweight = 0', r"weight: .*above 0"),
         ('[[backend]]\nbase_url = "x"\nhealth_s = 0', r"health_s: .*above 0"),
@@ -430,12 +457,21 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
         *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),
         *("transport", "cancel", "stops_on_close", "stream", "keep_partial"),
         *("weight", "health_s"),
+        *("concurrency", "min_in_flight", "interactive_slowdown"),
     )
     for key in optional:
         expected[f"[[backend]].{key}"] = spelled(getattr(defaults, key))
     expected |= {
         f"[[backend]].{key}": ""
-        for key in ("name", "base_url", "api_key_env", "models", "headers", "abort_call")
+        for key in (
+            "name",
+            "base_url",
+            "api_key_env",
+            "models",
+            "headers",
+            "abort_call",
+            "priority",
+        )
     }
     expected["[aliases]"] = ""
     expected["[projects.NAME].weight"] = "1"

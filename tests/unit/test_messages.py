@@ -95,6 +95,7 @@ TO_CONTROL: list[m.ToControl] = [
     m.PermitsHeld("plain", 16, 3),
     m.BackendFault("plain", "shed", "status 429", 1.5, trial=True),
     m.BackendFault("plain", "not_sent", "connection refused", None, trial=False),
+    m.LaneReport("plain", 3, 9, 16, limited=True, answers=4, tokens=100, latency_s=2.5),
     m.TrialOver("plain", worked=True),
     m.Trying(KEY, 3),
     m.Tried(KEY, 3),

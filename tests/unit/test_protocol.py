@@ -15,7 +15,7 @@ from batchline.service.leftovers import LeftoversJob, LeftoversResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "e0e9651f02ac806c"
+DIGEST = "a2981cf5368b732c"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
 JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult]

@@ -81,8 +81,8 @@ def with_stream(body: bytes, *, usage: bool) -> bytes | None:
     return b"".join((body[:inside], wanted, b",", memoryview(body)[inside:]))
 
 
-def with_member(body: bytes, name: str, text: str) -> bytes | None:
-    """`body` with the top-level member `name`, of value `text`, before all others.
+def with_member(body: bytes, name: str, value: str | int) -> bytes | None:
+    """`body` with the top-level member `name`, of value `value`, before all others.
 
     None when it has a member of that name already.
 
@@ -97,7 +97,7 @@ def with_member(body: bytes, name: str, text: str) -> bytes | None:
         return None
     inside = body.index(b"{") + 1
     # It has a `model` at least, so there is something behind the comma.
-    member = (_encode(name), b":", _encode(text), b",")
+    member = (_encode(name), b":", _encode(value), b",")
     return b"".join((body[:inside], *member, memoryview(body)[inside:]))
 
 

@@ -18,9 +18,11 @@ from batchline.domain.attempts import Outcome
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
+from batchline.executor.engine_load import EngineLoad
 from batchline.executor.limiter import FixedLimit
 from batchline.executor.permits import PermitPool
 from batchline.executor.standing import Standing
+from batchline.executor.steering import Steering, steering_of
 
 _RETRY_AFTER_CAP_S = 300.0
 # Looks go on meanwhile, and one that is answered ends it; but lines may fare better than looks.
@@ -33,8 +35,16 @@ class _Desk:
     circuit: Circuit
     pool: PermitPool
     drained: bool = False  # by a person: no permits for anybody
+    steering: Steering | None = None  # None: the pool's limit is what was configured
+    measure: int = 0  # what its workers report under
+    settled: bool = False  # the log has been told of the limit
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
+
+    @property
+    def takers(self) -> set[str]:
+        """Who gets permits."""
+        return set() if self.drained else self.wanting
 
 
 class Admission:
@@ -47,18 +57,14 @@ class Admission:
         tell: Callable[[str, m.ToWorker], None],
         clock: Callable[[], float] = time.monotonic,
         on_unreachable: Callable[[str, str], None] | None = None,
+        chance: random.Random | None = None,
     ) -> None:
         """`on_unreachable` hears of a backend, and why, whose circuit closed over that."""
         self._tell = tell
         self._on_unreachable = on_unreachable
         self._clock = clock
-        self._random = random.Random()  # noqa: S311  # jitter, not a secret
-        self._desks = {
-            b.name: _Desk(
-                b, Circuit(), PermitPool(FixedLimit(max_in_flight=b.max_in_flight).limit())
-            )
-            for b in backends
-        }
+        self._random = chance or random.Random()  # noqa: S311  # jitter, not a secret
+        self._desks = {b.name: _desk_of(b) for b in backends}
 
     def waiting_reasons(self) -> Mapping[str, str]:
         """Backend to why lines wait for it: a closed circuit, or a person who drained it."""
@@ -82,6 +88,14 @@ class Admission:
             )
         return found
 
+    def limits(self) -> Mapping[str, int]:
+        """Backend to how many requests may be in flight there now."""
+        return {name: desk.pool.limit for name, desk in self._desks.items()}
+
+    def is_wanted(self, backend: str) -> bool:
+        """Whether some worker has lines for it."""
+        return bool(self._desks[backend].wanting)
+
     # -- who holds what --------------------------------------------------------------------
 
     def set_wanting(
@@ -100,6 +114,8 @@ class Admission:
             else:
                 desk.wanting.discard(worker)
                 desk.single.discard(worker)
+                if desk.steering is not None:
+                    desk.steering.gone(worker)
             self._rebalance(name, desk)
 
     def worker_gone(self, worker: str) -> None:
@@ -108,13 +124,33 @@ class Admission:
             desk.wanting.discard(worker)
             desk.single.discard(worker)
             desk.pool.gone(worker)
+            if desk.steering is not None:
+                desk.steering.gone(worker)
             desk.circuit.trial_returned(worker, self._clock())
             self._rebalance(name, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
-        wanting, single = ((), ()) if desk.drained else (desk.wanting, desk.single)
-        for worker, permits in desk.pool.rebalance(wanting, single=single).items():
-            self._tell(worker, m.SetPermits(name, permits, desk.pool.orders[worker]))
+        orders = desk.pool.rebalance(desk.takers, single=desk.single & desk.takers)
+        self._order(name, desk, orders)
+
+    def _order(self, name: str, desk: _Desk, orders: Mapping[str, int]) -> None:
+        for worker, permits in orders.items():
+            number = desk.pool.orders[worker]
+            self._tell(worker, m.SetPermits(name, permits, number, desk.measure))
+
+    def _follow(self, name: str, desk: _Desk, steering: Steering) -> None:
+        """Hand out what the limit is now."""
+        if steering.is_settled and not desk.settled:
+            telemetry.event("backend_limit_found", backend=name, in_flight=steering.limit)
+        desk.settled = steering.is_settled
+        new_measure = steering.measure != desk.measure
+        if steering.limit == desk.pool.limit and not new_measure:
+            return
+        desk.pool.limit, desk.measure = steering.limit, steering.measure
+        orders = desk.pool.rebalance(desk.takers, single=desk.single & desk.takers)
+        self._order(name, desk, orders)
+        if new_measure:  # also for those whose share is what it was
+            self._order(name, desk, desk.pool.again(desk.takers - orders.keys()))
 
     # -- what workers report ---------------------------------------------------------------
 
@@ -128,13 +164,22 @@ class Admission:
         circuit = desk.circuit
         if message.trial and circuit.trial_with not in (None, worker):
             return
-        self._close(
+        closed = self._close(
             desk,
             Outcome(message.outcome),
             message.reason,
             asked_s=min(message.retry_after_s or 0.0, _RETRY_AFTER_CAP_S),
             trial=message.trial,
         )
+        if desk.steering is not None and message.outcome == Outcome.SHED and not message.trial:
+            desk.steering.shed(
+                worker,
+                message,
+                now=self._clock(),
+                first=closed,
+                pool=desk.pool,
+            )
+            self._follow(message.backend, desk, desk.steering)
 
     def _close(
         self,
@@ -144,7 +189,8 @@ class Admission:
         *,
         asked_s: float = 0.0,
         trial: bool = False,
-    ) -> None:
+    ) -> bool:
+        """Tell the circuit of a fault; whether it closed over it."""
         closed = desk.circuit.fault(
             outcome,
             reason,
@@ -157,10 +203,30 @@ class Admission:
             name = desk.settings.name
             telemetry.trouble("backend_gated", backend=name, outcome=outcome, reason=reason)
             # Also the one that met the fault: an earlier word to admit may be on its way to it.
-            for each in desk.wanting:
+            for each in sorted(desk.wanting):
                 self._tell(each, m.SetCircuit(name, admitting=False))
             if outcome is Outcome.NOT_SENT and self._on_unreachable is not None:
                 self._on_unreachable(name, reason)
+        return closed
+
+    def lane_report(self, worker: str, message: m.LaneReport) -> None:
+        desk = self._desks[message.backend]
+        if desk.steering is not None and worker in desk.wanting:
+            order = desk.pool.orders.get(worker, 0)
+            desk.steering.report(worker, message, now=self._clock(), order=order)
+            self._follow(message.backend, desk, desk.steering)
+
+    def engine_load(self, backend: str, load: EngineLoad) -> None:
+        """What the backend's own page says of it."""
+        desk = self._desks[backend]
+        if desk.steering is not None:
+            desk.steering.look(
+                load,
+                now=self._clock(),
+                pool=desk.pool,
+                wanting=desk.takers,
+            )
+            self._follow(backend, desk, desk.steering)
 
     def trial_over(self, worker: str, message: m.TrialOver) -> None:
         desk = self._desks[message.backend]
@@ -169,7 +235,7 @@ class Admission:
             return
         if desk.circuit.answered():
             telemetry.event("backend_admitted", backend=message.backend)
-        for other in desk.wanting:
+        for other in sorted(desk.wanting):
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
     # -- what others know ------------------------------------------------------------------
@@ -207,3 +273,12 @@ class Admission:
                 worker = self._random.choice(sorted(desk.wanting))
                 desk.circuit.trial_with = worker
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))
+
+
+def _desk_of(backend: BackendSettings) -> _Desk:
+    steering = steering_of(backend)
+    if steering is None:
+        fixed = FixedLimit(max_in_flight=backend.max_in_flight)
+        return _Desk(backend, Circuit(), PermitPool(fixed.limit()))
+    pool = PermitPool(steering.limit)
+    return _Desk(backend, Circuit(), pool, steering=steering, measure=steering.measure)

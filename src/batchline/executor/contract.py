@@ -46,6 +46,13 @@ class AbortCall:
     id_field: str | None = None
 
 
+class Concurrency(StrEnum):
+    """How many requests may be in flight at a backend."""
+
+    FIXED = "fixed"  # `max_in_flight`
+    ADAPTIVE = "adaptive"  # what it takes, from `min_in_flight` to `max_in_flight`
+
+
 class TransportName(StrEnum):
     """How requests cross the network: `AUTO` is `HTTP1` for `http://` and `GENERAL` for TLS."""
 
@@ -65,7 +72,9 @@ class BackendSettings:
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
     `weight` is its part of the lines where several backends have room for them. It is looked at
-    every `health_s`.
+    every `health_s`. `interactive_slowdown` (0: others are nobody's business) and `min_in_flight`
+    are of use where `concurrency` is adaptive. `priority` goes out with every request that has none
+    of its own.
     """
 
     name: str
@@ -84,6 +93,10 @@ class BackendSettings:
     transport: TransportName = TransportName.AUTO
     weight: float = 1.0
     health_s: float = 10.0
+    concurrency: Concurrency = Concurrency.FIXED
+    min_in_flight: int = 1
+    interactive_slowdown: float = 1.3
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

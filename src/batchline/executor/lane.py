@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
+from batchline.executor.edits import Edits
+from batchline.executor.messages import LaneReport
+from batchline.executor.meter import Meter
 from batchline.executor.shard_run import Line
-from batchline.executor.streamed import Streaming
 from batchline.executor.turns import Turns
 
 
@@ -20,7 +22,8 @@ class Lane:
 
     backend: str
     transport: Transport
-    streaming: Streaming | None = None  # None: answers are asked for whole
+    edits: Edits | None = None  # None: bodies go out as they are
+    meter: Meter | None = None  # None: the limit is not learnt
     permits: int = 0
     permits_order: int = 0
     in_flight: int = 0
@@ -43,7 +46,11 @@ class Lane:
             return None
         line = self.runs.next_line() if most_bytes is None else self._next_small(most_bytes)
         if line is None:
+            if self.meter is not None:
+                self.meter.starved = True
             return None
+        if self.meter is not None:
+            line.began = self.meter.clock()
         self.in_flight += 1
         line.trial = not self.admitting
         if line.trial:
@@ -82,3 +89,15 @@ class Lane:
             self.window = self.in_flight + 1
         self.admitting = admitting
         self.trials = trials
+
+    def report(self) -> LaneReport | None:
+        """What the meter has to tell; None without one, or when there is nothing to tell."""
+        if self.meter is None:
+            return None
+        return self.meter.report(
+            self.backend,
+            order=self.permits_order,
+            permits=self.permits,
+            in_flight=self.in_flight,
+            full=self.admitting and self.window is None and self.permits <= self.in_flight,
+        )

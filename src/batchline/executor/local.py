@@ -23,8 +23,10 @@ from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
 from batchline.executor.gates import Gates
+from batchline.executor.load_watch import LoadWatch
 from batchline.executor.protocol import PROTOCOL, other_version
 from batchline.executor.standing import Standing
+from batchline.executor.transport.choice import transport_for
 from batchline.executor.worker_link import WorkerLink
 
 OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs dry, one is ready
@@ -79,6 +81,7 @@ class LocalExecutor:
         self._quarantine: asyncio.Task[None] | None = None
         self._quarantine_wanted = False
         self._ticker: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._events: ExecutorEvents | None = None
 
     # -- life ------------------------------------------------------------------------------
@@ -88,6 +91,13 @@ class LocalExecutor:
         loop = asyncio.get_running_loop()
         self._keepers = [loop.create_task(self._keep(n)) for n in range(self._settings.workers)]
         self._ticker = loop.create_task(self._tick())
+        watch = LoadWatch(
+            self._settings.worker.backends,
+            wanted=self._admission.is_wanted,
+            heard=self._admission.engine_load,
+            transport=transport_for,
+        )
+        self._watching = loop.create_task(watch.run())
         await self._all_ready.wait()
 
     @property
@@ -270,6 +280,8 @@ class LocalExecutor:
                 self._admission.permits_held(link.worker, message)
             case m.BackendFault():
                 self._admission.fault(link.worker, message)
+            case m.LaneReport():
+                self._admission.lane_report(link.worker, message)
             case m.TrialOver():
                 self._admission.trial_over(link.worker, message)
             case m.StorageTrouble(reason=reason):
@@ -419,8 +431,9 @@ class LocalExecutor:
             link.kill()
         quarantine = [] if self._quarantine is None else [self._quarantine]
         await asyncio.gather(*self._keepers, *quarantine)
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for task in (self._ticker, self._watching):
+            if task is not None:
+                task.cancel()
 
 
 def _room(link: WorkerLink, backend: str) -> Room:

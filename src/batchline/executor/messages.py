@@ -66,12 +66,14 @@ class CloseGate(msgspec.Struct, frozen=True, tag=True):
 class SetPermits(msgspec.Struct, frozen=True, tag=True):
     """`permits` requests may be in flight at `backend`; answered by `PermitsHeld`.
 
-    `order` numbers a worker's orders of one backend, from 1.
+    `order` numbers a worker's orders of one backend, from 1. `measure` names what the requests that
+    begin from now on are to be reported under (`LaneReport`), where the limit is learnt.
     """
 
     backend: str
     permits: int
     order: int
+    measure: int = 0
 
 
 class SetCircuit(msgspec.Struct, frozen=True, tag=True):
@@ -181,7 +183,8 @@ class PermitsHeld(msgspec.Struct, frozen=True, tag=True):
 class BackendFault(msgspec.Struct, frozen=True, tag=True):
     """A backend outcome (`attempts.BACKEND_OUTCOMES`): nothing was wrong with the line.
 
-    `reason` is shown to people: kinds, status and size, never a body.
+    `reason` is shown to people: kinds, status and size, never a body. `in_flight` counts the
+    worker's requests at the backend, with the one that met the fault.
     """
 
     backend: str
@@ -189,6 +192,25 @@ class BackendFault(msgspec.Struct, frozen=True, tag=True):
     reason: str
     retry_after_s: float | None
     trial: bool
+    in_flight: int = 0
+
+
+class LaneReport(msgspec.Struct, frozen=True, tag=True):
+    """What a worker has at a backend whose limit is learnt, and what came of it since it last said.
+
+    `answers`, their output `tokens` and the sum of their latencies are of requests that began
+    under `measure`. `order` is the newest `SetPermits` that it obeyed. `limited`: all the time as
+    many were in flight as may be.
+    """
+
+    backend: str
+    measure: int
+    order: int
+    in_flight: int
+    limited: bool
+    answers: int
+    tokens: int
+    latency_s: float
 
 
 class TrialOver(msgspec.Struct, frozen=True, tag=True):
@@ -238,6 +260,7 @@ ToControl = (
     | Handed
     | PermitsHeld
     | BackendFault
+    | LaneReport
     | TrialOver
     | Trying
     | Tried

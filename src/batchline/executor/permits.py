@@ -49,9 +49,18 @@ class PermitPool:
             if grown > now:
                 orders[worker] = self.told[worker] = grown
                 self.held[worker] = max(self.held.get(worker, 0), grown)
+        self._number(orders)
+        return orders
+
+    def again(self, workers: Collection[str]) -> Mapping[str, int]:
+        """The shares of `workers` as they are, as new orders: something else about them changed."""
+        orders = {one: self.told[one] for one in sorted(workers) if one in self.told}
+        self._number(orders)
+        return orders
+
+    def _number(self, orders: Mapping[str, int]) -> None:
         for worker in orders:
             self.orders[worker] = self.orders.get(worker, 0) + 1
-        return orders
 
     def given_back(self, worker: str, permits: int, *, order: int) -> None:
         """The worker's answer to an order: with that one it holds no more than `permits`."""

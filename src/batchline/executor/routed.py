@@ -16,10 +16,11 @@ from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId
 from batchline.executor.affinity import Seat, preferences
 from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.edits import edits_of
 from batchline.executor.lane import Lane
+from batchline.executor.meter import meter_of
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.spread import Spread
-from batchline.executor.streamed import streaming_of
 
 # So many broken attempts in a row, while another backend answers, are the backend's fault: one that
 # fails everything fails it fast, and would get most of the lines.
@@ -137,11 +138,11 @@ def lanes_of(
     """A lane for each backend; plain ones where there is only one."""
     if len(backends) == 1:
         return {
-            b.name: Lane(b.name, transport, streaming_of(b))
+            b.name: Lane(b.name, transport, edits_of(b), meter_of(b))
             for b, transport in zip(backends, transports, strict=True)
         }
     return {
-        b.name: RoutedLane(b.name, transport, streaming_of(b), weight=b.weight)
+        b.name: RoutedLane(b.name, transport, edits_of(b), meter_of(b), weight=b.weight)
         for b, transport in zip(backends, transports, strict=True)
     }
 

@@ -66,6 +66,7 @@ class Line(msgspec.Struct, eq=False):
     abort_id: str | None = None  # by which its backend can be called to abort the attempt
     doomed: bool = False  # that call is under way: an answer may be cut short, and counts no more
     ended_by: EndedBy | None = None  # set when the attempt is cancelled
+    began: float = 0.0  # when the attempt did, on the clock of its lane's meter
     task: asyncio.Task[None] | None = None
 
     def admit(self) -> bool:

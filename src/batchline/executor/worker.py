@@ -42,10 +42,11 @@ from batchline.executor.failover import Failover
 from batchline.executor.handing import Handing
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
+from batchline.executor.meter import REPORT_S
 from batchline.executor.routed import RoutedLane
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
-from batchline.executor.streamed import StreamedAnswer, exchange, streamed
+from batchline.executor.streamed import StreamedAnswer, exchange
 from batchline.executor.verdict import Verdict
 
 
@@ -118,6 +119,7 @@ class Worker:
             background = [
                 tasks.create_task(self._writer.run()),
                 tasks.create_task(self._beat()),
+                tasks.create_task(self._report()),
             ]
             await self._over.wait()
             for task in background:
@@ -139,6 +141,14 @@ class Worker:
             in_flight = {lane.backend: lane.in_flight for lane in self._lanes.values()}
             self._send(m.Heartbeat(in_flight))
             await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _report(self) -> None:
+        metered = [lane for lane in self._lanes.values() if lane.meter is not None]
+        while metered:
+            await asyncio.sleep(REPORT_S)
+            for lane in metered:
+                if (report := lane.report()) is not None:
+                    self._send(report)
 
     # -- what the control process says -----------------------------------------------------
 
@@ -232,6 +242,8 @@ class Worker:
         lane = self._lanes[order.backend]
         lane.permits, lane.permits_order = order.permits, order.order
         lane.owes_permits = True
+        if lane.meter is not None:
+            lane.meter.begin_anew(order.measure)
         self._settle_permits(lane)
         self._pump(lane)
         if not lane.permits:
@@ -361,8 +373,12 @@ class Worker:
                 ended = _Ended.UNREADABLE
                 return
             pieces = None
-            if lane.streaming is not None:
-                body, pieces = streamed(lane.streaming, line.run.work.endpoint, request.body)
+            if lane.edits is not None:
+                edited = lane.edits.made(line.run.work.endpoint, request.body)
+                if edited is None:
+                    ended = _Ended.UNREADABLE
+                    return
+                body, pieces = edited
                 request = RequestLine(request.custom_id_raw, body)
             try:
                 found = await self._exchange(lane, line, request, pieces)
@@ -455,6 +471,8 @@ class Worker:
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
         if found.outcome is Outcome.ANSWERED:  # nearly always, and nothing is to be decided
+            if lane.meter is not None:
+                lane.meter.answered(line.began, found.usage)
             self._settle(line, found)
             return _Ended.ANSWERED
         if found.answered:
@@ -484,6 +502,7 @@ class Worker:
                         reason=found.reason,
                         retry_after_s=found.retry_after_s,
                         trial=line.trial,
+                        in_flight=lane.in_flight,
                     )
                 )
                 return _Ended.FAULT

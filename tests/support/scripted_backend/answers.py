@@ -158,6 +158,16 @@ def catalogue(models: tuple[str, ...]) -> bytes:
     return json.dumps({"object": "list", "data": listed}).encode()
 
 
+def metrics(running: int) -> bytes:
+    """The body of GET /metrics, as vLLM's, with so many requests running."""
+    return (
+        b"# HELP vllm:num_requests_running Number of requests in model execution batches.\n"
+        b"# TYPE vllm:num_requests_running gauge\n"
+        b'vllm:num_requests_running{engine="0",model_name="test-model"} %b\n'
+        b'vllm:num_requests_waiting{engine="0",model_name="test-model"} 0.0\n'
+    ) % str(float(running)).encode()
+
+
 def _chunks(body: bytes) -> bytes:
     # Two chunks, so that the seam is inside the body.
     halves = filter(None, (body[: len(body) // 2], body[len(body) // 2 :]))

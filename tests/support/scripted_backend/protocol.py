@@ -27,6 +27,7 @@ from tests.support.scripted_backend.witness import Event, Kind, Witness, now
 
 CATALOGUE: Final = "/v1/models"
 ABORT: Final = "/abort_request"
+METRICS: Final = "/metrics"
 
 _MARKERS: Final = re.compile(rb"\[\[(id|delay|status|fault)=([^\]]{1,200})\]\]")
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER of no time
@@ -139,9 +140,11 @@ class Responder:
                 connection.finish(exchange)
 
     def latency_s(self, answer: Answer) -> float:
+        knee, in_flight = self.script.knee, self.witness.in_flight + (self.script.others or 0)
+        crowd = max(1.0, in_flight / knee) if knee else 1.0
         if answer.latency_max_s > answer.latency_s:
-            return self._random.uniform(answer.latency_s, answer.latency_max_s)
-        return answer.latency_s
+            return crowd * self._random.uniform(answer.latency_s, answer.latency_max_s)
+        return crowd * answer.latency_s
 
     def reset_all(self) -> None:
         """End every connection at once, as a dying process does."""
@@ -370,6 +373,9 @@ class Connection(asyncio.Protocol):
             self._witness.changed()
             answer = script.models_answer or Answer()
             body = answers.catalogue(script.models)
+        elif exchange.path == METRICS and script.others is not None:
+            answer = Answer(content_type="text/plain; version=0.0.4")
+            body = answers.metrics(self._witness.in_flight + script.others)
         else:
             answer, body = Answer(status=404), b""
         match answer.fault:

@@ -58,6 +58,10 @@ class Script:
     `fail_first` attempts of every other id, `answer` all else. Above `cap` requests in flight
     (0: no cap) `shed` answers. `models_answer` is what the catalogue gives instead of `models`.
 
+    Above `knee` in flight (0: it has none) an answer takes as many times longer as there are more,
+    counted when its request comes. `others`, where it is given: `GET /metrics` is a page like
+    vLLM's, with so many running besides those that are in flight.
+
     `POST /abort_request {"rid": …}` ends the request whose body has that `rid`, or whose header
     `x-request-id` or `Idempotency-Key` it is: as engines do, by an answer of half a text and then
     `abort_answer`. A fault of that leaves the request as it is.
@@ -72,6 +76,8 @@ class Script:
     fail_first: int = 0
     failure: Answer = Answer(status=500)
     cap: int = 0
+    knee: int = 0
+    others: int | None = None
     shed: Answer = Answer(status=429, code="rate_limit_exceeded", retry_after="0")
     unread_resets: int = 0  # so many next requests are reset at their first bytes
     seed: int = 1

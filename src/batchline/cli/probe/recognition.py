@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
+from batchline.executor.engine_load import METRICS, NAMES, read_load
+
 # Asked for at the root of the server, where each engine has pages of its own.
 PAGES: Final = ("/version", "/metrics", "/slots", "/props", "/api/version", "/info")
 
-METRICS: Final = "/metrics"
 SLOTS: Final = "/slots"
 
-# Requests in hand by the engine's metrics: those that run, and those that wait for a place.
-_GAUGES: Final[Mapping[str, Sequence[str]]] = {
-    "vLLM": ("vllm:num_requests_running", "vllm:num_requests_waiting"),
-    "SGLang": ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
-    "llama.cpp": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
-    "TGI": ("tgi_batch_current_size", "tgi_queue_size"),
-}
 _OWNERS: Final = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp", "library": "Ollama"}
-_SAMPLE: Final = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^\n]*\})?[ \t]+(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +35,8 @@ class Engine:
 
 def recognized(owners: Sequence[str], pages: Mapping[str, bytes]) -> Engine:
     """The engine by the owners of its models and by the pages (of `PAGES`) that were answered."""
-    metrics = _text(pages.get(METRICS))
-    votes = [(one, METRICS) for one in _GAUGES if in_hand_by_metrics(metrics, one) is not None]
+    metrics = pages.get(METRICS) or b""
+    votes = [(one, METRICS) for one in NAMES if read_load(metrics, one) is not None]
     if slots_in_hand(pages.get(SLOTS)) is not None:
         votes.append(("llama.cpp", SLOTS))
     info, props = _object(pages.get("/info")), _object(pages.get("/props"))
@@ -74,19 +66,8 @@ def in_hand(engine: Engine, page: bytes) -> int | None:
     """How many requests the engine has by its `gauge_page`; None when the page does not tell."""
     if engine.gauge_page == SLOTS:
         return slots_in_hand(page)
-    return None if engine.name is None else in_hand_by_metrics(_text(page), engine.name)
-
-
-def in_hand_by_metrics(text: str, engine: str) -> int | None:
-    """Running and waiting requests, over all models and processes of a Prometheus page."""
-    names = _GAUGES.get(engine, ())
-    found = [(name, value) for name, value in _SAMPLE.findall(text) if name in names]
-    if not any(name == names[0] for name, _ in found):
-        return None
-    try:
-        return round(sum(float(value) for _, value in found))
-    except (ValueError, OverflowError):
-        return None
+    load = None if engine.name is None else read_load(page, engine.name)
+    return None if load is None else load.running + load.waiting
 
 
 def slots_in_hand(page: bytes | None) -> int | None:
@@ -115,10 +96,6 @@ def _whole(value: object) -> int | None:
 def _count(page: bytes | None) -> int | None:
     slots = _decoded(page)
     return len(slots) if slots_in_hand(page) is not None and isinstance(slots, list) else None
-
-
-def _text(page: bytes | None) -> str:
-    return (page or b"").decode(errors="replace")
 
 
 def _object(page: bytes | None) -> Mapping[str, Any]:

@@ -1,0 +1,54 @@
+"""What is read of an engine's metrics page, and what is no such page."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchline.executor.engine_load import NAMES, EngineLoad, read_load
+
+VLLM = b"""\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a }{ b"} 12.0
+vllm:num_requests_running{engine="1",model_name="a }{ b"} 3.0 1750000000000
+vllm:num_requests_running_max{engine="0"} 700.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.5
+vllm:inter_token_latency_seconds_sum{engine="0",model_name="m"} 30.5
+vllm:inter_token_latency_seconds_bucket{engine="0",le="0.01",model_name="m"} 8.0
+vllm:inter_token_latency_seconds_count{engine="0",model_name="m"} 1000.0
+"""
+
+
+def test_running_and_waiting_are_summed_and_the_fullest_cache_counts() -> None:
+    assert read_load(VLLM) == EngineLoad(running=15, waiting=2, kv_use=0.5, gaps=1000.0, gap_s=30.5)
+
+
+def test_an_older_name_for_the_same_is_known() -> None:
+    older = VLLM.replace(b"inter_token_latency", b"time_per_output_token")
+    older = older.replace(b"kv_cache_usage_perc", b"gpu_cache_usage_perc")
+    assert read_load(older) == read_load(VLLM)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+def test_every_engine_is_told_by_what_runs_and_needs_nothing_else(engine: str) -> None:
+    page = NAMES[engine].running + b" 4\n"
+    assert read_load(page) == read_load(page, engine) == EngineLoad(running=4, waiting=0)
+    assert read_load(page, next(name for name in NAMES if name != engine)) is None
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"",
+        b"<html>vllm:num_requests_running</html>",
+        b"# TYPE vllm:num_requests_running gauge\n",
+        b"vllm:num_requests_running NaN\n",
+        b'vllm:num_requests_running{a="b"}\n',
+        b"vllm:num_requests_running many\n",
+        b"\xff\xfe\x00vllm:num_requests_running 1",
+    ],
+)
+def test_what_tells_no_number_is_no_page(page: bytes) -> None:
+    assert read_load(page) is None

@@ -1,0 +1,218 @@
+"""The adaptive limit: found in time on engines of every kind, kept, and never out of bounds.
+
+The engines are simulated, the permits, circuits and lanes between them and the limiter are not.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchline.executor.limiter import AdaptiveLimit, FixedLimit, Look
+from batchline.executor.search import FIRST
+from bench.engines import FIRST_KEPT_BACK, KEPT_BACK, SHAPES, Engine, EngineShape, steady_rate
+from bench.limiter import FOUND_BY_S, WITHIN, found, parts_of, played
+from bench.steered import Play
+
+REPORT_S = 0.25
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_it_finds_what_an_engine_can_make_use_of_and_stays_there(shape: EngineShape) -> None:
+    play = played(shape)
+    for part in parts_of(shape):
+        one = found(play, part)
+        assert one.after_s <= FOUND_BY_S
+        assert one.rate > 1 - WITHIN
+        # Looking whether there is more to be had takes steps of a tenth, a few times a minute.
+        assert one.highest <= 1.25 * one.limit
+        assert one.lowest >= 0.8 * one.limit
+
+
+@pytest.mark.parametrize("shape", [*FIRST_KEPT_BACK, *KEPT_BACK], ids=lambda shape: shape.name)
+def test_engines_that_it_was_not_made_on_are_made_use_of_too(shape: EngineShape) -> None:
+    """Not in the time that is asked of the others: some of these answer slowly or tell late."""
+    play = played(shape)
+    (part,) = parts_of(shape)
+    assert found(play, part).rate > 1 - WITHIN
+
+
+def test_workers_have_equal_shares_whatever_the_limit_is() -> None:
+    play = played(EngineShape(name="", knee=30), until=60.0)
+    # At first one of them has all, and gives up a half of it as its requests end.
+    settled = [one for one in play.moments if one.at > 5.0 and one.in_flight == one.limit]
+    assert len({one.limit for one in settled}) > 3
+    assert all(abs(one.of_workers[0] - one.of_workers[1]) <= 1 for one in settled)
+
+
+def test_no_more_is_in_flight_than_the_ceiling_allows() -> None:
+    play = Play(shape=EngineShape(name="no knee", knee=10_000, tokens=20.0), ceiling=100)
+    play.run(12.0)
+    assert play.most_in_flight == play.moments[-1].limit == 100
+
+
+def test_refusals_are_rare_once_the_limit_is_known() -> None:
+    play = Play(shape=EngineShape(name="429 above 40", knee=200, sheds_above=40))
+    play.run(20.0)
+    early = play.refused
+    play.run(120.0)
+    assert play.refused - early < 40
+    assert len(play.ended) > 2_000
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(0, 500),
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 50), st.integers(0, 10_000), st.floats(0, 1e6), st.booleans()),
+            st.tuples(
+                st.integers(0, 900),
+                st.integers(0, 900),
+                st.integers(0, 900),
+                st.one_of(st.none(), st.floats(1e-4, 1e3)),
+            ),
+            st.tuples(st.integers(0, 1_000), st.booleans()),
+        ),
+        max_size=60,
+    ),
+)
+def test_whatever_is_heard_it_stays_within_its_bounds(
+    floor: int, above: int, heard: list[tuple[object, ...]]
+) -> None:
+    limiter = AdaptiveLimit(floor=floor, ceiling=floor + above, slowdown=1.3)
+    for number, one in enumerate(heard):
+        now = number * REPORT_S
+        match one:
+            case (int() as in_flight, bool() as first):
+                limiter.shed(now, in_flight=in_flight, first=first)
+            case (int() as answers, int() as tokens, float() as latency_s, bool() as limited):
+                limiter.report(
+                    now, answers=answers, tokens=tokens, latency_s=latency_s, limited=limited
+                )
+            case (int() as running, int() as waiting, int() as ours, None | float() as token_s):
+                look = Look(
+                    running=running,
+                    waiting=waiting,
+                    kv_use=None,
+                    token_s=token_s,
+                    ours=ours,
+                    limited=True,
+                )
+                limiter.look(now, look)
+            case _:
+                raise AssertionError(one)
+        assert floor <= limiter.limit() <= floor + above
+
+
+def test_too_little_to_do_teaches_nothing() -> None:
+    limiter = AdaptiveLimit(ceiling=100)
+    for number in range(100):
+        limiter.report(number, answers=10, tokens=100, latency_s=1.0, limited=False)
+    assert limiter.limit() == FIRST
+
+
+def test_answers_without_tokens_are_counted_themselves() -> None:
+    limiter = AdaptiveLimit(ceiling=100)
+    limits = []
+    for number in range(10):
+        limiter.report(number, answers=80, tokens=0, latency_s=8.0, limited=True)
+        limits.append(limiter.limit())
+    assert max(limits) == 100
+
+
+def refuse(limiter: AdaptiveLimit, now: float, *, in_flight: int, refused: int) -> None:
+    for number in range(refused):
+        limiter.shed(now, in_flight=in_flight, first=number == 0)
+
+
+def test_what_was_shed_at_is_not_tried_again_at_once_and_each_time_later() -> None:
+    limiter = AdaptiveLimit(ceiling=1_000)
+    now = 0.0
+    for rest_s in (30.0, 60.0, 120.0):
+        refuse(limiter, now, in_flight=40, refused=20)
+        assert limiter.limit() <= 19
+        begun = now
+        while limiter.limit() <= 19:
+            now += REPORT_S
+            limiter.report(now, answers=80, tokens=800, latency_s=20.0, limited=True)
+        assert rest_s <= now - begun < rest_s + 8.0  # it looks up every five
+
+
+def test_a_backend_that_refuses_everything_does_not_take_the_limit_to_the_floor() -> None:
+    limiter = AdaptiveLimit(ceiling=1_000)
+    for now in range(20):
+        limiter.report(now, answers=2_000, tokens=20_000, latency_s=200.0, limited=True)
+    limit = limiter.limit()
+    refuse(limiter, 20.0, in_flight=limit, refused=limit)
+    assert limiter.limit() == int(limit // 2 * 0.95)
+
+
+def test_a_full_cache_of_the_engine_is_no_time_to_ask_for_more() -> None:
+    def limit_with(kv_use: float) -> int:
+        limiter = AdaptiveLimit(ceiling=1_000)
+        for number in range(20):
+            ours = limiter.limit()
+            look = Look(
+                running=ours, waiting=0, kv_use=kv_use, token_s=0.02, ours=ours, limited=True
+            )
+            limiter.look(number / 2, look)
+        return limiter.limit()
+
+    assert limit_with(0.5) > 4 * FIRST
+    assert limit_with(0.97) == FIRST
+
+
+def test_a_fixed_limit_is_what_was_configured() -> None:
+    assert FixedLimit(max_in_flight=7).limit() == 7
+
+
+@pytest.mark.parametrize("limit", [4, 64, 130])
+@pytest.mark.parametrize("read_s", [0.0, 0.003])
+def test_the_simulated_engine_keeps_to_its_formula(limit: int, read_s: float) -> None:
+    shape = EngineShape(name="", knee=64, read_s=read_s)
+    engine = Engine(shape, seed=3)
+    tokens = 0
+    while engine.now < 60.0:
+        while engine.in_hand < limit:
+            assert engine.submit("batch") is not None
+        ended = engine.advance(60.0)
+        tokens += 0 if ended is None else ended.tokens
+    assert tokens / 60.0 == pytest.approx(steady_rate(shape, limit), rel=0.05)
+
+
+def test_the_simulated_engine_serves_lower_priorities_first() -> None:
+    engine = Engine(EngineShape(name="", knee=8, places=1), seed=1)
+    order = [engine.submit(who, priority=p) for who, p in (("a", 1), ("b", 1), ("c", 0))]
+    ended = [engine.advance(60.0) for _ in order]
+    assert [one.who for one in ended if one is not None] == ["a", "c", "b"]
+
+
+def test_a_page_is_as_old_as_it_says() -> None:
+    engine = Engine(EngineShape(name="", knee=8, page_age_s=1.0), seed=1)
+    engine.page()
+    engine.submit("a", tokens=1e6)
+    seen = []
+    for second in (0.5, 1.0, 1.5):
+        engine.advance(second)
+        page = engine.page()
+        assert page is not None
+        seen.append(page.running)
+    assert seen == [0, 0, 1]
+    assert median(seen) == 0
+
+
+def test_a_page_that_goes_away_is_no_sign_that_the_engine_is_slower() -> None:
+    limiter = AdaptiveLimit(ceiling=32)
+    for number in range(40):
+        ours = limiter.limit()
+        look = Look(running=ours, waiting=0, kv_use=None, token_s=0.02, ours=ours, limited=True)
+        limiter.look(number / 2, look)
+    settled = limiter.limit()
+    assert settled >= 28
+    for number in range(8):  # prompts take as long as answers: in the latencies, not on the page
+        limiter.report(30.0 + number, answers=40, tokens=400, latency_s=16.0, limited=True)
+        assert limiter.limit() >= 28
