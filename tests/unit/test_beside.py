@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+
+import pytest
 
 from batchline.domain import plan
 from batchline.domain.ids import BatchId
@@ -13,6 +16,8 @@ from batchline.executor.handing import Handing
 from batchline.executor.lane import Lane
 from batchline.executor.shard_run import Gate, ShardRun
 from batchline.executor.turns import Turns
+from tests.unit.test_routed import lanes, take_evenly
+from tests.unit.test_routed import shard as shared
 
 MIB = 1024 * 1024
 LARGE, SMALL = 5 * MIB, 600
@@ -123,6 +128,26 @@ def test_a_lane_gives_small_lines_of_any_of_its_shards_within_its_permits() -> N
     found = [lane.take(most_bytes=SMALL) for _ in range(3)]
     assert [None if one is None else one.index for one in found] == [1, 2, None]
     assert lane.in_flight == 2
+
+
+@pytest.mark.parametrize("hashes", [[0] * 6, [5, 5, 5, 6, 6, 6]], ids=["in order", "by prefix"])
+def test_lanes_that_share_a_shard_put_large_lines_aside_for_each_other(hashes: list[int]) -> None:
+    made = lanes(1.0, 1.0)
+    lengths = [LARGE, SMALL, SMALL, LARGE, SMALL, SMALL]
+    run = shared(made, hashes)
+    run.entries = b"".join(
+        plan.ENTRY.pack(0, length, n, hashes[n]) for n, length in enumerate(lengths)
+    )
+    small = [
+        line for lane in made.values() for line in iter(partial(lane.take, most_bytes=SMALL), None)
+    ]
+    assert sorted(line.index for line in small) == [1, 2, 4, 5]
+    assert sorted(line.index for line in run.aside) == [0, 3]
+    assert run.has_line
+    back = small[0]
+    run.put_back(back)
+    assert sorted(line.index for _, line in take_evenly(made)) == sorted([0, 3, back.index])
+    assert not run.has_line
 
 
 # -- handing out ---------------------------------------------------------------------------------
