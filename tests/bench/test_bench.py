@@ -89,6 +89,10 @@ PARTS_AND_FLOORS = {
         "control process at start, bytes a line",
         "slope of all processes, bytes a line",
     ],
+    ("stragglers", "progress"): [
+        "fast lines/s beside slow ones, of what is possible (slowest)",
+        "looks with the end inside the band (worst shape)",
+    ],
 }
 
 
@@ -107,7 +111,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "parts",
     PARTS_AND_FLOORS,
-    ids=["load", "crowd", "limiter", "scheduling", "routing", "run, startup and memory"],
+    ids=["load", "crowd", "limiter", "scheduling", "routing", "run, startup and memory", "pace"],
 )
 def test_each_part_measures_and_tells_its_floors(parts: tuple[str, ...], tmp_path: Path) -> None:
     results = tmp_path / "results.json"

@@ -98,6 +98,9 @@ class Recorder:
         self.unreadable.append(key)
         self._changed.set()
 
+    def on_handed(self, key: ShardKey) -> None:  # noqa: ARG002  # part of the contract
+        self._changed.set()
+
     def on_room(self) -> None:
         self._changed.set()
 

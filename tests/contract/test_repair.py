@@ -150,7 +150,7 @@ async def test_exactly_the_lines_of_a_damaged_range_are_unsettled(
     assert starts == [start for start, _ in ALL_RANGES if start != lost]
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_saved_calls_are_taken_back_with_their_lines(stored: Stored) -> None:
     batch = await started(stored.store, shards=1)
     shard = await claimed(stored.store, batch)

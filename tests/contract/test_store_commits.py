@@ -168,7 +168,7 @@ async def test_a_commit_that_is_sent_again_is_accepted_and_counted_once(store: S
     assert await store.file_ranges(ended.error_file_id) == [commit.errors]
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_calls_that_were_saved_are_counted_with_the_lines_and_once(store: Store) -> None:
     batch = await started(store)
     assert (await store.load_batch(batch.id)).calls_saved == 0

@@ -63,7 +63,8 @@ def routes() -> Iterator[tuple[str, str, str]]:
     """(method, path, parameter) of every route that names one thing in its path."""
     nothing = cast("Any", None)  # only the routes are looked at
     app = create_app(
-        nothing, nothing, nothing, nothing, uploads=nothing, dry_run=nothing, results=nothing
+        *(nothing, nothing, nothing, nothing),
+        **dict.fromkeys(("uploads", "dry_run", "results", "progress"), nothing),
     )
     paths = app.openapi()["paths"]
     for path, methods in paths.items():
@@ -108,6 +109,9 @@ async def test_no_route_tells_another_projects_things_from_missing_ones(tmp_path
                     cursor = f"{path}?limit=5&after={{cursor}}"
                     told = differences(running, beta, "GET", cursor, "cursor", known)
                     assert told is None, f"{cursor}: {told}"
+
+            page = [ask(running, key, "GET", "/metrics", without="?").body for key in (alpha, beta)]
+            assert [at_work.id.encode() in body for body in page] == [True, False]
 
             assert as_input(running, beta, done.input_file_id) == as_input(
                 running, beta, missing_like(done.input_file_id)

@@ -88,7 +88,7 @@ def assert_each_line_has_its_own(client: openai.OpenAI, batch: Batch) -> list[di
     return results
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_one_call_answers_every_line_with_its_body(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(CONTENT)
@@ -114,7 +114,7 @@ async def test_one_call_answers_every_line_with_its_body(tmp_path: Path) -> None
             assert audited.returncode == 0, audited.stdout + audited.stderr
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_unless_it_is_asked_for_every_line_is_sent(tmp_path: Path) -> None:
     async with backend_process() as backend:
         with server(tmp_path, backend.base_url) as running:
@@ -130,7 +130,7 @@ async def test_unless_it_is_asked_for_every_line_is_sent(tmp_path: Path) -> None
                 receipt(client, batch.id)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_an_error_is_shared_and_nothing_is_asked_again_for_it(tmp_path: Path) -> None:
     script = Script(by_id={"same-3": (Answer(status=400),), "other": (Answer(status=422),)})
     async with backend_process(script) as backend:
@@ -144,7 +144,7 @@ async def test_an_error_is_shared_and_nothing_is_asked_again_for_it(tmp_path: Pa
             assert (await backend.stats()).arrivals == GROUPS + ALONE
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 @pytest.mark.parametrize(
     "probe",
     [
@@ -176,7 +176,7 @@ async def test_a_death_at_any_step_settles_a_group_whole_or_not_at_all(
             }
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_a_cancel_finishes_groups_whole_or_not_at_all(tmp_path: Path) -> None:
     """Half of the groups are answered within the grace; of the others no line has a result."""
     script = Script(

@@ -52,7 +52,7 @@ async def test_a_line_that_kills_its_workers_is_settled_as_worker_lost(tmp_path:
             await backend.wait_until(in_flight=0)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 async def test_identical_requests_that_kill_are_lost_together(tmp_path: Path) -> None:
     """Each of them by itself would end as many workers."""
     same = json.loads(make_lines(1, start=700))

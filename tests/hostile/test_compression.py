@@ -95,7 +95,10 @@ def compressed(body: bytes, encoding: str) -> Exchange:
     return sending(body, headers=f"Content-Encoding: {encoding}\r\n")
 
 
-def test_a_bomb_of_a_backend_costs_its_line_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["http1", "general"])
+def test_a_bomb_of_a_backend_costs_its_line_and_nothing_else(
+    tmp_path: Path, transport: str
+) -> None:
     """A worker holds what an answer may have (1 MiB here) and not the 256 that it would become."""
     twice = gzip.compress(bomb(256 * MIB), 9)
     answers: dict[str, Exchange] = {
@@ -116,7 +119,7 @@ def test_a_bomb_of_a_backend_costs_its_line_and_nothing_else(tmp_path: Path) -> 
         settings = {
             "retention": QUICK_SWEEPS,
             "retry": {"max_attempts": 2, "base_s": 0.01},
-            "backend": [{"base_url": url, "max_answer_bytes": MIB}],
+            "backend": [{"base_url": url, "max_answer_bytes": MIB, "transport": transport}],
         }
         with server(tmp_path, settings=settings) as running:
             lines = [line(name, b'{"model":"test-model","user":"%b"}' % name.encode())

@@ -37,6 +37,7 @@ from batchline.service.jobs import Jobs
 from batchline.service.leftovers import LeftoversJob
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.progress import ProgressReader
 from batchline.service.range_check import RangeCheck
 from batchline.service.repair import Repair
 from batchline.service.results import Results
@@ -44,6 +45,7 @@ from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
 from batchline.service.uploads import Uploads
 from batchline.service.validation import ValidationJob
+from batchline.service.waits import Known
 from batchline.store import database as database_module
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import BlobStore, Store
@@ -287,6 +289,7 @@ class Template:
                 uploads=services.uploads,
                 dry_run=services.dry_run,
                 results=services.results,
+                progress=services.progress,
             )
         self._app.state.services = services
         return self._app
@@ -374,6 +377,7 @@ class World:
                     uploads=Uploads(store, blobs, files, clock=clock, random=self._random),
                     dry_run=DryRun(planner=planner, settings=settings),
                     results=Results(store=store, blobs=blobs, batches=batches, clock=clock),
+                    progress=ProgressReader(batches, scheduler, backends, Known, clock=clock),
                     models=lambda: (),
                     readiness=lambda: Readiness(ready=True),
                 )

@@ -71,7 +71,8 @@ def test_no_command_is_documented_that_does_not_exist() -> None:
 def application() -> FastAPI:
     nothing = cast("Any", None)  # only the routes are looked at
     return create_app(
-        nothing, nothing, nothing, nothing, uploads=nothing, dry_run=nothing, results=nothing
+        *(nothing, nothing, nothing, nothing),
+        **dict.fromkeys(("uploads", "dry_run", "results", "progress"), nothing),
     )
 
 

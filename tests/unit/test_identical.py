@@ -36,7 +36,7 @@ def digest(body: str, custom_id: str = "a", endpoint: str = CHAT) -> bytes | Non
     return digest_of(raw(body, custom_id, endpoint), endpoint)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 @pytest.mark.parametrize(
     "spelled",
     [
@@ -52,7 +52,7 @@ def test_spelling_makes_no_difference(spelled: str) -> None:
     assert digest(spelled, "b") == one
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_anything_else_does() -> None:
     bodies = [
         '{"model":"m","messages":["a"],"temperature":0}',
@@ -72,7 +72,7 @@ def test_anything_else_does() -> None:
     assert len(digests) == len(bodies)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 @pytest.mark.parametrize(
     ("endpoint", "body", "eligible"),
     [
@@ -111,7 +111,7 @@ def test_only_what_one_answer_is_enough_for(
     assert (found is not None) == eligible
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 @pytest.mark.parametrize(
     "body",
     [
@@ -162,7 +162,7 @@ def groups(entries: Sequence[PlanEntry]) -> list[list[int]]:
     return found
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_identical_lines_follow_the_first_and_the_rest_keeps_its_order(tmp_path: Path) -> None:
     lines = [line(number, text) for number, text in enumerate("abcabcad")]
     result, entries = planned(tmp_path, lines)
@@ -185,7 +185,7 @@ def test_without_being_asked_for_lines_run_each(tmp_path: Path) -> None:
     assert [entry.prefix_hash for entry in plan.unpack(content[plan.HEADER_BYTES :])] == [0, 0]
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_no_group_is_torn_by_the_end_of_a_shard_or_larger_than_one(tmp_path: Path) -> None:
     lines = [line(number, text) for number, text in enumerate("ab" + "c" * 4 + "d" * 11 + "ef")]
     result, entries = planned(tmp_path, lines, shard_entries=5)

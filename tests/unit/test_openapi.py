@@ -88,6 +88,7 @@ def test_what_the_service_does_not_have_is_marked() -> None:
     assert marked == {path for _, path, one in operations() if one["tags"] == ["Extensions"]}
     assert {path for path in marked if path.startswith("/v1/")} == {
         "/v1/batches/validate",
+        "/v1/batches/{batch_id}/progress",
         "/v1/batches/{batch_id}/receipt",
         "/v1/batches/{batch_id}/results",
     }

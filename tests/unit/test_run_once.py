@@ -99,7 +99,7 @@ def settle(run: RunOnce, line: Line, *, succeeded: bool = True, body: bytes = b'
     return run.settle(line, result, succeeded=succeeded, usage=USAGE if succeeded else None)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_one_of_a_group_is_sent_and_each_has_a_line_of_its_own(runs: Runs) -> None:
     run = runs.over(1, 3, 2)
     lines = [taken(run) for _ in range(3)]
@@ -118,7 +118,7 @@ def test_one_of_a_group_is_sent_and_each_has_a_line_of_its_own(runs: Runs) -> No
     assert (run.completed, run.failed) == (6, 0)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_tokens_are_counted_once_and_calls_that_were_not_made_too(runs: Runs) -> None:
     run = runs.over(3, 1)
     settle(run, taken(run))
@@ -129,7 +129,7 @@ def test_tokens_are_counted_once_and_calls_that_were_not_made_too(runs: Runs) ->
     assert run.snapshot().saved_lines == bytes(1)
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_an_error_is_everybodys(runs: Runs) -> None:
     run = runs.over(3)
     settle(run, taken(run), succeeded=False)
@@ -185,7 +185,7 @@ def test_a_line_that_comes_back_is_still_its_groups(runs: Runs) -> None:
     assert run.all_settled
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_behind_a_closed_gate_a_group_is_done_or_not_at_all(runs: Runs) -> None:
     run = runs.over(2, 2)
     first, second = taken(run), taken(run)
@@ -266,7 +266,7 @@ def test_the_ids_are_those_of_the_lines(runs: Runs) -> None:
     ]
 
 
-@pytest.mark.rule("X9")
+@pytest.mark.rule("X11")
 def test_where_several_backends_share_a_shard_each_group_is_sent_by_one_of_them(
     runs: Runs,
 ) -> None:

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from batchline.api import batches as api_batches
-from batchline.api import docs, extensions, health
+from batchline.api import docs, extensions, health, metrics
 from batchline.api import files as api_files
 from batchline.api import uploads as api_uploads
 from batchline.api.edge import Edge
@@ -20,12 +20,14 @@ from batchline.domain.keys import KeyRing
 from batchline.service.batches import Batches
 from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
+from batchline.service.progress import ProgressReader
 from batchline.service.results import Results
 from batchline.service.uploads import Uploads
 
 # In this order: `/v1/batches/validate` of the extensions comes before `/v1/batches/{batch_id}`.
 _ROUTERS: Final = tuple(
-    module.router for module in (api_files, api_uploads, extensions, api_batches, health, docs)
+    module.router
+    for module in (api_files, api_uploads, extensions, api_batches, health, metrics, docs)
 )
 
 
@@ -39,6 +41,7 @@ def create_app(
     uploads: Uploads,
     dry_run: DryRun,
     results: Results,
+    progress: ProgressReader,
     loopback_only: bool = True,
 ) -> FastAPI:
     """The application on these services. It holds no state and needs no lifespan.
@@ -59,6 +62,7 @@ def create_app(
         batches=batches,
         dry_run=dry_run,
         results=results,
+        progress=progress,
         models=models,
         readiness=readiness,
     )

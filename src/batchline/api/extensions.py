@@ -23,6 +23,12 @@ async def get_receipt(request: Request, batch_id: str) -> Response:
     return answer(wire.receipt(batch))
 
 
+@router.get("/v1/batches/{batch_id}/progress", response_model=None)
+async def get_progress(request: Request, batch_id: str) -> Response:
+    found = await services(request).progress.read(project_of(request), batch_id)
+    return answer(wire.progress(found))
+
+
 @router.get("/v1/batches/{batch_id}/results", response_model=None)
 async def get_results(request: Request, batch_id: str) -> Response:
     found = await services(request).results.read(

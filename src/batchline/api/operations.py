@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchline.api import wire
+from batchline.api import metrics, wire
 from batchline.api.batches import DEFAULT_LIST
 from batchline.api.errors import PayloadTooLarge
 from batchline.api.extensions import MAX_OFFSET
@@ -198,6 +198,7 @@ OPERATIONS: Final[Sequence[Operation]] = (
         links={
             "retrieveBatch": "batch_id",
             "cancelBatch": "batch_id",
+            "getBatchProgress": "batch_id",
             "getBatchReceipt": "batch_id",
             "readBatchResults": "batch_id",
         },
@@ -234,6 +235,16 @@ OPERATIONS: Final[Sequence[Operation]] = (
         parameters=[_BATCH_ID],
         answer=json_content(ref("Batch")),
         refusals=[NotFound, IllegalTransition, StorageFull],
+    ),
+    Operation(
+        id="getBatchProgress",
+        method="get",
+        path="/v1/batches/{batch_id}/progress",
+        tag=EXTENSIONS,
+        summary="How fast a batch goes, when it may be done, and what it waits for.",
+        parameters=[_BATCH_ID],
+        answer=json_content(ref("BatchProgress")),
+        refusals=[NotFound],
     ),
     Operation(
         id="getBatchReceipt",
@@ -322,6 +333,14 @@ OPERATIONS: Final[Sequence[Operation]] = (
         summary="Whether batches can be taken and run, and how backends, workers and disk are.",
         answer=json_content(ref("Readiness")),
         open=True,
+    ),
+    Operation(
+        id="getMetrics",
+        method="get",
+        path="/metrics",
+        tag=EXTENSIONS,
+        summary="Backends, workers, disk and the project's running batches, for Prometheus.",
+        answer={metrics.CONTENT_TYPE: {"schema": TEXT}},
     ),
     Operation(
         id="getOpenapi",

@@ -26,6 +26,7 @@ from batchline.service.batches import (
 from batchline.service.files import MAX_EXPIRY_S, MAX_ID_CHARS, MIN_EXPIRY_S, UPLOAD_PURPOSES
 from batchline.service.receipts import Proof
 from batchline.service.upload_orders import MAX_FILENAME_CHARS
+from batchline.service.waits import WaitCode
 
 Schema = Mapping[str, object]
 
@@ -133,6 +134,7 @@ def _answers() -> Mapping[str, Schema]:
         "BatchErrors": record(
             {"object": _const("list"), "data": {"type": "array", "items": ref("BatchError")}}
         ),
+        "BatchProgress": _progress(),
         "BatchReceipt": _receipt(),
         "BatchUsage": record(
             {
@@ -228,11 +230,40 @@ def _batch() -> Schema:
             "expired_at": nullable(TIME),
             "cancelling_at": nullable(TIME),
             "cancelled_at": nullable(TIME),
-            "request_counts": record({"total": COUNT, "completed": COUNT, "failed": COUNT}),
+            "request_counts": _counts(),
             "usage": ref("BatchUsage"),
             "metadata": nullable(ref("Metadata")),
         }
     )
+
+
+def _counts() -> Schema:
+    return record({"total": COUNT, "completed": COUNT, "failed": COUNT})
+
+
+def _progress() -> Schema:
+    pace = nullable({"type": "number", "minimum": 0})
+    wait = record({"code": _enum(list(WaitCode)), "message": TEXT, "backend": nullable(TEXT)})
+    return {
+        **record(
+            {
+                "object": _const("batch.progress"),
+                "batch_id": TEXT,
+                "status": _enum(list(BatchStatus)),
+                "at": TIME,
+                "request_counts": _counts(),
+                "rate_per_s": pace,
+                "tokens_per_s": pace,
+                "expected_end_at": nullable(TIME),
+                "expected_end_low": nullable(TIME),
+                "expected_end_high": nullable(TIME),
+                "ended_at": nullable(TIME),
+                "expires_at": TIME,
+                "waiting": {"type": "array", "items": wait},
+            }
+        ),
+        **EXTENSION,
+    }
 
 
 def _receipt() -> Schema:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from batchline.service.batches import Batches
 from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
+from batchline.service.progress import ProgressReader
 from batchline.service.results import Results
 from batchline.service.uploads import Uploads
 
@@ -61,6 +62,7 @@ class Services:
     batches: Batches
     dry_run: DryRun
     results: Results
+    progress: ProgressReader
     models: Callable[[], Sequence[ListedModel]]
     readiness: Callable[[], Readiness]
 

@@ -7,12 +7,14 @@ clients log and compare is the text, so nothing is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import Final, TypeVar
 
 import msgspec
 
 from batchline.domain.ids import FileId
-from batchline.domain.model import Batch, File, LineProblem, Page, Upload, UploadPart, Usage
+from batchline.domain.model import Batch, Counts, File, LineProblem, Page, Upload, UploadPart, Usage
+from batchline.service.progress import Progress
 from batchline.service.validation import ValidationResult
 
 T = TypeVar("T")
@@ -88,11 +90,7 @@ def batch(value: Batch) -> Shape:
         "expired_at": value.expired_at,
         "cancelling_at": value.cancelling_at,
         "cancelled_at": value.cancelled_at,
-        "request_counts": {
-            "total": value.counts.total,
-            "completed": value.counts.completed,
-            "failed": value.counts.failed,
-        },
+        "request_counts": _counts(value.counts),
         "usage": _usage(value.usage),
         "metadata": value.metadata,
     }
@@ -108,6 +106,29 @@ def receipt(value: Batch) -> Shape:
         "requested_at": value.cancelling_at,
         **{name: told.get(name) for name in _RECEIPT},
         "calls_saved": value.calls_saved,
+    }
+
+
+def progress(value: Progress) -> Shape:
+    """How far a batch is: an extension. Null is what cannot be told (yet, or of such a batch)."""
+    found, left, rates = value.batch, value.left, value.rates
+    return {
+        "object": "batch.progress",
+        "batch_id": found.id,
+        "status": found.status.value,
+        "at": int(value.at),
+        "request_counts": _counts(value.counts),
+        "rate_per_s": None if rates is None else round(rates.lines_per_s, 3),
+        "tokens_per_s": None if rates is None else round(rates.tokens_per_s, 3),
+        "expected_end_at": None if left is None else round(value.at + left.likely),
+        "expected_end_low": None if left is None else int(value.at + left.least),
+        "expected_end_high": None if left is None else ceil(value.at + left.most),
+        "ended_at": _ended_at(found),
+        "expires_at": found.expires_at,
+        "waiting": [
+            {"code": wait.code.value, "message": wait.message, "backend": wait.backend}
+            for wait in value.waits
+        ],
     }
 
 
@@ -146,6 +167,15 @@ def _problems(problems: Sequence[LineProblem]) -> Shape:
             for problem in problems
         ],
     }
+
+
+def _ended_at(value: Batch) -> int | None:
+    ends = (value.completed_at, value.failed_at, value.expired_at, value.cancelled_at)
+    return next((at for at in ends if at is not None), None)
+
+
+def _counts(value: Counts) -> Shape:
+    return {"total": value.total, "completed": value.completed, "failed": value.failed}
 
 
 def _usage(value: Usage) -> Shape:

@@ -27,6 +27,7 @@ from batchline.service.finalizer import Finalizer
 from batchline.service.jobs import Jobs
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.progress import ProgressReader
 from batchline.service.range_check import RangeCheck
 from batchline.service.repair import Repair
 from batchline.service.results import Results
@@ -34,6 +35,7 @@ from batchline.service.runner import Runner, StopSettings
 from batchline.service.scheduler import Scheduler
 from batchline.service.tries import Tries
 from batchline.service.uploads import UploadLimits, Uploads
+from batchline.service.waits import Known
 from batchline.store.blobs import LocalBlobs
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
@@ -62,6 +64,7 @@ class Parts:
     batches: Batches
     dry_run: DryRun
     results: Results
+    progress: ProgressReader
 
 
 @asynccontextmanager
@@ -171,7 +174,22 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             batches=batches,
             dry_run=DryRun(planner=planner, settings=batch_settings),
             results=Results(store=store, blobs=blobs, batches=batches),
+            progress=ProgressReader(
+                batches, scheduler, catalogue, lambda: _known(executor, settings)
+            ),
         )
+
+
+def _known(executor: LocalExecutor, settings: Settings) -> Known:
+    return Known(
+        failing=executor.failing,
+        ready_workers=executor.ready_workers,
+        paused=executor.paused,
+        storage_trouble=executor.storage_trouble(),
+        has_backends=bool(settings.backends),
+        limits={backend.name: backend.max_in_flight for backend in settings.backends},
+        gated=executor.waiting_reasons(),
+    )
 
 
 def input_limits(settings: Settings) -> InputLimits:

@@ -13,20 +13,32 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from batchline.cli import wording
-from batchline.cli.pace import Pace, TimeLeft
+from batchline.domain.forecast import Pace, TimeLeft
 
 LINE_EVERY_S: Final = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a server says of a batch's pace; None is what cannot be told."""
+
+    lines_per_s: float | None
+    left: TimeLeft | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
-    """What is known of a batch at one moment. `note` says what it waits for, "" when nothing."""
+    """What is known of a batch at one moment. `note` says what it waits for, "" when nothing.
+
+    Without what a server has `told`, rate and time left are those that were seen here.
+    """
 
     status: str
     completed: int
     failed: int
     total: int
     note: str = ""
+    told: Told | None = None
 
     @property
     def finished(self) -> int:
@@ -39,6 +51,7 @@ class ProgressView:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._pace = Pace()
+        self._seen = 0  # finished lines that the pace knows of
         console = Console(stderr=True)
         self._bar = _bar(console) if console.is_terminal else None
         self._task = None if self._bar is None else self._bar.add_task("", total=None, tail="")
@@ -61,47 +74,45 @@ class ProgressView:
 
     def show(self, sight: Sight) -> None:
         now_s = self._clock()
-        if sight.total:
-            self._pace.saw(now_s, sight.finished)
+        if sight.finished > self._seen:
+            self._pace.settled(now_s, sight.finished - self._seen)
+            self._seen = sight.finished
         if self._bar is not None and self._task is not None:
             self._bar.update(
                 self._task,
                 description=sight.status,
                 total=sight.total or None,
                 completed=sight.finished,
-                tail=self._tail(sight),
+                tail=self._tail(sight, now_s),
             )
             return
         key = (sight.status, sight.note)
         if key != self._said or now_s - self._said_at_s >= LINE_EVERY_S:
             self._said, self._said_at_s = key, now_s
-            tail = self._tail(sight)
+            tail = self._tail(sight, now_s)
             sys.stderr.write(f"{sight.status}: {tail}\n" if tail else f"{sight.status}\n")
             sys.stderr.flush()
 
-    def _tail(self, sight: Sight) -> str:
+    def _tail(self, sight: Sight, now_s: float) -> str:
         parts = [f"{sight.finished} of {sight.total}"] if sight.total else []
         if sight.failed:
             parts.append(f"{sight.failed} failed")
         if sight.finished < sight.total:
-            lines_per_s = self._pace.lines_per_s
-            if lines_per_s is not None:
-                parts.append(wording.rate(lines_per_s))
-            left = self._pace.left(sight.total - sight.finished)
-            if left is not None:
-                parts.append(time_left(left))
+            told = sight.told or self._own(now_s, sight.total - sight.finished)
+            if told.lines_per_s is not None:
+                parts.append(wording.rate(told.lines_per_s))
+            if told.left is not None:
+                parts.append(wording.time_left(told.left))
         if sight.note:
             parts.append(sight.note)
         return ", ".join(parts)
 
-
-def time_left(left: TimeLeft) -> str:
-    """`2 min left (1 min 50 s to 2 min 15 s)`."""
-    if left.most is None:
-        return f"more than {wording.duration(left.least)} left"
-    least, most = wording.duration(left.least), wording.duration(left.most)
-    band = "" if least == most else f" ({least} to {most})"
-    return f"{wording.duration(left.likely)} left{band}"
+    def _own(self, now_s: float, lines: int) -> Told:
+        rates = self._pace.rates(now_s)
+        return Told(
+            None if rates is None else rates.lines_per_s,
+            self._pace.left(now_s, lines),
+        )
 
 
 def _bar(console: Console) -> Progress:

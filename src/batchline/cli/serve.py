@@ -77,6 +77,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             uploads=parts.uploads,
             dry_run=parts.dry_run,
             results=parts.results,
+            progress=parts.progress,
         )
         started = asyncio.Event()
         server = _Server(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from batchline.domain.forecast import TimeLeft
+
 
 def duration(seconds: float) -> str:
     """`7 s`, `3 min 20 s`, `2 h 5 min`, `4 d 6 h`: the two largest units."""
@@ -37,6 +39,13 @@ def instant(at: int | None) -> str:
 
 def lines(count: int) -> str:
     return "1 line" if count == 1 else f"{count} lines"
+
+
+def time_left(left: TimeLeft) -> str:
+    """`2 min left (1 min 50 s to 2 min 15 s)`: the band holds in four cases of five."""
+    least, most = duration(left.least), duration(left.most)
+    band = "" if least == most else f" ({least} to {most})"
+    return f"{duration(left.likely)} left{band}"
 
 
 def rate(lines_per_s: float) -> str:

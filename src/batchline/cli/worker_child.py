@@ -14,6 +14,7 @@ import resource
 import socket
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,7 @@ import uvloop
 from batchline import telemetry
 from batchline.executor import messages as m
 from batchline.executor import processes
+from batchline.executor.intake import Intake
 from batchline.executor.protocol import PROTOCOL, named_in
 from batchline.executor.transport.choice import transport_for
 from batchline.executor.worker import Worker
@@ -99,7 +101,13 @@ class _Link(asyncio.Protocol):
 
     def _begin(self, configure: m.Configure) -> None:
         telemetry.arm(configure.probes)
-        self._worker = Worker(configure.settings, send=self._send, transport=transport_for)
+        intake = Intake(configure.settings.byte_budget)
+        self._worker = Worker(
+            configure.settings,
+            send=self._send,
+            transport=partial(transport_for, intake=intake),
+            intake=intake,
+        )
         self._working = asyncio.ensure_future(self._worker.run())
         self._working.add_done_callback(self._worked)
         self._send(m.Hello(pid=os.getpid()))

@@ -261,6 +261,9 @@ class ExecutorEvents(Protocol):
     async def on_input_unreadable(self, key: ShardKey) -> None:
         """The batch's input or plan is short, gone or damaged; the shard follows as released."""
 
+    def on_handed(self, key: ShardKey) -> None:
+        """Every line of the shard was sent once, so its worker may have room; never blocks."""
+
     def on_room(self) -> None:
         """Some worker may have room now; never blocks."""
 

@@ -33,8 +33,9 @@ class Lane:
     owes_permits: bool = False  # `PermitsHeld` is due once in_flight is down to `permits`
     runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
 
-    def take(self) -> Line | None:
-        """The next line that may go to this backend now, or None."""
+    def take(self, *, most_bytes: int | None = None) -> Line | None:
+        """The next line that may go to this backend now, or None; of lines of any size, or only of
+        those of at most `most_bytes`."""
         allowed = self.permits
         if not self.admitting:
             if not self.trials:
@@ -43,7 +44,7 @@ class Lane:
             allowed = min(allowed, self.window)
         if self.in_flight >= allowed:
             return None
-        line = self.runs.next_line()
+        line = self.runs.next_line() if most_bytes is None else self._next_small(most_bytes)
         if line is None:
             if self.meter is not None:
                 self.meter.starved = True
@@ -55,6 +56,14 @@ class Lane:
         if line.trial:
             self.trials -= 1
         return line
+
+    def _next_small(self, most_bytes: int) -> Line | None:
+        """Of whichever shard has one; large lines keep their place in theirs."""
+        for run in self.runs:
+            line = run.take_small(most_bytes)
+            if line is not None:
+                return line
+        return None
 
     def ended(self, line: Line, *, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""

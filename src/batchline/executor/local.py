@@ -270,7 +270,7 @@ class LocalExecutor:
                 pass
             case m.Handed(key=key):
                 link.handed.add(key)
-                self._must_events().on_room()
+                self._must_events().on_handed(key)
             case m.Trying(key=key, index=index):
                 link.trying.setdefault(key, set()).add(index)
                 link.tell(m.Proceed(key, index))

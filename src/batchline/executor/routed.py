@@ -46,12 +46,12 @@ class RoutedLane(Lane):
         """What it carries of its part: the lane with the lowest has the most room."""
         return self.in_flight / self.weight
 
-    def take(self) -> Line | None:
+    def take(self, *, most_bytes: int | None = None) -> Line | None:
         """As `Lane.take`; rather than be idle it takes over what another lane is at."""
-        line = Lane.take(self)
+        line = Lane.take(self, most_bytes=most_bytes)
         if line is None and self.runs and self.in_flight < self.permits:
             self.divides = True
-            line = Lane.take(self)
+            line = Lane.take(self, most_bytes=most_bytes)
             self.divides = False
         return line
 
@@ -95,10 +95,28 @@ class Share:
             run.in_flight.add(line)
         return line
 
-    def _returned(self) -> Line | None:
+    def take_small(self, most_bytes: int) -> Line | None:
+        """As `ShardRun.take_small`, of the lines that this lane may have."""
+        run = self.run
+        if run.gate is not Gate.OPEN:
+            return None
+        line = self._returned(most_bytes)
+        while line is None:
+            line = run.unseen_for(self.seat, divide=self.lane.divides)
+            if line is None:
+                return None
+            if line.length > most_bytes:
+                run.aside.append(line)
+                line = None
+        run.in_flight.add(line)
+        return line
+
+    def _returned(self, most_bytes: int | None = None) -> Line | None:
         """The first of the lines that came back that does not wait for another backend."""
         returned = self.run.returned
         for at, line in enumerate(returned):
+            if most_bytes is not None and line.length > most_bytes:
+                continue
             if not line.failed_at or self._may_have(line):
                 del returned[at]
                 return line

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import google_crc32c
-
 from batchline.domain.ids import BlobName
 from batchline.domain.model import BlobKind, BlobRange, ShardCommit
+from batchline.executor.blocks import Blocks, gathered
 from batchline.executor.shard_run import Gate, ShardRun, Snapshot
 from batchline.telemetry import probe
 
@@ -36,9 +35,13 @@ MAX_UNANSWERED: Final = 8  # groups on disk whose commit the store has not answe
 class _Part:
     run: ShardRun
     snapshot: Snapshot
-    output: bytes
-    errors: bytes
-    partials: bytes
+    output: Blocks
+    errors: Blocks
+    partials: Blocks
+
+    @property
+    def size(self) -> int:
+        return self.output.size + self.errors.size + self.partials.size
 
 
 class SegmentWriter:
@@ -150,7 +153,7 @@ class SegmentWriter:
         if not parts:
             return
         ranges = await self._write_durably(parts)
-        self._on_progress(sum(len(p.output) + len(p.errors) + len(p.partials) for p in parts))
+        self._on_progress(sum(part.size for part in parts))
         commits = [
             _commit(part, ranges[number])
             for number, part in enumerate(parts)
@@ -179,9 +182,9 @@ class SegmentWriter:
                     _Part(
                         run,
                         snapshot,
-                        b"".join(snapshot.outputs),
-                        b"".join(snapshot.errors),
-                        b"".join(snapshot.partials),
+                        gathered(snapshot.outputs),
+                        gathered(snapshot.errors),
+                        gathered(snapshot.partials),
                     )
                 )
         return parts
@@ -192,7 +195,8 @@ class SegmentWriter:
         Gives (output start, errors start, their end, segment) for each part; its partials follow.
         """
         loop = asyncio.get_running_loop()
-        data = b"".join(c for p in parts for c in (p.output, p.errors, p.partials))
+        kinds = ((part.output, part.errors, part.partials) for part in parts)
+        data = gathered([piece for kind in kinds for one in kind for piece in one.pieces])
         while True:
             try:
                 start = await loop.run_in_executor(None, self._append, data)
@@ -206,15 +210,15 @@ class SegmentWriter:
             self._on_trouble(None)
         ranges = []
         for part in parts:
-            middle = start + len(part.output)
-            end = middle + len(part.errors)
+            middle = start + part.output.size
+            end = middle + part.errors.size
             ranges.append((start, middle, end, self._name))
-            start = end + len(part.partials)
+            start = end + part.partials.size
         return ranges
 
     # -- the file (in a thread) ------------------------------------------------------------
 
-    def _append(self, data: bytes) -> int:
+    def _append(self, data: Blocks) -> int:
         """Write and sync `data`; the offset where it begins. Nothing counts when this raises."""
         if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
             self._abandon()  # somebody removed it: what is appended could never be read
@@ -223,7 +227,10 @@ class SegmentWriter:
         start = self._durable_to
         try:
             probe("segment.writing")
-            _write_all(self._fd, data, start)
+            end = start
+            for piece in data.pieces:
+                _write_all(self._fd, piece, end)
+                end += len(piece)
             probe("segment.written")
         except OSError:
             os.ftruncate(self._fd, start)
@@ -234,7 +241,7 @@ class SegmentWriter:
             self._abandon()
             raise
         probe("segment.synced")
-        self._durable_to = start + len(data)
+        self._durable_to = end
         return start
 
     def _begin_segment(self) -> None:
@@ -277,15 +284,15 @@ def _commit(part: _Part, where: tuple[int, int, int, BlobName]) -> ShardCommit:
         failed=part.snapshot.failed,
         usage=part.snapshot.usage,
         failed_lines=part.snapshot.failed_lines,
-        partials=_range(name, end, end + len(part.partials), part.partials),
+        partials=_range(name, end, end + part.partials.size, part.partials),
         saved_lines=part.snapshot.saved_lines,
     )
 
 
-def _range(name: BlobName, start: int, stop: int, data: bytes) -> BlobRange | None:
+def _range(name: BlobName, start: int, stop: int, data: Blocks) -> BlobRange | None:
     if start == stop:
         return None
-    return BlobRange(blob=name, start=start, stop=stop, crc=google_crc32c.value(data))
+    return BlobRange(blob=name, start=start, stop=stop, crc=data.crc())
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

@@ -127,6 +127,7 @@ class ShardRun:
     gate: Gate = Gate.OPEN
     cursor: int = 0
     returned: deque[Line] = field(default_factory=deque)  # to be dispatched before new ones
+    aside: deque[Line] = field(default_factory=deque)  # too large for the bytes that were left
     waiting: dict[Line, asyncio.TimerHandle] = field(default_factory=dict)  # for a retry
     in_flight: set[Line] = field(default_factory=set)
     settled: bytearray = field(default_factory=bytearray)
@@ -187,7 +188,21 @@ class ShardRun:
             self.in_flight.add(line)
         return line
 
+    def take_small(self, most_bytes: int) -> Line | None:
+        """As `take`, of the lines of at most so many bytes; larger ones are put aside meanwhile."""
+        if self.gate is not Gate.OPEN or (self.work.suspects and self.in_flight):
+            return None
+        while (line := self.returned.popleft() if self.returned else self._unseen()) is not None:
+            if line.length <= most_bytes:
+                self.in_flight.add(line)
+                return line
+            self.aside.append(line)
+        return None
+
     def _next_fresh(self) -> Line | None:
+        return self.aside.popleft() if self.aside else self._unseen()
+
+    def _unseen(self) -> Line | None:
         index = self._next_index()
         if index >= self.work.shard.entries:
             return None
@@ -200,9 +215,13 @@ class ShardRun:
 
         It does not count as in flight. `divide`: the lane would be idle otherwise.
         """
+        return self.aside.popleft() if self.aside else self.unseen_for(seat, divide=divide)
+
+    def unseen_for(self, seat: int, *, divide: bool) -> Line | None:
+        """As `next_for`, without those that were put aside."""
         spread = self.spread
         if spread is None:
-            return self._next_fresh()
+            return self._unseen()
         index = spread.take_divided(seat) if divide else spread.take(seat)
         if index is None:
             return None
@@ -239,7 +258,7 @@ class ShardRun:
     def has_line(self) -> bool:
         """Whether `take` could give a line now (or once the one in flight of suspects ends)."""
         return self.gate is Gate.OPEN and (
-            bool(self.returned) or self._next_index() < self.work.shard.entries
+            bool(self.returned or self.aside) or self._next_index() < self.work.shard.entries
         )
 
     # -- how a line ended ------------------------------------------------------------------
@@ -290,6 +309,7 @@ class ShardRun:
         if self.gate is not Gate.FENCED:
             self.gate = gate
         self.returned.clear()
+        self.aside.clear()
         for timer in self.waiting.values():
             timer.cancel()
         self.waiting.clear()
@@ -324,6 +344,10 @@ class ShardRun:
     @property
     def has_uncommitted(self) -> bool:
         return bool(self.outputs or self.errors or self.partials)
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        return sum(map(len, (*self.outputs, *self.errors, *self.partials)))
 
     @property
     def all_settled(self) -> bool:

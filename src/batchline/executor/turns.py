@@ -32,6 +32,9 @@ class Source(Protocol):
     def take(self) -> Line | None:
         """The next line to dispatch, now counted as in flight; None when there is none now."""
 
+    def take_small(self, most_bytes: int) -> Line | None:
+        """As `take`, of the lines of at most so many bytes; larger ones keep their place."""
+
     @property
     def has_line(self) -> bool:
         """Whether `take` could give a line, now or later."""

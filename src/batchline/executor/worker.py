@@ -36,8 +36,11 @@ from batchline.domain.splices import with_model
 from batchline.executor import messages as m
 from batchline.executor import routed, verdict
 from batchline.executor.aborts import Aborts
+from batchline.executor.beside import Beside
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
 from batchline.executor.failover import Failover
+from batchline.executor.handing import Handing
+from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.meter import REPORT_S
 from batchline.executor.routed import RoutedLane
@@ -67,6 +70,7 @@ class Worker:
         *,
         send: Callable[[m.ToControl], None],
         transport: Callable[[BackendSettings], Transport],
+        intake: Intake,
     ) -> None:
         self._settings = settings
         self._send = send
@@ -76,12 +80,18 @@ class Worker:
             send=send, settle=self._settle_late, offer=self._offer, fail=self._fail
         )
         self._runs: dict[ShardKey, ShardRun] = {}
+        self._handing = Handing(lambda key: send(m.Handed(key)), self._runs)
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(self._runs.values())
         )
         self._paused = False
         self._storage_trouble = False
         self._held_bytes = 0
+        self._unwritten_bytes = 0  # of these: results that are not on disk
+        self._intake = intake
+        intake.held = lambda: self._held_bytes
+        intake.unwritten = lambda: self._unwritten_bytes
+        self._beside = Beside(settings.byte_budget)
         self._random = random.Random()  # noqa: S311  # jitter, not a secret
         self._over = asyncio.Event()
         self._failure: Exception | None = None
@@ -307,19 +317,21 @@ class Worker:
         if self._paused or self._storage_trouble or self._draining:
             return None
         # At least one line is always allowed, or a line above the budget would never go.
-        if self._held_bytes >= self._settings.byte_budget:
+        if self._held_bytes < self._settings.byte_budget:
+            line = lane.take()
+        elif self._beside.allows(self._held_bytes):
+            line = lane.take(most_bytes=self._beside.small_bytes)
+        else:
             return None
-        line = lane.take()
         if line is None:
             return None
         line.begin(lane.backend)
         line.held_bytes = line.length
         self._held_bytes += line.length
         run = line.run
-        if not run.handed and run.cursor >= run.work.shard.entries:
-            run.handed = True
+        if not run.handed and run.cursor >= run.work.shard.entries and not run.aside:
             run.input.forget()
-            self._send(m.Handed(run.work.shard.key))
+            self._handing.handed_out(run)
         return line
 
     async def _slot(self, lane: Lane, first: Line) -> None:
@@ -454,6 +466,7 @@ class Worker:
         body = None if pieces is None else pieces.partial()
         if body is not None and (kept := line.run.keep_partial(line, body)):
             self._held_bytes += kept
+            self._unwritten_bytes += kept
             self._writer.dirty(line.run)
 
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
@@ -512,6 +525,8 @@ class Worker:
     def _settle_late(self, line: Line, found: Verdict) -> None:
         """Settle a line that waited for it outside of a slot."""
         self._settle(line, found)
+        if line.run.returned:
+            self._offer(line.run)
         self._release_if_over(line.run)
 
     def _settle(self, line: Line, found: Verdict) -> None:
@@ -519,9 +534,11 @@ class Worker:
         if run.gate is Gate.FENCED or found.result is None:
             run.in_flight.discard(line)
             return
-        self._held_bytes += run.settle(
+        size = run.settle(
             line, found.result, succeeded=found.outcome is Outcome.ANSWERED, usage=found.usage
         )
+        self._held_bytes += size
+        self._unwritten_bytes += size
         self._writer.dirty(run)
 
     def _retry_later(self, line: Line, delay_s: float) -> None:
@@ -535,6 +552,8 @@ class Worker:
     def _retry_due(self, line: Line) -> None:
         del line.run.waiting[line]
         line.run.returned.append(line)
+        if self._handing.unsaid:
+            self._handing.say()
         self._offer(line.run)
 
     def _ended(self, lane: Lane, line: Line, ended: _Ended) -> None:
@@ -557,6 +576,7 @@ class Worker:
         if run.returned:
             self._offer(run)
         if was_over_budget:
+            self._beside.freed(self._held_bytes)
             self._pump_all()
         self._release_if_over(run)
 
@@ -564,7 +584,9 @@ class Worker:
 
     def _commit_answered(self, run: ShardRun, accepted: bool) -> None:
         if not accepted and run.gate is not Gate.FENCED:
+            dropped = run.uncommitted_bytes
             run.close(Gate.FENCED)
+            self._bytes_left(dropped)
             self._aborts.end_run(run)
         self._release_if_over(run)
 
@@ -577,6 +599,8 @@ class Worker:
                 self._writer.hurry()  # somebody waits for this shard's end
             return
         del self._runs[key]
+        if self._handing.unsaid:
+            self._handing.say()
         routed.leave(run, self._lanes)
         os.close(run.input_fd)
         telemetry.probe("shard.releasing")
@@ -605,7 +629,10 @@ class Worker:
     def _bytes_left(self, count: int) -> None:
         was_over = self._held_bytes >= self._settings.byte_budget
         self._held_bytes -= count
+        self._unwritten_bytes -= count
+        self._intake.freed()
         if was_over:
+            self._beside.freed(self._held_bytes)
             self._pump_all()
 
 

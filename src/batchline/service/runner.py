@@ -362,8 +362,3 @@ async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
     finally:
         for wait in waits:
             wait.cancel()
-
-
-def reasons(batch: Batch, *, missing_models: Mapping[BatchId, Sequence[str]]) -> Sequence[str]:
-    """Why a running batch waits, in words for people."""
-    return [f"no backend serves model {model!r}" for model in missing_models.get(batch.id, ())]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from batchline.domain.model import Batch
 from batchline.executor.contract import Ends
+from batchline.service.meter import Meter
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,7 @@ class Running:
 
     batch: Batch
     unsettled: int
+    meter: Meter
     pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
     quarantined: dict[str, deque[int]] = field(default_factory=dict)  # those with suspect lines
     held: set[int] = field(default_factory=set)
@@ -33,6 +35,16 @@ class Running:
     @property
     def all_settled(self) -> bool:
         return self.unsettled == 0
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is a shard that no worker has."""
+        return bool(self.pending or self.quarantined)
+
+    @property
+    def models(self) -> list[str]:
+        """Those that have lines left."""
+        return sorted({*self.pending, *self.quarantined, *self.meter.models})
 
     def waiting_in(self, *, quarantine: bool) -> dict[str, deque[int]]:
         """The shards that wait, by model: those with suspect lines, or all others."""
@@ -55,6 +67,7 @@ class Running:
         self.suspected |= quarantine
 
     def let_go(self, number: int) -> None:
+        self.meter.let_go(number)
         self.held.discard(number)
         self.held_quarantined.discard(number)
         if not self.held:

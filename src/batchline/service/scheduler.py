@@ -15,12 +15,13 @@ from typing import Final, Protocol, TypeVar
 
 from batchline import telemetry
 from batchline.domain.errors import StoreError
-from batchline.domain.ids import BatchId, BlobName, WorkerId
+from batchline.domain.ids import BatchId, BlobName, ProjectId, WorkerId
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, ShardKey
 from batchline.domain.results import Failure
 from batchline.domain.shares import Charge, Turn
 from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
+from batchline.service.meter import Meter
 from batchline.service.running import Running
 from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
@@ -87,7 +88,7 @@ class Scheduler:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
         weight = await self._sharing.weight_of(batch.project_id)
         shards = await self._store.pending_shards(batch.id)
-        running = Running(batch=batch, unsettled=len(shards))
+        running = Running(batch=batch, unsettled=len(shards), meter=Meter(batch.counts))
         for shard in reversed(shards):
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
@@ -122,6 +123,20 @@ class Scheduler:
 
     def find(self, batch_id: BatchId) -> Running | None:
         return self._running.get(batch_id)
+
+    def running_of(self, project_id: ProjectId) -> Sequence[Running]:
+        """The running batches of a project, oldest first."""
+        found = [one for one in self._running.values() if one.batch.project_id == project_id]
+        return sorted(found, key=lambda one: one.batch.sequence)
+
+    def others_hold(self, running: Running) -> bool:
+        """Whether a worker has a shard of another batch."""
+        return any(one.held for one in self._running.values() if one is not running)
+
+    def share_of(self, running: Running) -> float:
+        """Which part of the shards at work are this batch's, from 0 to 1; 0 when none is."""
+        every = sum(one.meter.shards_at_work for one in self._running.values())
+        return running.meter.shards_at_work / every if every else 0.0
 
     # -- handing out -----------------------------------------------------------------------
 
@@ -164,6 +179,7 @@ class Scheduler:
                 return True
             if not running.stopped:
                 self._held[key] = held = _Held(model, room.quarantine)
+                running.meter.claimed(shard)
                 work = self._work(running, shard, turn, quarantine=room.quarantine)
                 given = self._executor.open_shard(room.worker, work)
                 if given and not room.quarantine:
@@ -258,10 +274,19 @@ class Scheduler:
             else:
                 break
         for one, ok in zip(commits, accepted, strict=True):
+            running = self._running.get(one.key.batch_id)
+            if ok and running is not None:
+                running.meter.committed(one)
             held = self._held.get(one.key)
             if ok and held is not None and held.charge is not None:
                 self._sharing.committed(held.charge, one)
         return accepted
+
+    def on_handed(self, key: ShardKey) -> None:
+        running = self._running.get(key.batch_id)
+        if running is not None:
+            running.meter.sent(key.number)
+        self.on_room()
 
     async def on_released(self, worker: WorkerId, released: Released) -> None:  # noqa: ARG002  # part of the contract
         held = self._no_longer_held(released.key)
@@ -334,11 +359,3 @@ class Scheduler:
         if running is not None:
             running.input_lost = True
             running.changed.set()
-
-    def waiting_models(self) -> Mapping[BatchId, Sequence[str]]:
-        """Models of running batches that no backend serves as far as is known."""
-        return {
-            batch_id: missing
-            for batch_id, running in self._running.items()
-            if (missing := [m for m in running.pending if not self._backends.backends_for(m)])
-        }

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from batchline.api.app import create_app
 from batchline.api.http_protocol import EnvelopeProtocol, serve_config
 from batchline.api.services import ListedModel, Readiness
+from batchline.domain.ids import BatchId, ProjectId
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobKind
 from batchline.service.batches import Batches, BatchSettings
@@ -27,8 +28,11 @@ from batchline.service.files import FileLimits, Files
 from batchline.service.jobs import Jobs
 from batchline.service.keys import Keys
 from batchline.service.planning import InputLimits, Planner
+from batchline.service.progress import ProgressReader
 from batchline.service.results import Results
+from batchline.service.running import Running
 from batchline.service.uploads import UploadLimits, Uploads
+from batchline.service.waits import Known
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
 from tests.contract.store_rows import NOW
@@ -59,6 +63,28 @@ class NoCatalogue:
 
     def models(self) -> Sequence[str]:
         return ()
+
+    def backends_for(self, model: str) -> Sequence[str]:  # noqa: ARG002  # of the contract
+        return ["only"]
+
+
+@dataclass(slots=True)
+class Runs:
+    """Batches that a test says are running."""
+
+    running: dict[BatchId, Running] = field(default_factory=dict)
+
+    def find(self, batch_id: BatchId) -> Running | None:
+        return self.running.get(batch_id)
+
+    def running_of(self, project_id: ProjectId) -> Sequence[Running]:
+        return [one for one in self.running.values() if one.batch.project_id == project_id]
+
+    def others_hold(self, running: Running) -> bool:
+        return any(one.held for one in self.running.values() if one is not running)
+
+    def share_of(self, running: Running) -> float:  # noqa: ARG002  # of the contract
+        return 1.0
 
 
 @dataclass(slots=True)
@@ -128,6 +154,8 @@ class ApiServer:
     state: ServerState
     readiness: Readiness = field(default_factory=lambda: Readiness(ready=True))
     models: Sequence[ListedModel] = ()
+    runs: Runs = field(default_factory=Runs)
+    known: Known = field(default_factory=Known)
 
     @property
     def base_url(self) -> str:
@@ -308,8 +336,9 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
     children = blobs_root.with_name("children")
     children.mkdir()
     jobs = Jobs(children)  # starts none before the first job
+    catalogue, runs = NoCatalogue(), Runs()
     planner = Planner(
-        store=store, blobs=blobs, jobs=jobs, models=NoCatalogue(), limits=InputLimits(), clock=clock
+        store=store, blobs=blobs, jobs=jobs, models=catalogue, limits=InputLimits(), clock=clock
     )
     app = create_app(
         files,
@@ -320,6 +349,7 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
         uploads=uploads,
         dry_run=DryRun(planner=planner, settings=settings),
         results=Results(store=store, blobs=blobs, batches=batches, clock=clock),
+        progress=ProgressReader(batches, runs, catalogue, lambda: api.known, clock=clock),
     )
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -336,6 +366,7 @@ async def serving(store: Store, blobs_root: Path) -> AsyncIterator[ApiServer]:
         clock=clock,
         keys=keys,
         state=state,
+        runs=runs,
     )
     # Without uvicorn's own loop, which looks every 0.1 s whether it is to end.
     server = await asyncio.get_running_loop().create_server(

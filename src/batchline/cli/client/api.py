@@ -70,6 +70,10 @@ class Api:
     def cancel(self, batch_id: str) -> Shape:
         return self._json("POST", f"/batches/{_segment(batch_id)}/cancel")
 
+    def progress(self, batch_id: str) -> Shape | None:
+        """How fast the batch goes and what it waits for; None where the server does not tell."""
+        return self._if_there(f"/batches/{_segment(batch_id)}/progress")
+
     def receipt(self, batch_id: str) -> Shape | None:
         """The batch's receipt; None where the server keeps none or does not tell."""
         return self._if_there(f"/batches/{_segment(batch_id)}/receipt")
@@ -126,16 +130,6 @@ class Api:
         found: list[Shape] = self._json("GET", "/models")["data"]
         return found
 
-    def readiness(self) -> Shape | None:
-        """Batchline's own account of itself; None from a server that is another product."""
-        root = self._parts.path.rpartition("/v1")[0]
-        with self._call("GET", f"{root}/healthz/ready", absolute=True, tolerate=True) as answer:
-            raw = answer.read()
-        try:
-            return msgspec.json.decode(raw, type=Shape)
-        except msgspec.DecodeError:
-            return None
-
     # -- HTTP ------------------------------------------------------------------------------
 
     def _json(
@@ -177,17 +171,13 @@ class Api:
         *,
         body: bytes | Iterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-        absolute: bool = False,
-        tolerate: bool = False,
     ) -> Iterator[http.client.HTTPResponse]:
-        """One request and its answer, closed afterwards. `tolerate`: any status is an answer."""
+        """One request and its answer, closed afterwards."""
         connection = self._connection()
         every = {"Authorization": f"Bearer {self._key}", "Connection": "close", **(headers or {})}
         try:
-            answer = self._answer(
-                connection, method, path if absolute else self._parts.path + path, body, every
-            )
-            if answer.status >= http.HTTPStatus.BAD_REQUEST and not tolerate:
+            answer = self._answer(connection, method, self._parts.path + path, body, every)
+            if answer.status >= http.HTTPStatus.BAD_REQUEST:
                 raise self._refused(answer)
             yield answer
         finally:

@@ -108,7 +108,7 @@ def show(batch_id: BatchId, json: Json = False) -> None:
 
     Exit codes: 0 shown, 1 there is none, 2 a wrong option, 3 no server answers.
     """
-    from batchline.cli.client import shown, waiting
+    from batchline.cli.client import shown
     from batchline.cli.client.server import api
 
     server = api()
@@ -116,14 +116,14 @@ def show(batch_id: BatchId, json: Json = False) -> None:
     if json:
         shown.say(shown.as_json(batch))
         return
-    shown.say(shown.whole_batch(batch, waiting.reasons(batch, server.readiness())))
+    shown.say(shown.whole_batch(batch, server.progress(batch_id)))
 
 
 def watch(batch_id: BatchId, json: Json = False) -> None:
     """Show a batch's progress until it has ended, then how it ended.
 
-    The bar, the rate and the time left go to stderr. A server that restarts meanwhile is waited
-    for. Ctrl-C ends the watching, not the batch.
+    The bar, the rate, the time left and what it waits for go to stderr. A server that restarts
+    meanwhile is waited for. Ctrl-C ends the watching, not the batch.
 
     Exit codes: 0 completed, 1 it ended otherwise or there is none, 2 a wrong option, 3 no server
     answers, 130 Ctrl-C.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from batchline.cli.client.api import Api, Shape
-from batchline.cli.client.waiting import reasons
+from batchline.cli.client.estimate import left_of
 from batchline.cli.outcome import UNREACHABLE, CommandFailed
-from batchline.cli.progress import ProgressView, Sight
+from batchline.cli.progress import ProgressView, Sight, Told
 from batchline.domain.lifecycle import TERMINAL
 
 LOOK_S: Final = 0.5
@@ -24,30 +25,29 @@ def follow(api: Api, batch_id: str) -> Shape:
     """
     batch = api.batch(batch_id)  # not yet patient: a wrong address shows at once
     with ProgressView() as view:
+        tells, progress = True, None
         while batch["status"] not in TERMINAL:
-            view.show(sight(batch, note="; ".join(reasons(batch, _readiness(api)))))
+            if tells:
+                with suppress(CommandFailed):  # if it is away, the next look at the batch tells
+                    progress = api.progress(batch_id)
+                    tells = progress is not None  # another product has no such route
+            view.show(sight(batch, progress))
             time.sleep(LOOK_S)
             batch = _patient(lambda: api.batch(batch_id), view, batch)
         view.show(sight(batch))
     return batch
 
 
-def sight(batch: Shape, *, note: str = "") -> Sight:
+def sight(batch: Shape, progress: Shape | None = None, *, note: str = "") -> Sight:
     counts = batch["request_counts"]
     return Sight(
         status=batch["status"],
         completed=counts["completed"],
         failed=counts["failed"],
         total=counts["total"],
-        note=note,
+        note=note or "; ".join(wait["message"] for wait in (progress or {}).get("waiting", ())),
+        told=None if progress is None else Told(progress["rate_per_s"], left_of(progress)),
     )
-
-
-def _readiness(api: Api) -> Shape | None:
-    try:
-        return api.readiness()
-    except CommandFailed:
-        return None  # the next look at the batch tells
 
 
 def _patient(look: Callable[[], Shape], view: ProgressView, last: Shape) -> Shape:

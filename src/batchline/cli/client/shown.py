@@ -10,6 +10,7 @@ import msgspec
 
 from batchline.cli import wording
 from batchline.cli.client.api import Api, Shape
+from batchline.cli.client.estimate import left_of
 from batchline.cli.outcome import CommandFailed
 
 _LABEL: Final = 14
@@ -58,13 +59,13 @@ def file_row(file: Shape) -> tuple[str, ...]:
     )
 
 
-def whole_batch(batch: Shape, waits_for: Sequence[str]) -> str:
-    """Everything that a person asks of a batch, one fact a line."""
+def whole_batch(batch: Shape, progress: Shape | None) -> str:
+    """Everything that a person asks of a batch, one fact a line. `progress` None: not known."""
     counts = batch["request_counts"]
     facts = [
         ("batch", batch["id"]),
         ("status", batch["status"]),
-        *(("waits for", reason) for reason in waits_for),
+        *(() if progress is None else _going(progress)),
         ("endpoint", batch["endpoint"]),
         ("model", batch.get("model") or "-"),
         ("lines", f"{counts['total']}"),
@@ -80,6 +81,17 @@ def whole_batch(batch: Shape, waits_for: Sequence[str]) -> str:
         *(("problem", problem) for problem in problems(batch)),
     ]
     return "\n".join(f"{label:<{_LABEL}}{text}" for label, text in facts)
+
+
+def _going(progress: Shape) -> list[tuple[str, str]]:
+    """What it waits for, how fast it goes, how long it takes."""
+    facts = [("waits for", wait["message"]) for wait in progress["waiting"]]
+    if progress["rate_per_s"] is not None:
+        facts.append(("rate", wording.rate(progress["rate_per_s"])))
+    left = left_of(progress)
+    if left is not None:
+        facts.append(("done in", wording.time_left(left).replace(" left", "", 1)))
+    return facts
 
 
 def _instants(batch: Shape) -> list[tuple[str, str]]:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from batchline.executor.contract import BackendSettings, Transport, TransportName
+from batchline.executor.intake import Intake
 from batchline.executor.transport.general import GeneralTransport
 from batchline.executor.transport.http1 import Http1Transport
 
-_MADE: Final[Mapping[TransportName, Callable[[BackendSettings], Transport]]] = {
+_MADE: Final[Mapping[TransportName, Callable[[BackendSettings, Intake], Transport]]] = {
     TransportName.GENERAL: GeneralTransport,
     TransportName.HTTP1: Http1Transport,
 }
 
 
-def transport_for(backend: BackendSettings) -> Transport:
+def transport_for(backend: BackendSettings, intake: Intake | None = None) -> Transport:
     """The one that its settings name; by `auto` the fast one for `http://`, the general for TLS.
+
+    `intake` bounds what is held of large answers, together with whoever else uses it.
 
     Raises:
         ValueError: the backend's address or a header cannot be used with it.
@@ -25,4 +28,4 @@ def transport_for(backend: BackendSettings) -> Transport:
     if name is TransportName.AUTO:
         plain = backend.base_url.startswith("http://")
         name = TransportName.HTTP1 if plain else TransportName.GENERAL
-    return _MADE[name](backend)
+    return _MADE[name](backend, intake or Intake())

@@ -18,6 +18,7 @@ import httptools
 
 from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import Answer, Pieces
+from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.decoding import decoded
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -38,9 +39,11 @@ class Dead(Exception):
 class Connection(asyncio.Protocol):
     """`begin` an exchange, await what it gives, and ask `reusable`. Not used by two at once."""
 
-    def __init__(self, *, limit_bytes: int) -> None:
-        """`limit_bytes` bounds the body of an answer."""
+    def __init__(self, *, limit_bytes: int, intake: Intake | None = None) -> None:
+        """`limit_bytes` bounds the body of an answer, `intake` those of all that are large."""
         self._limit_bytes = limit_bytes
+        self._intake = intake or Intake()
+        self._first_look = min(limit_bytes, LARGE_BYTES)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._fd = -1
@@ -54,6 +57,7 @@ class Connection(asyncio.Protocol):
         self.answers = 0  # that came to their end on this connection
         self.heard = False  # a byte came since the exchange began
         self.idle_since = 0.0  # `loop.time()`; for the pool
+        self._is_large = False
         self._begin_answer()
         self._interim = 0
 
@@ -107,6 +111,9 @@ class Connection(asyncio.Protocol):
     def end(self) -> bool:
         """The exchange is over for its caller; whether the connection can serve another."""
         self._answer = self._pieces = None
+        if self._is_large:
+            self._is_large = False
+            self._intake.left(self)
         return (
             self._whole
             and self.usable
@@ -211,6 +218,7 @@ class Connection(asyncio.Protocol):
         self._framed = False  # its length is known from its head
         self._body: list[bytes] = []
         self._body_bytes = self._announced = 0
+        self._look_at = self._first_look
         self._encoding = ""
         self._headers: dict[str, str] = {}
 
@@ -247,11 +255,29 @@ class Connection(asyncio.Protocol):
             self._hand_over(data)
             return
         self._body_bytes += len(data)
+        self._body.append(data)
+        if self._body_bytes > self._look_at:
+            self._look()
+
+    def _look(self) -> None:
+        """The body is large, or larger than that."""
         if self._body_bytes > self._limit_bytes:
             self._body.clear()
             self.fail(f"more than {self._limit_bytes} bytes", reason="too_large")
-        else:
-            self._body.append(data)
+        elif self._is_open:
+            self._look_at = min(self._limit_bytes, self._body_bytes + LARGE_BYTES)
+            self._is_large = True
+            self._intake.took(self, self._body_bytes)
+
+    def pause(self) -> None:
+        """Read no further (see `Taker`); the sender waits once the system's buffers are full."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read further."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _hand_over(self, piece: bytes) -> None:
         """Give a piece of the body to whoever wanted it so; what that raises ends the exchange."""

@@ -32,6 +32,7 @@ from yarl import URL
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
 from batchline.executor.contract import Answer, BackendSettings, Pieces
+from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.heads import Heads
 
 # uvicorn and node close an idle connection after 5 s. Letting go first keeps us from writing into a
@@ -52,13 +53,20 @@ class GeneralTransport:
     The number of connections is not bounded here: permits bound the requests in flight.
     """
 
-    def __init__(self, settings: BackendSettings, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        settings: BackendSettings,
+        intake: Intake | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """`tls` replaces the default context, which checks certificates against the system's.
 
         Raises:
             ValueError: `base_url` or a configured header cannot be used.
         """
         self._settings = settings
+        self._intake = intake or Intake()
         self._heads = Heads(settings.base_url, settings.headers or {})
         self._connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls or True
@@ -118,7 +126,9 @@ class GeneralTransport:
                 sent = True
                 self._in_flight.add(connection)
                 _write(wire, head, body)
-                answer = await _read_answer(protocol, self._settings.max_answer_bytes, pieces)
+                answer = await _read_answer(
+                    protocol, self._settings.max_answer_bytes, pieces, self._intake
+                )
                 whole = True
                 return answer
         except TimeoutError as exc:
@@ -183,7 +193,7 @@ def _write(wire: asyncio.Transport, head: bytes, body: bytes) -> None:
 
 
 async def _read_answer(
-    protocol: ResponseHandler, limit_bytes: int, pieces: Pieces | None
+    protocol: ResponseHandler, limit_bytes: int, pieces: Pieces | None, intake: Intake
 ) -> Answer:
     """The next answer, whole and decoded; its body is empty where `pieces` took it.
 
@@ -206,7 +216,7 @@ async def _read_answer(
             announced = message.headers.get("Content-Length")
             if announced is not None and int(announced) > limit_bytes:
                 raise SentUnanswered(f"{announced} bytes announced", reason="too_large")
-            body = await _read_body(protocol, payload, limit_bytes)
+            body = await _read_body(protocol, payload, limit_bytes, intake)
             answer = Answer(status=message.code, headers=kept, body=body)
     except HttpProcessingError as exc:
         raise SentUnanswered(f"unusable answer: {_reason(exc)}", reason="malformed") from exc
@@ -221,17 +231,40 @@ async def _read_answer(
     return answer
 
 
-async def _read_body(protocol: ResponseHandler, payload: StreamReader, limit_bytes: int) -> bytes:
+class _Reading:
+    """A `Taker`: aiohttp stops its socket soon after nobody reads what came."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+
+    def pause(self) -> None:
+        self.open.clear()
+
+    def go_on(self) -> None:
+        self.open.set()
+
+
+async def _read_body(
+    protocol: ResponseHandler, payload: StreamReader, limit_bytes: int, intake: Intake
+) -> bytes:
     if payload.is_eof():
         body = await payload.readany()  # the usual case: it came with the head
         size = len(body)
     else:
-        with _told_when_lost(protocol, payload):
-            chunks, size = [], 0
-            while size <= limit_bytes and not payload.at_eof():
-                chunks.append(await payload.readany())
-                size += len(chunks[-1])
-        body = b"".join(chunks)
+        reading = _Reading()
+        try:
+            with _told_when_lost(protocol, payload):
+                chunks, size = [], 0
+                while size <= limit_bytes and not payload.at_eof():
+                    chunks.append(await payload.readany())
+                    size += len(chunks[-1])
+                    if size >= LARGE_BYTES:
+                        intake.took(reading, size)
+                        await reading.open.wait()
+            body = b"".join(chunks)
+        finally:
+            intake.left(reading)
     if size > limit_bytes:
         raise SentUnanswered(f"more than {limit_bytes} bytes", reason="too_large")
     return body

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
 from batchline.executor.contract import Answer, BackendSettings, Pieces
+from batchline.executor.intake import Intake
 from batchline.executor.transport.connection import Connection, Dead
 from batchline.executor.transport.deadlines import Deadlines
 from batchline.executor.transport.heads import Heads
@@ -63,12 +64,13 @@ class Http1Transport:
     after the gate was asked again (RFC 9112, 9.3.1, with the same `Idempotency-Key`).
     """
 
-    def __init__(self, settings: BackendSettings) -> None:
+    def __init__(self, settings: BackendSettings, intake: Intake | None = None) -> None:
         """Raises ValueError when `base_url` or a configured header cannot be used."""
         url = urlsplit(settings.base_url)
         if url.scheme != "http" or not url.hostname:
             raise ValueError("this transport speaks http:// only")
         self._settings = settings
+        self._intake = intake or Intake()
         self._heads = Heads(settings.base_url, settings.headers or {})
         self._host, self._port = url.hostname, url.port or 80
         self._loop = asyncio.get_running_loop()
@@ -242,7 +244,7 @@ class Http1Transport:
 
     async def _connect_to(self, address: str, limit_bytes: int) -> Connection:
         _, connection = await self._loop.create_connection(
-            lambda: Connection(limit_bytes=limit_bytes), address, self._port
+            lambda: Connection(limit_bytes=limit_bytes, intake=self._intake), address, self._port
         )
         return connection
 

@@ -1,0 +1,120 @@
+"""Why a batch does not go on: a decision over what is known of workers, disk, backends and turns.
+
+Pure. `progress.py` gathers the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from batchline.domain.attempts import Outcome
+from batchline.domain.lifecycle import BatchStatus
+
+
+class WaitCode(StrEnum):
+    """What a batch waits for; stable, for programs."""
+
+    VALIDATING = "validating"
+    NO_WORKER = "no_worker"
+    DISK_LOW = "disk_low"
+    STORAGE_TROUBLE = "storage_trouble"
+    NO_BACKEND = "no_backend"
+    BACKEND_UNREACHABLE = "backend_unreachable"
+    BACKEND_SHED = "backend_shed"
+    BACKEND_REFUSED = "backend_refused"
+    BACKEND_WAITING = "backend_waiting"
+    OTHERS_FIRST = "others_first"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """One reason, with a sentence for people (without a stop at its end)."""
+
+    code: WaitCode
+    message: str
+    backend: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of the server, at one moment, for all batches.
+
+    `gated` says of backends why lines wait for them: `outcome: reason`. `limits` are how many
+    requests each may have in flight.
+    """
+
+    failing: str | None = None
+    ready_workers: int = 1
+    paused: str | None = None
+    storage_trouble: str | None = None
+    has_backends: bool = True
+    limits: Mapping[str, int] = field(default_factory=dict)
+    gated: Mapping[str, str] = field(default_factory=dict)
+
+
+_BY_OUTCOME: Final = MappingProxyType(
+    {
+        Outcome.NOT_SENT.value: WaitCode.BACKEND_UNREACHABLE,
+        Outcome.SHED.value: WaitCode.BACKEND_SHED,
+        Outcome.BLOCKED.value: WaitCode.BACKEND_REFUSED,
+    }
+)
+
+
+def of_server(known: Known, *, validating: bool = False) -> list[Wait]:
+    """What no batch goes on for, whatever it is. Validation needs no worker and no backend."""
+    waits = []
+    if known.paused is not None:
+        waits.append(Wait(code=WaitCode.DISK_LOW, message=f"disk: {known.paused}"))
+    if validating:
+        return waits
+    if known.failing is not None:
+        waits.append(Wait(code=WaitCode.NO_WORKER, message=known.failing))
+    elif known.ready_workers == 0:
+        waits.append(Wait(code=WaitCode.NO_WORKER, message="no worker process is ready"))
+    if known.storage_trouble is not None:
+        message = f"disk: {known.storage_trouble}"
+        waits.append(Wait(code=WaitCode.STORAGE_TROUBLE, message=message))
+    if not known.has_backends:
+        waits.append(Wait(code=WaitCode.NO_BACKEND, message="the server has no backend"))
+    return waits
+
+
+def of_batch(
+    status: BatchStatus,
+    known: Known,
+    *,
+    serving: Sequence[Sequence[str]],
+    others_first: bool,
+) -> Sequence[Wait]:
+    """Why nothing, or nothing of one of its models, goes on; empty when nothing is in the way.
+
+    `serving` are the backends that may serve it, for each model with lines left. `others_first`:
+    there are shards to hand out, no worker has one, and all room is taken by other batches.
+    """
+    if status is BatchStatus.VALIDATING:
+        reading = Wait(code=WaitCode.VALIDATING, message="its input file is being checked")
+        return [*of_server(known, validating=True), reading]
+    if status is not BatchStatus.IN_PROGRESS:
+        return []
+    waits = of_server(known)
+    for backends in serving:
+        in_the_way = [_of_backend(name, known) for name in backends]
+        # A line goes to whichever backend takes it: all of them have to be in the way.
+        waits += [wait for wait in in_the_way if wait is not None and None not in in_the_way]
+    if others_first and not waits:
+        message = "other batches are served first"
+        waits.append(Wait(code=WaitCode.OTHERS_FIRST, message=message))
+    return list(dict.fromkeys(waits))
+
+
+def _of_backend(name: str, known: Known) -> Wait | None:
+    gated = known.gated.get(name)
+    if gated is None:
+        return None
+    code = _BY_OUTCOME.get(gated.partition(":")[0], WaitCode.BACKEND_WAITING)
+    return Wait(code=code, message=f"backend {name}: {gated}", backend=name)

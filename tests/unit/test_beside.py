@@ -1,0 +1,168 @@
+"""Small lines beside large ones, and shards that are handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from batchline.domain import plan
+from batchline.domain.ids import BatchId
+from batchline.domain.model import Shard, ShardKey
+from batchline.executor.beside import Beside
+from batchline.executor.contract import ShardWork
+from batchline.executor.handing import Handing
+from batchline.executor.lane import Lane
+from batchline.executor.shard_run import Gate, ShardRun
+from batchline.executor.turns import Turns
+
+MIB = 1024 * 1024
+LARGE, SMALL = 5 * MIB, 600
+
+
+# -- bytes ---------------------------------------------------------------------------------------
+
+
+def test_an_eighth_of_the_budget_is_for_small_lines_wherever_the_last_large_one_went() -> None:
+    beside = Beside(256 * MIB)
+    for held in (256 * MIB, 300 * MIB):
+        assert beside.allows(held)
+        assert beside.allows(held + 32 * MIB - 1)
+        assert not beside.allows(held + 32 * MIB)
+        beside.freed(256 * MIB - 1)
+
+
+def test_the_mark_stays_while_the_budget_is_used_up() -> None:
+    beside = Beside(256 * MIB)
+    assert beside.allows(260 * MIB)
+    beside.freed(257 * MIB)
+    assert beside.allows(292 * MIB - 1)
+    assert not beside.allows(292 * MIB)
+
+
+def test_what_is_small_is_small_for_the_budget_too() -> None:
+    assert Beside(256 * MIB).small_bytes == 64 * 1024
+    assert Beside(MIB).small_bytes == 4096
+
+
+# -- lines ---------------------------------------------------------------------------------------
+
+
+def run_of(*lengths: int, number: int = 0) -> ShardRun:
+    """A shard with lines of these lengths."""
+    entries = b"".join(
+        plan.ENTRY.pack(1000 * n, length, n + 1, 0) for n, length in enumerate(lengths)
+    )
+    shard = Shard(
+        key=ShardKey(batch_id=BatchId("batch_6713cc40" + "0" * 24), number=number),
+        first_entry=0,
+        entries=len(lengths),
+        model="m",
+        epoch=1,
+        settled=bytes((len(lengths) + 7) // 8),
+    )
+    work = ShardWork(shard=shard, endpoint="/v1/e", input_path="", plan_path="", backends=["b"])
+    return ShardRun.open(work, input_fd=-1, entries=entries)
+
+
+def taken(run: ShardRun, most_bytes: int | None = None) -> list[int]:
+    """The indices of the lines that are given, to the last."""
+    found = []
+    while (line := run.take() if most_bytes is None else run.take_small(most_bytes)) is not None:
+        found.append(line.index)
+    return found
+
+
+def test_small_lines_overtake_large_ones_and_these_come_next_in_their_order() -> None:
+    run = run_of(SMALL, LARGE, SMALL, LARGE, SMALL)
+    assert taken(run, SMALL) == [0, 2, 4]
+    assert run.has_line
+    assert len(run.aside) == 2
+    assert taken(run) == [1, 3]
+    assert not run.aside
+    assert not run.has_line
+
+
+def test_large_lines_that_were_put_aside_come_before_lines_not_seen_yet() -> None:
+    run = run_of(LARGE, LARGE, SMALL, LARGE)
+    first = run.take_small(SMALL)
+    assert first is not None
+    assert first.index == 2
+    assert taken(run) == [0, 1, 3]
+
+
+def test_a_large_line_that_comes_back_is_put_aside_too() -> None:
+    run = run_of(LARGE, SMALL, SMALL)
+    large = run.take()
+    assert large is not None
+    run.put_back(large)
+    assert taken(run, SMALL) == [1, 2]
+    assert taken(run) == [0]
+
+
+def test_a_closed_gate_forgets_what_was_put_aside() -> None:
+    run = run_of(LARGE, SMALL)
+    assert taken(run, SMALL) == [1]
+    run.close(Gate.CLOSED)
+    assert not run.aside
+    assert taken(run) == []
+
+
+def test_of_suspects_one_runs_at_a_time_also_beside_large_lines() -> None:
+    run = run_of(SMALL, SMALL)
+    object.__setattr__(run.work, "suspects", (0, 1))
+    assert taken(run, SMALL) == [0]
+
+
+def lane_of(*runs: ShardRun, permits: int = 10) -> Lane:
+    lane = Lane("b", transport=None, permits=permits)  # type: ignore[arg-type]  # nothing is sent
+    lane.runs = Turns(runs)
+    return lane
+
+
+def test_a_lane_gives_small_lines_of_any_of_its_shards_within_its_permits() -> None:
+    lane = lane_of(run_of(LARGE, LARGE), run_of(LARGE, SMALL, SMALL, SMALL, number=1), permits=2)
+    found = [lane.take(most_bytes=SMALL) for _ in range(3)]
+    assert [None if one is None else one.index for one in found] == [1, 2, None]
+    assert lane.in_flight == 2
+
+
+# -- handing out ---------------------------------------------------------------------------------
+
+
+def with_waiting(number: int, lines: int) -> ShardRun:
+    """A shard all of whose lines wait for another try."""
+    run = run_of(*[SMALL] * lines, number=number)
+    while (line := run.take()) is not None:
+        run.in_flight.discard(line)
+        run.waiting[line] = None  # type: ignore[assignment]  # no timer is needed
+    return run
+
+
+def handing(runs: Mapping[ShardKey, ShardRun]) -> tuple[Handing, list[int]]:
+    told: list[int] = []
+    return Handing(lambda key: told.append(key.number), runs, most_waiting=10), told
+
+
+def test_a_shard_is_said_to_be_handed_out_once_fewer_lines_wait() -> None:
+    shards = [with_waiting(0, 6), with_waiting(1, 6), with_waiting(2, 1)]
+    runs = {run.work.shard.key: run for run in shards}
+    told_to, told = handing(runs)
+    for run in shards:
+        told_to.handed_out(run)
+        assert run.handed
+    assert told == []
+    for line in list(shards[0].waiting)[:4]:  # 9 of 13 are left
+        del shards[0].waiting[line]
+    told_to.say()
+    assert told == [0, 1, 2]
+    assert not told_to.unsaid
+
+
+def test_a_shard_that_was_given_back_needs_no_word() -> None:
+    shards = [with_waiting(0, 12), run_of(SMALL, number=1)]
+    runs = {run.work.shard.key: run for run in shards}
+    told_to, told = handing(runs)
+    for run in shards:
+        told_to.handed_out(run)
+    del runs[shards[0].work.shard.key]
+    told_to.say()
+    assert told == [1]

@@ -1,0 +1,94 @@
+"""Why a batch does not go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from batchline.domain.lifecycle import BatchStatus
+from batchline.service.waits import Known, WaitCode, of_batch
+
+GATED = {
+    "a": "not_sent: no connection: connection refused",
+    "b": "shed: status 429",
+    "c": "blocked: status 401",
+    "d": "rate_limited: 60 requests a minute",
+}
+
+
+def codes(
+    known: Known,
+    *serving: list[str],
+    status: BatchStatus = BatchStatus.IN_PROGRESS,
+    others_first: bool = False,
+) -> list[str]:
+    found = of_batch(status, known, serving=serving, others_first=others_first)
+    return [wait.code.value for wait in found]
+
+
+def test_a_batch_whose_lines_can_go_waits_for_nothing() -> None:
+    assert codes(Known(), ["a"]) == []
+    assert codes(Known(gated=GATED), ["x"]) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "code"),
+    [
+        ("a", "backend_unreachable"),
+        ("b", "backend_shed"),
+        ("c", "backend_refused"),
+        ("d", "backend_waiting"),
+    ],
+)
+def test_what_is_wrong_with_a_backend_is_a_code_and_its_own_words(backend: str, code: str) -> None:
+    (wait,) = of_batch(
+        BatchStatus.IN_PROGRESS, Known(gated=GATED), serving=[[backend]], others_first=False
+    )
+    assert (wait.code.value, wait.backend) == (code, backend)
+    assert wait.message == f"backend {backend}: {GATED[backend]}"
+
+
+def test_all_backends_of_a_model_have_to_be_in_the_way() -> None:
+    assert codes(Known(gated=GATED), ["a", "x"]) == []
+    assert codes(Known(gated=GATED), ["a", "b"]) == ["backend_unreachable", "backend_shed"]
+
+
+def test_of_several_models_each_may_wait() -> None:
+    assert codes(Known(gated=GATED), ["x"], ["b"], ["b"]) == ["backend_shed"]
+
+
+@pytest.mark.parametrize(
+    ("known", "code"),
+    [
+        (Known(paused="disk_low"), "disk_low"),
+        (Known(storage_trouble="disk_full"), "storage_trouble"),
+        (Known(failing="workers died at start 5 times in a row"), "no_worker"),
+        (Known(ready_workers=0), "no_worker"),
+        (Known(has_backends=False), "no_backend"),
+    ],
+)
+def test_what_is_wrong_with_the_server_concerns_every_batch(known: Known, code: str) -> None:
+    assert codes(known, ["a"]) == [code]
+
+
+def test_a_batch_that_is_checked_needs_room_and_no_worker() -> None:
+    known = Known(paused="disk_low", ready_workers=0, gated=GATED)
+    assert codes(known, status=BatchStatus.VALIDATING) == ["disk_low", "validating"]
+
+
+def test_turns_are_a_reason_only_where_there_is_no_other() -> None:
+    assert codes(Known(), ["a"], others_first=True) == ["others_first"]
+    assert codes(Known(gated=GATED), ["a"], others_first=True) == ["backend_unreachable"]
+
+
+@pytest.mark.parametrize("status", set(BatchStatus) - {"validating", "in_progress"})
+def test_a_batch_that_ends_or_has_ended_waits_for_nothing(status: BatchStatus) -> None:
+    known = replace(Known(gated=GATED), paused="disk_low")
+    assert codes(known, ["a"], status=status, others_first=True) == []
+
+
+def test_codes_are_documented() -> None:
+    from tests.unit.test_docs_reference import first_cells
+
+    assert first_cells("progress.md", "What it waits for") == [code.value for code in WaitCode]
