@@ -542,6 +542,8 @@ class Worker:
     def _settle_late(self, line: Line, found: Verdict) -> None:
         """Settle a line that waited for it outside of a slot."""
         self._settle(line, found)
+        if line.run.returned:
+            self._offer(line.run)
         self._release_if_over(line.run)
 
     def _settle(self, line: Line, found: Verdict) -> None:
