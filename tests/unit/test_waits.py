@@ -82,7 +82,7 @@ def test_turns_are_a_reason_only_where_there_is_no_other() -> None:
     assert codes(Known(gated=GATED), ["a"], others_first=True) == ["backend_unreachable"]
 
 
-@pytest.mark.parametrize("status", set(BatchStatus) - {"validating", "in_progress"})
+@pytest.mark.parametrize("status", sorted(set(BatchStatus) - {"validating", "in_progress"}))
 def test_a_batch_that_ends_or_has_ended_waits_for_nothing(status: BatchStatus) -> None:
     known = replace(Known(gated=GATED), paused="disk_low")
     assert codes(known, ["a"], status=status, others_first=True) == []
