@@ -11,7 +11,7 @@ args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test faults interop bench guards demo fresh chaos power model pins clean
+.PHONY: help setup check fix lint types test faults long interop bench guards demo fresh chaos power model pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,7 +70,7 @@ demo: $(VENV)/.demo ## The main job on real text, with a real model and no netwo
 
 # -- what a developer does ------------------------------------------------------------------------
 
-check: lint types test interop ## What CI runs
+check: lint types test faults long interop ## What CI runs
 
 fix: $(VENV)/.dev ## Every safe fix
 	$(BIN)/ruff check --fix .
@@ -85,12 +85,16 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
 
 faults: $(VENV)/.dev ## kill -9 of everybody at every durable step: some minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m matrix tests/fault $(args)
+
+long: $(VENV)/.dev ## What takes minutes without a fault: small benchmarks, the demo, many cancels
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(args)
+	BATCHLINE_MODEL=20 $(BIN)/python -m pytest tests/model/test_model.py
 
 interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
 	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)

@@ -109,6 +109,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)  # a dozen servers, beside two other tests
 @pytest.mark.parametrize(
     "parts",

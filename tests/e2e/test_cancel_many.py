@@ -31,6 +31,7 @@ DELAY_S: Final = 0.3  # at most, from the first moment of `in_progress`; a batch
 
 
 @pytest.mark.timeout(60 + CANCELS // 2)
+@pytest.mark.long
 async def test_no_request_comes_after_the_answer_to_a_cancel(tmp_path: Path) -> None:
     _say(f"\nseed {SEED}, {CANCELS} cancels (BATCHLINE_SEED, BATCHLINE_CANCELS)")
     script = Script(answer=Answer(latency_s=0.02, latency_max_s=0.15), seed=SEED)

@@ -44,6 +44,7 @@ def processes_with(argument: str) -> list[str]:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_the_demo_answers_a_question_given_at_run_time_and_accounts_for_every_line(
     tmp_path: Path,
 ) -> None:
@@ -92,6 +93,7 @@ def test_the_demo_answers_a_question_given_at_run_time_and_accounts_for_every_li
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.long
 def test_a_demo_that_is_terminated_leaves_nothing_running(tmp_path: Path) -> None:
     log = tmp_path / "said"
     data = tmp_path / "demo"

@@ -2,8 +2,8 @@
 
 A step is a named point of the program (`telemetry.probe`), before and after each thing that lasts
 or that another process is told. `scenes.py` plays the jobs that come by there; `test_kill.py` ends
-the server, its workers or both at each of them. `make test` runs the rows' own victim, and
-`make faults` every victim of every row.
+the server, its workers or both at each of them. `make test` runs some of the rows with
+their own victim, and `make faults` every victim of every row.
 """
 
 from __future__ import annotations
@@ -263,6 +263,14 @@ STEPS: Final[Sequence[Step]] = (
     *_transaction(Scene.AGAIN_EXPIRE, "window_closed", None, None, S),
     *_transaction(Scene.AGAIN_EXPIRE, "finalize", None, None, None),
 )
+
+# What `make test` goes through: of each scene the first step, and the middle one.
+SAMPLED: Final[Sequence[Step]] = [
+    step
+    for scene in Scene
+    for of_scene in [[step for step in STEPS if step.scene is scene]]
+    for step in {0: of_scene[0], len(of_scene) // 2: of_scene[len(of_scene) // 2]}.values()
+]
 
 # Steps that another test ends the program at, by the step's name or a transaction's.
 ELSEWHERE: Final[Mapping[str, str]] = {

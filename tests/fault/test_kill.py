@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.scenes import play
-from tests.fault.steps import STEPS, Step, Victim
+from tests.fault.steps import SAMPLED, STEPS, Step, Victim
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import conserved, server, submit, wait_for
@@ -31,7 +31,7 @@ MAX_IN_FLIGHT = 64
             step,
             victim,
             id=f"{step}-{victim}",
-            marks=[] if victim is step.victim else [pytest.mark.matrix],
+            marks=[] if victim is step.victim and step in SAMPLED else [pytest.mark.matrix],
         )
         for step in STEPS
         for victim in step.victims

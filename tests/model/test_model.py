@@ -17,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.model.machine import BatchMachine
 from tests.model.world import Template
 
-HISTORIES: Final = int(os.environ.get("BATCHLINE_MODEL") or 20)
+HISTORIES: Final = int(os.environ.get("BATCHLINE_MODEL") or 5)
 SEED: Final = int(os.environ.get("BATCHLINE_SEED") or 1)
 STEPS: Final = 50  # at most, of one history
 
