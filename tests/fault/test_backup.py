@@ -365,7 +365,9 @@ async def test_a_check_finds_what_is_missing_short_or_other(tmp_path: Path) -> N
     assert "its row says" in checked_after(lambda: os.truncate(blob(BlobKind.INPUT), 30))
     assert "plan" in checked_after(lambda: flip(blob(BlobKind.PLAN), 7))
     assert "no finished copy" in checked_after(lambda: (bad / "backup.json").unlink())
-    assert "newer Batchline" in checked_after(lambda: (bad / "format").write_text(f"{FORMAT + 1}\n"))
+    assert "newer Batchline" in checked_after(
+        lambda: (bad / "format").write_text(f"{FORMAT + 1}\n")
+    )
     assert "newer Batchline" in checked_after(lambda: forge_schema(bad, "9999"))
     assert "database" in checked_after(lambda: os.truncate(bad / "batchline.sqlite3", 5000))
 
