@@ -12,7 +12,7 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bench.report import Floor, Measurement, Table, spread
+from bench.report import Floor, Measurement, Row, Table, spread
 from tests.support.inputs import line_id, make_lines
 from tests.support.scripted_backend import backend_process
 from tests.support.scripted_backend.witness import BackendLog, Kind
@@ -99,7 +99,7 @@ def measure(rig: Rig) -> Measurement:
             place = f"stragglers-{run}-{number}"
             runs.append(asyncio.run(ran(rig, lines, with_slow=number == 1, name=place)))
             rig.say(f"{name}: {runs[-1].lines_per_s:.0f} fast lines/s")
-    rows = [
+    rows: list[Row] = [
         {
             "batch": name,
             "fast lines/s": spread([one.lines_per_s for one in runs]),
