@@ -13,7 +13,8 @@ GATED = {
     "a": "not_sent: no connection: connection refused",
     "b": "shed: status 429",
     "c": "blocked: status 401",
-    "d": "rate_limited: 60 requests a minute",
+    "d": "rate limit: 60 requests a minute",
+    "e": "drained: nothing of ours runs there",
 }
 
 
@@ -38,7 +39,8 @@ def test_a_batch_whose_lines_can_go_waits_for_nothing() -> None:
         ("a", "backend_unreachable"),
         ("b", "backend_shed"),
         ("c", "backend_refused"),
-        ("d", "backend_waiting"),
+        ("d", "rate_limit"),
+        ("e", "backend_waiting"),
     ],
 )
 def test_what_is_wrong_with_a_backend_is_a_code_and_its_own_words(backend: str, code: str) -> None:

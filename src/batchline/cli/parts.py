@@ -187,7 +187,7 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         paused=executor.paused,
         storage_trouble=executor.storage_trouble(),
         has_backends=bool(settings.backends),
-        limits={backend.name: backend.max_in_flight for backend in settings.backends},
+        limits=executor.admission.limits(),  # where they are learnt, what they are now
         gated=executor.waiting_reasons(),
     )
 

@@ -18,8 +18,8 @@ from batchline.service.batches import Batches
 from batchline.service.running import Running
 from batchline.service.waits import Known, Wait, WaitCode, of_batch
 
-# While one of these holds, nobody knows when the batch is done.
-_HELD_UP = frozenset(WaitCode) - {WaitCode.OTHERS_FIRST}
+# While one of these holds, nobody knows when the batch is done. A turn or a pace is no such thing.
+_HELD_UP = frozenset(WaitCode) - {WaitCode.OTHERS_FIRST, WaitCode.RATE_LIMIT}
 
 
 class Runs(Protocol):

@@ -26,6 +26,7 @@ class WaitCode(StrEnum):
     BACKEND_UNREACHABLE = "backend_unreachable"
     BACKEND_SHED = "backend_shed"
     BACKEND_REFUSED = "backend_refused"
+    RATE_LIMIT = "rate_limit"
     BACKEND_WAITING = "backend_waiting"
     OTHERS_FIRST = "others_first"
 
@@ -61,6 +62,7 @@ _BY_OUTCOME: Final = MappingProxyType(
         Outcome.NOT_SENT.value: WaitCode.BACKEND_UNREACHABLE,
         Outcome.SHED.value: WaitCode.BACKEND_SHED,
         Outcome.BLOCKED.value: WaitCode.BACKEND_REFUSED,
+        "rate limit": WaitCode.RATE_LIMIT,  # as the rate desk spells it
     }
 )
 

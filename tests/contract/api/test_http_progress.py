@@ -110,6 +110,17 @@ async def test_while_a_backend_is_in_the_way_it_is_named_and_no_end_is_foretold(
 
 
 @pytest.mark.rule("X9")
+async def test_a_rate_limit_is_a_pace_at_which_the_end_is_told(
+    api: ApiServer, store: Database
+) -> None:
+    batch = await under_way(api, store)
+    api.known = Known(gated={"only": "rate limit: 60 requests a minute"})
+    found = (await api.request("GET", f"/v1/batches/{batch.id}/progress")).json
+    assert [wait["code"] for wait in found["waiting"]] == ["rate_limit"]
+    assert found["expected_end_at"] is not None
+
+
+@pytest.mark.rule("X9")
 async def test_a_batch_whose_turn_it_is_not_says_so_and_nothing_of_the_others(
     api: ApiServer, store: Database
 ) -> None:
