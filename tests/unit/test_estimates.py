@@ -36,6 +36,15 @@ def test_a_guess_is_the_bytes_and_what_may_be_generated(
     assert Estimator().guess(sent, CHAT) == len(sent) / 4 + generated
 
 
+@pytest.mark.parametrize(
+    "members", [{"max_tokens": 10**400}, {"max_tokens": 10**300, "n": 10**300}, {"n": 10**400}]
+)
+def test_numbers_that_are_no_float_are_a_guess_too(members: dict[str, int]) -> None:
+    """If this fails, one line of a file ends each worker that comes to it, before it is tried, so
+    that nobody ever suspects it."""
+    assert 10**9 <= Estimator().guess(body(**members), CHAT) < 10**19
+
+
 def test_embeddings_generate_nothing() -> None:
     assert Estimator().guess(b"x" * 400, "/v1/embeddings") == 100
 

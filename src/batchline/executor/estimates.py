@@ -17,6 +17,8 @@ _BYTES_A_TOKEN: Final = 4  # of English JSON; learnt from the first answers on
 _FIRST_OUTPUT: Final = 256.0  # of requests that set no bound, until answers have shown better
 _SLOWEST: Final = 0.05  # what one answer counts at least, once many have come
 _SCALES: Final = (1 / 16, 16.0)
+# A file may say any number of digits, and one of 400 is no float. No allowance is as large.
+_MOST: Final = 10**9
 _GENERATES: Final = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS, Endpoint.RESPONSES})
 
 
@@ -49,8 +51,8 @@ class Estimator:
         except (ValueError, RecursionError):  # wrong types are the backend's to judge
             return tokens + self.output
         bound = bounds.max_completion_tokens or bounds.max_output_tokens or bounds.max_tokens
-        each = self.output if bound is None or bound < 0 else bound
-        return tokens + each * max(bounds.n or 1, 1)
+        each = self.output if bound is None or bound < 0 else min(bound, _MOST)
+        return tokens + each * min(max(bounds.n or 1, 1), _MOST)
 
     def learn(self, guess: float, usage: Usage) -> None:
         """A request of which `guess` was made came to `usage`."""
