@@ -27,6 +27,7 @@ DAY_S = 86_400.0
         ("", None),
         ("soon", None),
         ("-1s", None),
+        ("9" * 400 + "s", None),
         ("1s later", None),
         ("2026-11-28T12:00:00Z", None),
     ],
@@ -60,8 +61,19 @@ def test_what_cannot_be_read_is_not_told(remaining: str) -> None:
     assert told_in(headers("requests", "60", remaining, "1s")) == {}
 
 
-def test_a_limit_of_nothing_is_no_limit() -> None:
-    assert told_in(headers("requests", "0", "0", "1s"))[Kind.REQUESTS].limit is None
+@pytest.mark.parametrize("limit", ["0", f"0.{'0' * 323}5"])
+def test_a_limit_of_nothing_is_no_limit(limit: str) -> None:
+    assert told_in(headers("requests", limit, "0", "1s"))[Kind.REQUESTS].limit is None
+
+
+@given(
+    st.text(st.sampled_from("0123456789.dhmsu "), max_size=40),
+    st.sampled_from(["9" * 15, "1", "60"]),
+    st.sampled_from(["0", "59", "59.999999999999"]),
+)
+def test_whatever_is_told_is_of_some_period(reset: str, limit: str, remaining: str) -> None:
+    for one in told_in(headers("tokens", limit, remaining, reset)).values():
+        assert one.period_s in (60.0, 3_600.0, DAY_S)
 
 
 @pytest.mark.parametrize(

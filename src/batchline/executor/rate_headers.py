@@ -9,7 +9,7 @@ from typing import Final
 from batchline.executor.rates import Kind, Told
 
 _UNITS_S: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_PART: Final = re.compile(r"(\d{1,15}(?:\.\d+)?)(us|ms|s|m|h|d)")
 _DURATION: Final = re.compile(rf"(?:{_PART.pattern})+")
 _NUMBER: Final = re.compile(r"\d{1,15}(?:\.\d+)?")
 
@@ -26,8 +26,8 @@ def _told(headers: Mapping[str, str], kind: Kind) -> Told | None:
     limit = _number(headers.get(f"x-ratelimit-limit-{kind}"))
     return Told(
         remaining=remaining,
-        # A limit of nothing is no limit that anything could be sent under.
-        limit=limit or None,
+        # Under a limit below one nothing could ever be sent.
+        limit=limit if limit is not None and limit >= 1 else None,
         reset_s=duration_s(headers.get(f"x-ratelimit-reset-{kind}")),
     )
 
