@@ -47,6 +47,9 @@ def test_every_engine_is_told_by_what_runs_and_needs_nothing_else(engine: str) -
         b"vllm:num_requests_running NaN\n",
         b'vllm:num_requests_running{a="b"}\n',
         b"vllm:num_requests_running many\n",
+        b"vllm:num_requests_running -1\n",
+        b"vllm:num_requests_running 1e308\nvllm:num_requests_running 1e308\n",
+        b"vllm:num_requests_running 1e300\n",
         b"\xff\xfe\x00vllm:num_requests_running 1",
     ],
 )

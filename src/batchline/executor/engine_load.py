@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 METRICS: Final = "/metrics"  # at the root of the server, not below /v1
+_MOST: Final = 1e15  # of anything that is counted here; more is nonsense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +94,10 @@ def read_load(page: bytes, engine: str | None = None) -> EngineLoad | None:
 
 
 def _total(page: bytes, name: bytes) -> float | None:
-    """The sum of the samples of one metric; None when there are none, or one is no number."""
+    """The sum of the samples of one metric; None when there are none, or it is no count."""
     values = _samples(page, name)
-    return sum(values) if values and all(map(math.isfinite, values)) else None
+    total = sum(values) if values else math.nan
+    return total if 0 <= total <= _MOST else None  # also None for what is no number
 
 
 def _highest(page: bytes, names: Sequence[bytes]) -> float | None:
