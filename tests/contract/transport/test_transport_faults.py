@@ -185,6 +185,15 @@ async def test_an_answer_above_the_limit_is_given_up(make: MakeTransport, wire: 
             await server.all_gone.wait()
 
 
+async def test_a_length_may_have_any_number_of_zeros_before_it(make: MakeTransport) -> None:
+    """If this fails, a backend that writes so ends the workers, and the catalogue's looks: reading
+    more than 4,300 digits raises what no transport may raise."""
+    length = b"0" * 5_000 + b"2"
+    wire = b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n{}" % length
+    async with serving(answering(wire)) as server:
+        assert (await post(make(backend(server.url)))).body == b"{}"
+
+
 async def test_an_answer_of_exactly_the_limit_is_kept(make: MakeTransport) -> None:
     async with serving(answering(http(b"x" * 1000))) as server:
         transport = make(backend(server.url, max_answer_bytes=1000))

@@ -23,6 +23,7 @@ from batchline.executor.transport.decoding import decoded
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
+_MOST_DIGITS: Final = 20  # of a length: 64 bits, as the parser has checked
 
 _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: spare the copy
 _DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
@@ -238,7 +239,8 @@ class Connection(asyncio.Protocol):
                 self._headers.setdefault(kept, value.decode("latin-1"))
         elif name == b"content-length":
             self._framed = True
-            self._announced = int(value) if value.isdigit() else 0
+            # llhttp lets any number of zeros go before it, and Python reads 4,300 digits at most.
+            self._announced = int(value[-_MOST_DIGITS:]) if value.isdigit() else 0
         elif name == b"transfer-encoding":
             self._framed = True
             if value.lower() != b"chunked":

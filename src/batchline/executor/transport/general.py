@@ -44,6 +44,7 @@ _KEPT_BESIDE: Final = (*_KEPT_HEADERS, *RATE_HEADERS)  # where there is one of t
 _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: spare the copy
 _STALE_TRIES: Final = 8  # the pool drops dead connections itself; these are the spoiled ones
 _MAX_HEADER_BYTES: Final = 64 * 1024
+_MOST_DIGITS: Final = 20  # of a length: 64 bits, as the parser has checked
 _MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
 _DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
@@ -237,7 +238,8 @@ async def _read_answer(
             await _hand_over(protocol, payload, pieces)
         else:
             announced = message.headers.get("Content-Length")
-            if announced is not None and int(announced) > limit_bytes:
+            # Any number of zeros may go before it, and Python reads 4,300 digits at most.
+            if announced is not None and int(announced[-_MOST_DIGITS:]) > limit_bytes:
                 raise SentUnanswered(f"{announced} bytes announced", reason="too_large")
             body = await _read_body(protocol, payload, limit_bytes, intake)
             answer = Answer(status=message.code, headers=kept, body=body)
