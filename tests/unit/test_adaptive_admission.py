@@ -195,6 +195,23 @@ def test_a_trial_that_is_shed_says_nothing_of_the_limit(floor: Floor) -> None:
     assert floor.limit == limit
 
 
+def test_what_is_shed_by_a_backend_that_went_away_says_nothing_of_the_limit(floor: Floor) -> None:
+    """A server that restarts behind a proxy: one connection is refused, and what was in flight is
+    answered with a 503. If this fails, the limit falls to its floor and has to be learnt anew."""
+    floor.want()
+    for _ in range(20):
+        floor.report("a", answers=100)
+        floor.settle()
+    limit = floor.limit
+    assert limit > 4
+    floor.admission.fault(
+        "a", m.BackendFault(ONE, Outcome.NOT_SENT.value, "connection refused", None, trial=False)
+    )
+    for name in ("a", "b", "a", "b"):
+        floor.shed(name)
+    assert floor.limit == limit
+
+
 def test_others_at_the_engine_are_made_room_for_and_what_is_ours_is_not_theirs() -> None:
     floor = Floor()
     floor.want()

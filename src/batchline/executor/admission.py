@@ -41,6 +41,7 @@ class _Desk:
     steering: Steering | None = None  # None: the pool's limit is what was configured
     measure: int = 0  # what its workers report under
     settled: bool = False  # the log has been told of the limit
+    shedding: bool = False  # its circuit closed, when it last did, over a refusal for load
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
 
@@ -179,7 +180,9 @@ class Admission:
             asked_s=min(message.retry_after_s or 0.0, _RETRY_AFTER_CAP_S),
             trial=message.trial,
         )
-        if desk.steering is not None and message.outcome == Outcome.SHED and not message.trial:
+        # Of a backend that went away first, refusals say that it is not there, and not of its limit.
+        of_load = message.outcome == Outcome.SHED and desk.shedding
+        if desk.steering is not None and of_load and not message.trial:
             desk.steering.shed(
                 worker,
                 message,
@@ -208,6 +211,7 @@ class Admission:
             roll=self._random.random(),
         )
         if closed:
+            desk.shedding = outcome is Outcome.SHED
             name = desk.settings.name
             telemetry.trouble("backend_gated", backend=name, outcome=outcome, reason=reason)
             # Also the one that met the fault: an earlier word to admit may be on its way to it.
