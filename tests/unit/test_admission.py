@@ -8,7 +8,7 @@ import pytest
 
 from batchline.domain.attempts import Outcome
 from batchline.executor import messages as m
-from batchline.executor.admission import SILENT_WAIT_S, Admission
+from batchline.executor.admission import SILENT_WAIT_S, TURN_S, Admission
 from batchline.executor.circuit import FIRST_WAIT_S
 from batchline.executor.contract import BackendSettings
 from batchline.executor.rates import Told, Want
@@ -40,7 +40,7 @@ class Desk:
     def limited(self, **limits: int) -> None:
         """The first backend counts."""
         self.admission = Admission(
-            [BackendSettings(name=ONE, base_url="http://one/v1", max_in_flight=8, **limits)],  # type: ignore[arg-type]
+            [BackendSettings(name=ONE, base_url="http://one/v1", **{"max_in_flight": 8, **limits})],  # type: ignore[arg-type]
             tell=lambda worker, message: self.told.append((worker, message)),
             clock=lambda: self.now,
         )
@@ -127,6 +127,24 @@ def test_the_second_worker_waits_for_what_the_first_gives_back(desk: Desk) -> No
     ]
     desk.admission.permits_held("a", m.PermitsHeld(ONE, 4, 2))
     assert desk.news() == [("b", m.SetPermits(ONE, 4, 1))]
+
+
+def test_no_worker_is_without_permits_for_long(desk: Desk) -> None:
+    """Of one permit and two workers. If this fails, what the second has of any batch waits until
+    the first has nothing left of all batches."""
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b")
+    turns = []
+    for _ in range(100):
+        desk.now += TURN_S / 20
+        desk.admission.tick()
+        turns += [
+            worker
+            for worker, told in desk.told
+            if isinstance(told, m.SetPermits) and not told.permits
+        ]
+        desk.settle()
+    assert turns in (["a", "b", "a", "b", "a"], ["a", "b", "a", "b"])
 
 
 def test_backends_are_apart(desk: Desk) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from batchline.executor.permits import PermitPool
 
 WORKERS = ("a", "b", "c")
-ORDERS = ("want", "leave", "rebalance", "obey", "send", "end", "hear", "die")
+ORDERS = ("want", "leave", "rebalance", "pass on", "obey", "send", "end", "hear", "die")
 
 
 @dataclass(slots=True)
@@ -75,6 +75,9 @@ class World:
                 self.rebalance()
             case "rebalance":
                 self.rebalance()
+            case "pass on":
+                if self.pool.pass_on(self.wanting):
+                    self.rebalance()
             case "obey":
                 worker.obey()
             case "send":
@@ -147,6 +150,28 @@ def test_a_limit_is_split_evenly_and_the_rest_goes_to_the_first() -> None:
 
 def test_with_more_workers_than_permits_some_have_none() -> None:
     assert PermitPool(2).rebalance(["a", "b", "c"]) == {"a": 1, "b": 1}
+
+
+def test_too_few_permits_go_round_and_none_is_passed_on_before_it_has_come() -> None:
+    world = World(2)
+    had = []
+    for name in WORKERS:
+        world.do("want", name)
+    for _ in range(6):
+        world.come_to_rest()
+        had.append({name for name, worker in world.workers.items() if worker.permits})
+        assert world.pool.pass_on(WORKERS)
+        world.rebalance()
+        assert not world.pool.pass_on(WORKERS)
+    assert had == 2 * [{"a", "b"}, {"c", "a"}, {"b", "c"}]
+
+
+def test_enough_permits_stay_where_they_are() -> None:
+    world = World(3)
+    for name in WORKERS:
+        world.do("want", name)
+    world.come_to_rest()
+    assert not world.pool.pass_on(WORKERS)
 
 
 def test_nothing_is_told_twice() -> None:

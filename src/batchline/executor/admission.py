@@ -29,6 +29,7 @@ from batchline.executor.steering import Steering, steering_of
 _RETRY_AFTER_CAP_S = 300.0
 # Looks go on meanwhile, and one that is answered ends it; but lines may fare better than looks.
 SILENT_WAIT_S: Final = 60.0
+TURN_S: Final = 1.0  # for which some workers have the permits, where there are not enough for all
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class _Desk:
     rates: RateDesk
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
+    turn_until: float = 0.0  # with fewer permits than workers, others have them then
     measure: int = 0  # what its workers report under
     settled: bool = False  # the log has been told of the limit
     shedding: bool = False  # its circuit closed, when it last did, over a refusal for load
@@ -180,7 +182,7 @@ class Admission:
             asked_s=min(message.retry_after_s or 0.0, _RETRY_AFTER_CAP_S),
             trial=message.trial,
         )
-        # Of a backend that went away first, refusals say that it is not there, and not of its limit.
+        # Once a backend has gone away, refusals tell of that and not of its limit.
         of_load = message.outcome == Outcome.SHED and desk.shedding
         if desk.steering is not None and of_load and not message.trial:
             desk.steering.shed(
@@ -292,10 +294,15 @@ class Admission:
         return min((desk.rates.due_s(now) for desk in self._desks.values()), default=math.inf)
 
     def tick(self) -> None:
-        """Grant what is due, and ask one worker per closed circuit to try a line."""
+        """Grant what is due, pass on permits that are too few, and ask one worker per closed
+        circuit to try a line."""
         now = self._clock()
         for name, desk in self._desks.items():
             desk.rates.serve(now)
+            if now >= desk.turn_until:
+                desk.turn_until = now + TURN_S
+                if desk.pool.pass_on(desk.takers, single=desk.single & desk.takers):
+                    self._rebalance(name, desk)
             if desk.wanting and not desk.drained and desk.circuit.trial_due(now):
                 worker = self._random.choice(sorted(desk.wanting))
                 desk.circuit.trial_with = worker

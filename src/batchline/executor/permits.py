@@ -23,6 +23,7 @@ class PermitPool:
     told: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     orders: dict[str, int] = field(default_factory=dict)
+    _last: str = ""  # with fewer permits than workers, those after this one come first
 
     def rebalance(
         self, wanting: Collection[str], *, single: Collection[str] = ()
@@ -30,12 +31,14 @@ class PermitPool:
         """New shares for the workers that want permits; what to tell whom.
 
         The limit is split evenly between `wanting`, after one permit for each of them that is in
-        `single` and can use no more; workers outside it go to zero. A share grows only into permits
-        that nobody may still be using; call again when one was given back.
+        `single` and can use no more; workers outside it go to zero. Where there is not one for
+        each, see `pass_on`. A share grows only into permits that nobody may still be using; call
+        again when one was given back.
         """
         orders: dict[str, int] = {}
         targets = dict.fromkeys(sorted(single)[: self.limit], 1)
-        targets |= _even_split(self.limit - len(targets), sorted(set(wanting) - set(single)))
+        several = self._in_turn(set(wanting) - set(single))
+        targets |= _even_split(self.limit - len(targets), several)
         for worker in list(self.told):
             target = targets.get(worker, 0)
             if target < self.told[worker]:
@@ -51,6 +54,22 @@ class PermitPool:
                 self.held[worker] = max(self.held.get(worker, 0), grown)
         self._number(orders)
         return orders
+
+    def pass_on(self, wanting: Collection[str], *, single: Collection[str] = ()) -> bool:
+        """Let others of those that want permits have them, where there is not one for each.
+
+        Call `rebalance` when it says so: nothing changes while a permit is on its way, or one that
+        takes long to come would go back to whom it comes from.
+        """
+        several = self._in_turn(set(wanting) - set(single))
+        having = [worker for worker in several if self.told.get(worker)]
+        if not 0 < len(having) < len(several) or self.held != self.told:
+            return False
+        self._last = having[-1]
+        return True
+
+    def _in_turn(self, workers: Collection[str]) -> list[str]:
+        return sorted(workers, key=lambda worker: (worker <= self._last, worker))
 
     def again(self, workers: Collection[str]) -> Mapping[str, int]:
         """The shares of `workers` as they are, as new orders: something else about them changed."""
