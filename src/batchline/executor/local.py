@@ -218,15 +218,15 @@ class LocalExecutor:
         expected = self._stopping.is_set() or (link.quarantine and not self._quarantine_wanted)
         if not expected:
             telemetry.trouble(
-                "worker_ended", worker=link.worker, status=status, shards=len(link.held)
+                "worker_ended", worker=link.worker, status=status, shards=len(link.holding.works)
             )
             if not link.ready and not link.quarantine:
                 self._deaths_at_start += 1
                 if self._deaths_at_start >= FAILING_DEATHS:
                     self._all_ready.set()
         events = self._must_events()
-        await events.on_lost(link.worker, list(link.held), under_way=link.trying)
-        link.held.clear()
+        await events.on_lost(link.worker, list(link.holding.works), under_way=link.trying)
+        link.holding.clear()
         events.on_room()
 
     def _must_events(self) -> ExecutorEvents:
@@ -274,7 +274,7 @@ class LocalExecutor:
             case m.GateClosed():
                 pass
             case m.Handed(key=key):
-                link.handed.add(key)
+                link.holding.handed(key)
                 self._must_events().on_handed(key)
             case m.Trying(key=key, index=index):
                 link.trying.setdefault(key, set()).add(index)
@@ -322,8 +322,7 @@ class LocalExecutor:
                 case m.InputUnreadable(key=key):
                     await events.on_input_unreadable(key)
                 case m.ShardReleased(released=released):
-                    link.held.pop(released.key, None)
-                    link.handed.discard(released.key)
+                    link.holding.end(released.key)
                     link.trying.pop(released.key, None)
                     self._want(link)
                     await events.on_released(link.worker, released)
@@ -364,21 +363,20 @@ class LocalExecutor:
             or self._gates.is_closed(key.batch_id)
         ):
             return False
-        link.held[key] = work
+        link.holding.begin(work)
         self._want(link)  # first: of several backends' permits one would come before the others
         link.tell(m.OpenShard(work))
         telemetry.probe("shard.opened")
         return True
 
     def _want(self, link: WorkerLink) -> None:
-        wanted = {name for work in link.held.values() for name in work.backends}
-        self._admission.set_wanting(link.worker, wanted, one_permit=link.quarantine)
+        self._admission.set_wanting(link.worker, link.holding.backends, one_permit=link.quarantine)
 
     def holders(self, batch_id: BatchId) -> Mapping[ShardKey, WorkerId]:
         return {
             key: link.worker
             for link in self._links.values()
-            for key in link.held
+            for key in link.holding.works
             if key.batch_id == batch_id
         }
 
@@ -447,13 +445,9 @@ class LocalExecutor:
 
 def _room(link: WorkerLink, backend: str) -> Room:
     if link.quarantine:  # one shard at a time, to its end
-        shards = 0 if link.held else 1
+        shards = 0 if link.holding.works else 1
         return Room(worker=link.worker, backend=backend, shards=shards, quarantine=True)
-    waiting = [
-        key.batch_id
-        for key, work in link.held.items()
-        if key not in link.handed and backend in work.backends
-    ]
+    waiting = link.holding.open_at(backend)
     return Room(
         worker=link.worker,
         backend=backend,

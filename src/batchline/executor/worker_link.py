@@ -19,7 +19,7 @@ from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor import processes
-from batchline.executor.contract import ShardWork
+from batchline.executor.holding import Holding
 from batchline.executor.protocol import PROTOCOL, named_in
 
 # Messages to a worker are small; a worker that lets this much pile up does not read any more.
@@ -27,7 +27,7 @@ _MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 
 
 class WorkerLink:
-    """A started worker. `held` are the shards that it may be running, by key.
+    """A started worker. `holding` are the shards that it may be running.
 
     `trying` are the entries under way in each announced shard. `quarantine`: see `Room`.
     """
@@ -44,8 +44,7 @@ class WorkerLink:
     ) -> None:
         self.worker = worker
         self.quarantine = quarantine
-        self.held: dict[ShardKey, ShardWork] = {}
-        self.handed: set[ShardKey] = set()
+        self.holding = Holding()
         self.trying: dict[ShardKey, set[int]] = {}
         self.ready = False
         self.other_version: str | None = None  # what the worker's program calls itself instead
@@ -134,13 +133,13 @@ class WorkerLink:
         return future
 
     def holds(self, batch_id: BatchId) -> bool:
-        return any(key.batch_id == batch_id for key in self.held)
+        return any(key.batch_id == batch_id for key in self.holding.works)
 
     def backends_of(self, batch_id: BatchId) -> set[str]:
         """Where it may have sent requests of the batch."""
         return {
             name
-            for key, work in self.held.items()
+            for key, work in self.holding.works.items()
             if key.batch_id == batch_id
             for name in work.backends
         }
