@@ -132,6 +132,17 @@ def test_what_was_estimated_too_low_is_owed() -> None:
 # -- what answers say ------------------------------------------------------------------------------
 
 
+def test_nonsense_that_was_counted_is_owed_for_minutes_and_not_for_years() -> None:
+    """A backend that tells of 10 ** 12 tokens in one answer. If this fails, no line goes there
+    until the server is started again, and nothing says why."""
+    made = rates(tokens=6_000)
+    want = Want(1, 100.0, 100.0)
+    sent_in(made, START, START + 60, want)
+    made.correct(1e12, START + 60)
+    assert sent_in(made, START + 60, START + 60 + 300, want, step=1.0) == 0
+    assert sent_in(made, START + 360, START + 1_260, want, step=1.0) >= 60
+
+
 def test_a_limit_that_is_told_holds_from_then_on() -> None:
     made = rates()
     told = Told(limit=600, remaining=100, reset_s=50.0)

@@ -37,6 +37,10 @@ _A_REFUSAL: Final = 0.05  # of the refill, more spent by others than we knew
 _UNSURE_S: Final = 0.1  # of requests that went out so close together, which was counted first
 _REMEMBER_S: Final = 660.0  # no request runs for longer by default
 
+# A line may take more than there is, by the usage that a backend told of it. More than this is not
+# believed: at 10 ** 12 tokens, from one answer with a fault in it, nothing would go for years.
+_MOST_OWED_S: Final = 300.0  # of refill
+
 _FIRST_HOLD_S: Final = 1.0
 _LONGEST_HOLD_S: Final = 30.0
 
@@ -134,8 +138,9 @@ class Bucket:
 
     def take(self, amount: float) -> None:
         """Spend `amount`; a negative one gives back. The credit may be owed afterwards."""
-        self.level = min(self.limit, self.level - amount)
-        self.credit = min(self.credit - amount, BURST_S * self.pace)
+        most_owed = max(self.limit, _MOST_OWED_S * self.refill)
+        self.level = min(self.limit, max(self.level - amount, -most_owed))
+        self.credit = min(max(self.credit - amount, -most_owed), BURST_S * self.pace)
         if self.history and self.at <= self.history[-1][0]:
             self.history.pop()
         self.history.append((self.at, self.level - self.wrong))
