@@ -271,9 +271,15 @@ def test_lines_that_will_not_come_back_are_forgotten(bench: Bench) -> None:
         refuse(bench, line, 1_000)
     lines[0].run.waiting.clear()
     lines[0].run.close(Gate.CLOSED)
-    lines[1].run.waiting.clear()  # another backend answered it
-    refuse(bench, lines[2], 1_000)
+    lines[1].run.waiting.clear()
+    lines[1].run.settle(lines[1], b"", succeeded=True, usage=None)  # by another backend's answer
+    bench.pass_time(60.0)
     assert bench.meter.remembered == 1
+    lines[2].run.waiting.clear()
+    lines[2].run.close(Gate.CLOSED)
+    bench.pass_time(60.0)
+    assert bench.meter.remembered == 0
+    assert not bench.due
 
 
 # -- turns -----------------------------------------------------------------------------------------

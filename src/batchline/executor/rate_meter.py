@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from batchline.domain import bitmap
 from batchline.domain.attempts import Outcome
 from batchline.domain.lines import RequestLine
 from batchline.domain.model import Usage
@@ -18,7 +19,7 @@ from batchline.executor import messages as m
 from batchline.executor.estimates import Estimator, total_of
 from batchline.executor.rate_headers import told_in
 from batchline.executor.rates import Kind, Told, Want
-from batchline.executor.shard_run import Line
+from batchline.executor.shard_run import Gate, Line
 
 REPORT_S: Final = 0.1  # how often what answers said is passed on
 MOST_ASKED: Final = 64  # requests at once; what is granted of it is half a second's worth at most
@@ -28,6 +29,7 @@ HOPELESS: Final = 3
 _ROUNDING: Final = 1e-6
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 60.0
+_FORGET_S: Final = 30.0  # after a refusal, and again while there is something to remember
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class RateMeter:
         self._told_of = 0.0  # when the request of `_told` went out
         self._reporting = False
         self._answered = 0
+        self._forgetting = False
 
     # -- what the control process says -----------------------------------------------------
 
@@ -179,7 +182,9 @@ class RateMeter:
 
         Others may go meanwhile, when the control process grants it. No attempt is used.
         """
-        self._forget_gone()
+        if not self._forgetting:
+            self._forgetting = True
+            self._later(_FORGET_S, self._forget_gone)
         cost = self._costs.setdefault(line, _Cost())
         cost.refusals += 1
         cost.wanted = None
@@ -215,8 +220,12 @@ class RateMeter:
         """Refused lines whose gate closed, or that another backend answered, do not come back."""
         for line in list(self._costs):
             run = line.run
-            if not (line in run.in_flight or line in run.waiting or line in run.returned):
+            is_over = run.gate is not Gate.OPEN or bitmap.is_marked(run.settled, line.index)
+            if is_over and line not in run.in_flight:
                 del self._costs[line]
+        self._forgetting = bool(self._costs)
+        if self._forgetting:
+            self._later(_FORGET_S, self._forget_gone)
 
     # -- reports ---------------------------------------------------------------------------
 
