@@ -628,7 +628,7 @@ class Worker:
                 Released(
                     key=key,
                     epoch=run.work.shard.epoch,
-                    settled=run.all_settled,
+                    settled=run.all_settled and run.gate is not Gate.FENCED,
                     ends=run.ends,
                 )
             )
