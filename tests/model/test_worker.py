@@ -1,0 +1,94 @@
+"""Whatever happens to workers, in any order: nothing goes out that may not, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from batchline.executor import segments
+from batchline.executor.contract import BackendSettings, CancelBy, Concurrency
+from tests.model.loop import QuietLoop
+from tests.model.worker_world import World, play
+
+HISTORIES = 60
+STEPS = 800
+
+
+def some_backends(rng: random.Random) -> list[BackendSettings]:
+    """One to three, which count or do not, learn or do not, and take few at once."""
+    return [
+        BackendSettings(
+            name=f"b{number}",
+            base_url=f"http://b{number}/v1",
+            max_in_flight=rng.choice((1, 2, 5, 12)),
+            weight=rng.choice((0.5, 1.0, 3.0)),
+            cancel=rng.choice((CancelBy.CLOSE, CancelBy.DRAIN)),
+            concurrency=rng.choice((Concurrency.FIXED, Concurrency.FIXED, Concurrency.ADAPTIVE)),
+            requests_per_minute=rng.choice((None, None, 60, 600)),
+            tokens_per_minute=rng.choice((None, None, None, 60_000)),
+        )
+        for number in range(rng.choice((1, 1, 2, 3)))
+    ]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_history_of_workers_breaks_a_promise_or_leaves_anything(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the promises: no first byte behind an acknowledged gate, no more than `max_in_flight`
+    of all workers, no settled line again, every line of an open batch settled in the end, and then
+    no byte, permit, timer, cost or verdict left. The message names the seed."""
+
+    def not_synced(_: object) -> None:
+        """What is on disk is not the subject, and this runs in memory."""
+
+    for name in ("_sync_data", "_sync_folder"):
+        monkeypatch.setattr(segments, name, not_synced)
+    for seed in range(part, HISTORIES, 4):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        try:
+            history(seed, folder)
+        except BaseException as exc:
+            exc.add_note(f"seed {seed}")
+            raise
+
+
+def history(seed: int, folder: Path) -> None:
+    rng = random.Random(seed)  # noqa: S311  # a history, not a secret
+    loop = QuietLoop()
+    asyncio.set_event_loop(loop)
+    troubles: list[object] = []
+    loop.set_exception_handler(lambda _, context: troubles.append(context))
+    world = World(
+        folder,
+        loop,
+        rng,
+        some_backends(rng),
+        workers=rng.choice((1, 2, 3)),
+        byte_budget=rng.choice((1 << 20, 60_000, 3_000)),
+    )
+    sizes = rng.choice(((10,), (10, 2_000), (10, 1_000, 40_000)))
+    batches = [
+        world.new_batch(
+            number + 1,
+            shards=rng.choice((1, 2, 4)),
+            lines=rng.choice((5, 20, 60)),
+            sizes=sizes,
+            once=rng.random() < 0.4,
+        )
+        for number in range(rng.choice((1, 2, 3)))
+    ]
+    try:
+        play(world, STEPS, batches)
+        world.heal()
+        assert world.is_over, world.admission.waiting_reasons()
+        world.check_nothing_is_left()
+        assert not troubles
+    finally:
+        world.stop()
+        asyncio.set_event_loop(None)
+        loop.close()
