@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from batchline.domain import bitmap
 from batchline.executor import segments
 from batchline.executor.contract import BackendSettings, CancelBy, Concurrency
 from tests.model.loop import QuietLoop
-from tests.model.worker_world import World, play
+from tests.model.worker_world import World, answer, play
 
 HISTORIES = 60
 STEPS = 800
@@ -88,6 +89,35 @@ def history(seed: int, folder: Path) -> None:
         assert world.is_over, world.admission.waiting_reasons()
         world.check_nothing_is_left()
         assert not troubles
+    finally:
+        world.stop()
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def test_a_line_that_is_blocked_alone_does_not_keep_all_others_waiting(tmp_path: Path) -> None:
+    """Some services answer 403 to one request for what is in it. If this fails, each trial of the
+    closed circuit is that line again, and nothing else goes there until its window ends."""
+    loop = QuietLoop()
+    asyncio.set_event_loop(loop)
+    rng = random.Random(1)  # noqa: S311
+    backend = BackendSettings(name="b", base_url="http://b/v1", max_in_flight=4)
+    world = World(tmp_path, loop, rng, [backend], workers=1)
+    world.slow = False
+    world.new_batch(1, shards=1, lines=200, sizes=(10,))
+    (link,), (shard,) = world.links.values(), world.shards.values()
+    try:
+        world.open(link, shard)
+        for _ in range(600):
+            while link.inbox or link.outbox:
+                world.deliver(link)
+            for request in list(world.backends["b"].requests):
+                blocked = request.custom_id == 3
+                world.end(request, answer(403 if blocked else 200, b"{}"))
+            world.skip(0.1)
+        assert bitmap.count(shard.settled) == 199
+        world.heal()
+        assert shard.done
     finally:
         world.stop()
         asyncio.set_event_loop(None)

@@ -78,7 +78,7 @@ class Wire:
         before_write: Callable[[], bool],
         pieces: Pieces | None = None,  # noqa: ARG002
     ) -> Answer:
-        if self._world.roll() < 0.5:
+        if self._world.slow and self._world.roll() < 0.5:
             await asyncio.sleep(8 * self._world.roll())  # a connection is being made
         if self._backend.down:
             raise NotSent("nobody there")
@@ -151,6 +151,7 @@ class World:
         self.loop = loop
         self.rng = rng
         self.roll = rng.random
+        self.slow = True  # to take a connection
         self.backends = {one.name: Backend(one) for one in backends}
         self.byte_budget = byte_budget
         self.admission = Admission(backends, tell=self._tell, clock=loop.time, chance=rng)

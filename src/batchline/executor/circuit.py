@@ -16,6 +16,15 @@ FIRST_WAIT_S: Final = 0.25
 LONGEST_WAIT_S: Final = 30.0
 
 
+def trial_again_s(sends: int, roll: float) -> float:
+    """How long a line is left alone that failed as a trial, by how often it was sent.
+
+    Else every trial would be that line. Of a fault that is about one line, not about its backend
+    (some services answer 403 for what is in a request), nobody would ever hear otherwise.
+    """
+    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(sends, 16)) * (0.5 + roll / 2)
+
+
 @dataclass(slots=True)
 class Circuit:
     """State of one backend's circuit; every instant is on the caller's monotonic clock."""

@@ -37,6 +37,7 @@ from batchline.executor import messages as m
 from batchline.executor import routed, verdict
 from batchline.executor.aborts import Aborts
 from batchline.executor.beside import Beside
+from batchline.executor.circuit import trial_again_s
 from batchline.executor.contract import BackendSettings, Released, ShardWork, Transport
 from batchline.executor.failover import Failover
 from batchline.executor.handing import Handing
@@ -511,7 +512,11 @@ class Worker:
                 return _Ended.ANSWERED
             case WaitForBackend():
                 line.attempt -= 1
-                line.run.put_back(line)
+                if line.trial and found.answered:
+                    # It may be about this line: the next trial is to be another.
+                    self._retry_later(line, trial_again_s(line.sends, self._random.random()))
+                else:
+                    line.run.put_back(line)
                 lane.fault()
                 self._send(
                     m.BackendFault(
