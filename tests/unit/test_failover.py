@@ -73,6 +73,7 @@ class Desk:
         found = [line for _, line in take_evenly(self.made)]
         self.made["b"].permits = 100
         for line in found:
+            line.begin("a")
             line.attempt = 1
         return found
 
@@ -167,6 +168,32 @@ async def test_a_look_that_began_before_says_nothing_of_what_was_cut_off_after()
     await desk.look(REFUSED)
     assert (second.attempt, list(second.run.returned)) == (0, [second])
     assert desk.settled == [(first, CUT_OFF)]
+
+
+@pytest.mark.parametrize("first", [ALIVE, REFUSED])
+async def test_a_look_at_one_backend_does_not_end_the_wait_for_another(
+    first: Answer | UpstreamError,
+) -> None:
+    """The line went on at `b` meanwhile, and was cut off there too. If this fails, it is settled,
+    or sent again, before anybody knows whether `b` went down with it."""
+    desk = Desk()
+    other = Looked()
+    desk.made["b"].transport = other
+    (line,) = desk.lines(1)
+    desk.break_(line, CUT_OFF, last=False)
+    await turns()
+    line.run.waiting.pop(line).cancel()
+    line.run.in_flight.add(line)
+    line.begin("b")
+    line.attempt = 2
+    desk.failover.note(desk.made["b"], line, CUT_OFF)
+    assert desk.failover.holds(desk.made["b"], line, CUT_OFF)
+    await desk.look(first)
+    assert (desk.settled, list(line.run.returned), list(line.run.waiting)) == ([], [], [line])
+    other.answers.put_nowait(REFUSED)
+    await turns()
+    assert (desk.settled, list(line.run.returned)) == ([], [line])
+    assert line.attempt == (1 if first is ALIVE else 0)
 
 
 async def test_a_line_that_is_lost_again_and_again_comes_to_an_end() -> None:

@@ -107,13 +107,18 @@ class Failover:
                 if trouble is None:  # it lives
                     for line, found in lines.items():
                         self._in_a_row(lane, line, found)
-                        self._count(line)
+                        if self._is_newest(lane, line):
+                            self._count(line)
                 else:
                     self._lost(lane, lines, trouble)
         except Exception as exc:  # noqa: BLE001  # a fault of ours must end the worker loudly
             self._fail(exc)
         finally:
             del self._looks[lane]
+
+    def _is_newest(self, lane: Lane, line: Line) -> bool:
+        """Whether a look that is over was about the last attempt of the line, or an earlier one."""
+        return line.backend == lane.backend and line not in self._doubtful.get(lane, ())
 
     def _count(self, line: Line) -> None:
         """The attempt counts: a line that waited for that is settled."""
@@ -136,9 +141,11 @@ class Failover:
         )
         runs: dict[ShardRun, None] = {}
         for line in lines:
-            self._last.pop(line, None)
             line.losses += 1
             line.attempt -= 1
+            if not self._is_newest(lane, line):
+                continue
+            self._last.pop(line, None)
             run = line.run
             if (timer := run.waiting.pop(line, None)) is not None:
                 timer.cancel()
