@@ -127,6 +127,9 @@ class WorkerLink:
         """
         self._requests += 1
         future: asyncio.Future[m.GateClosed] = asyncio.get_running_loop().create_future()
+        if self.gone.is_set():  # and what it said before is still being dealt with
+            future.cancel()
+            return future
         self._acks[self._requests] = future
         if not telemetry.probe("gate.asking"):
             self.tell(m.CloseGate(batch_id, self._requests, grace_s, last_s))
