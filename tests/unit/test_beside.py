@@ -182,6 +182,21 @@ def test_a_shard_is_said_to_be_handed_out_once_fewer_lines_wait() -> None:
     assert not told_to.unsaid
 
 
+def test_with_very_many_shards_in_hand_nothing_is_said_until_one_is_given_back() -> None:
+    """If this fails, shards with one slow line each use up the files that a process may open; the
+    next one cannot be read, and its batch fails for good."""
+    shards = [run_of(SMALL, number=number) for number in range(4)]
+    runs = {run.work.shard.key: run for run in shards}
+    told: list[int] = []
+    told_to = Handing(lambda key: told.append(key.number), runs, most_held=3)
+    for run in shards:
+        told_to.handed_out(run)
+    assert told == []
+    del runs[shards[0].work.shard.key]
+    told_to.say()
+    assert told == [1, 2, 3]
+
+
 def test_a_shard_that_was_given_back_needs_no_word() -> None:
     shards = [with_waiting(0, 12), run_of(SMALL, number=1)]
     runs = {run.work.shard.key: run for run in shards}
