@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 from pathlib import Path
 
 import pytest
 
 from batchline.domain import bitmap
+from batchline.executor import messages as m
 from batchline.executor import segments
 from batchline.executor.contract import BackendSettings, CancelBy, Concurrency
 from tests.model.loop import QuietLoop
@@ -90,6 +93,36 @@ def history(seed: int, folder: Path) -> None:
         world.check_nothing_is_left()
         assert not troubles
     finally:
+        world.stop()
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_worker_that_can_open_no_file_says_nothing_of_the_input(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, a batch whose input is in order fails for good as `input_unreadable`."""
+    loop = QuietLoop()
+    asyncio.set_event_loop(loop)
+    rng = random.Random(1)  # noqa: S311
+    backend = BackendSettings(name="b", base_url="http://b/v1")
+    world = World(tmp_path, loop, rng, [backend], workers=1)
+    world.new_batch(1, shards=1, lines=2, sizes=(10,))
+    (link,), (shard,) = world.links.values(), world.shards.values()
+
+    def no_more(*_: object) -> int:
+        raise OSError(number, "no more files")
+
+    try:
+        world.open(link, shard)
+        monkeypatch.setattr(os, "open", no_more)
+        opening = next(one for one in link.inbox if isinstance(one, m.OpenShard))
+        with pytest.raises(OSError, match="no more files"):
+            link.worker.handle(opening)
+        assert not any(isinstance(one, m.InputUnreadable) for one in link.outbox)
+    finally:
+        monkeypatch.undo()
         world.stop()
         asyncio.set_event_loop(None)
         loop.close()

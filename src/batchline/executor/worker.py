@@ -9,6 +9,7 @@ go from line to line, started when a line may go and ended when none may.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Final, assert_never
 
 from batchline import telemetry
 from batchline.domain import bitmap, plan, results
@@ -51,6 +52,8 @@ from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.streamed import StreamedAnswer, exchange
 from batchline.executor.verdict import Verdict
+
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class _Ended(StrEnum):
@@ -187,7 +190,9 @@ class Worker:
         key = work.shard.key
         try:
             run = _open_run(work, on_unreadable=self._unreadable)
-        except (OSError, BlobUnreadable):
+        except (OSError, BlobUnreadable) as exc:
+            if isinstance(exc, OSError) and exc.errno in _OUT_OF:
+                raise  # nothing is wrong with the input, and its batch would fail for good
             self._send(m.InputUnreadable(key))
             self._send(m.ShardReleased(Released(key=key, epoch=work.shard.epoch, settled=False)))
             return
