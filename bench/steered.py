@@ -1,8 +1,8 @@
 """A batch on a simulated engine, steered by the real admission, in virtual time.
 
 What is real: `Admission` with its permits, circuits and limiter, and the workers' `Lane` and
-`Meter`. What is simulated: the engine, the clock, and a worker's loop, which takes lines from its
-lane and hands answers back. Messages arrive at once; a refusal takes as long as one does on a
+`LevelMeter`. What is simulated: the engine, the clock, and a worker's loop, which takes lines from
+its lane and hands answers back. Messages arrive at once; a refusal takes as long as one does on a
 network.
 """
 
@@ -23,9 +23,9 @@ from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import BackendSettings, Concurrency, Transport
 from batchline.executor.lane import Lane
+from batchline.executor.level_meter import REPORT_S, LevelMeter
 from batchline.executor.load_watch import LOOK_S
 from batchline.executor.local import TICK_S
-from batchline.executor.meter import REPORT_S, Meter
 from batchline.executor.shard_run import Line
 from batchline.executor.turns import Turns
 from bench.engines import Asked, Engine, EngineShape
@@ -54,7 +54,9 @@ class _Worker:
     def __init__(self, name: str, play: Play) -> None:
         self.name = name
         self._play = play
-        self.lane = Lane(BACKEND, cast("Transport", None), meter=Meter(lambda: play.engine.now))
+        self.lane = Lane(
+            BACKEND, cast("Transport", None), meter=LevelMeter(lambda: play.engine.now)
+        )
         self.lane.runs = cast("Turns", _Endless())
 
     def hear(self, message: m.ToWorker) -> None:

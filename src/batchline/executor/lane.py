@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
 from batchline.executor.edits import Edits
+from batchline.executor.level_meter import LevelMeter
 from batchline.executor.messages import LaneReport
-from batchline.executor.meter import Meter
 from batchline.executor.rate_meter import RateMeter
 from batchline.executor.shard_run import Line
 from batchline.executor.turns import Source, Turns
@@ -24,7 +24,7 @@ class Lane:
     backend: str
     transport: Transport
     edits: Edits | None = None  # None: bodies go out as they are
-    meter: Meter | None = None  # None: the limit is not learnt
+    meter: LevelMeter | None = None  # None: the limit is not learnt
     permits: int = 0
     permits_order: int = 0
     in_flight: int = 0

@@ -18,7 +18,7 @@ from batchline.executor.affinity import Seat, preferences
 from batchline.executor.contract import BackendSettings, ShardWork, Transport
 from batchline.executor.edits import edits_of
 from batchline.executor.lane import Lane
-from batchline.executor.meter import meter_of
+from batchline.executor.level_meter import meter_of
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.spread import Spread
 from batchline.executor.turns import Source

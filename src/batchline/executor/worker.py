@@ -44,7 +44,7 @@ from batchline.executor.failover import Failover
 from batchline.executor.handing import Handing
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
-from batchline.executor.meter import REPORT_S
+from batchline.executor.level_meter import REPORT_S
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
 from batchline.executor.routed import RoutedLane
 from batchline.executor.run_once import RunOnce

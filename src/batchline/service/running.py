@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from batchline.domain.model import Batch
 from batchline.executor.contract import Ends
-from batchline.service.meter import Meter
+from batchline.service.pace_meter import PaceMeter
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +20,7 @@ class Running:
 
     batch: Batch
     unsettled: int
-    meter: Meter
+    meter: PaceMeter
     pending: dict[str, deque[int]] = field(default_factory=dict)  # by model
     quarantined: dict[str, deque[int]] = field(default_factory=dict)  # those with suspect lines
     held: set[int] = field(default_factory=set)

@@ -21,7 +21,7 @@ from batchline.domain.model import Batch, PendingShard, Shard, ShardCommit, Shar
 from batchline.domain.results import Failure
 from batchline.domain.shares import Charge, Turn
 from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
-from batchline.service.meter import Meter
+from batchline.service.pace_meter import PaceMeter
 from batchline.service.running import Running
 from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
@@ -88,7 +88,7 @@ class Scheduler:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
         weight = await self._sharing.weight_of(batch.project_id)
         shards = await self._store.pending_shards(batch.id)
-        running = Running(batch=batch, unsettled=len(shards), meter=Meter(batch.counts))
+        running = Running(batch=batch, unsettled=len(shards), meter=PaceMeter(batch.counts))
         for shard in reversed(shards):
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()

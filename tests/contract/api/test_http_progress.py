@@ -10,7 +10,7 @@ import pytest
 from batchline.api.services import BackendHealth
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch
-from batchline.service.meter import Meter
+from batchline.service.pace_meter import PaceMeter
 from batchline.service.running import Running
 from batchline.service.waits import Known
 from batchline.store.database import Database
@@ -34,7 +34,7 @@ async def under_way(api: ApiServer, store: Database, *, seconds: int = 60) -> Ba
     """A batch of 10 lines, 6 of which came at an even pace."""
     batch = await started(store)
     clock = Hand()
-    running = Running(batch=batch, unsettled=2, meter=Meter(batch.counts, clock=clock))
+    running = Running(batch=batch, unsettled=2, meter=PaceMeter(batch.counts, clock=clock))
     shard = await claimed(store, batch)
     running.meter.claimed(shard)
     running.held.add(shard.key.number)
@@ -126,7 +126,7 @@ async def test_a_batch_whose_turn_it_is_not_says_so_and_nothing_of_the_others(
 ) -> None:
     ahead = await under_way(api, store)
     batch = await started(store)
-    behind = Running(batch=batch, unsettled=1, meter=Meter(batch.counts))
+    behind = Running(batch=batch, unsettled=1, meter=PaceMeter(batch.counts))
     behind.put_back(0, "m", quarantine=False)
     api.runs.running[batch.id] = behind
     reply = await api.request("GET", f"/v1/batches/{batch.id}/progress")

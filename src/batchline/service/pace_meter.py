@@ -39,7 +39,7 @@ class _Held:
         return self.sent_at_s is None or self.left > self.entries * LAST_LINES
 
 
-class Meter:
+class PaceMeter:
     """Of one batch, from its activation on. `before` is what it had then. On the event loop."""
 
     def __init__(self, before: Counts, *, clock: Callable[[], float] = time.monotonic) -> None:

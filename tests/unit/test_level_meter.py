@@ -8,8 +8,8 @@ import pytest
 
 from batchline.domain.model import Usage
 from batchline.executor.lane import Lane
+from batchline.executor.level_meter import LevelMeter
 from batchline.executor.messages import LaneReport
-from batchline.executor.meter import Meter
 from batchline.executor.turns import Turns
 from tests.unit.test_lane import Nowhere, shard_run, take_all
 
@@ -29,7 +29,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def lane(clock: Clock) -> Lane:
-    return Lane("b", Nowhere(), meter=Meter(clock), permits=2, runs=Turns([shard_run(50)]))
+    return Lane("b", Nowhere(), meter=LevelMeter(clock), permits=2, runs=Turns([shard_run(50)]))
 
 
 def report(lane: Lane) -> LaneReport:

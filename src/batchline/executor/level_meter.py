@@ -19,7 +19,7 @@ REPORT_S: Final = 0.25
 
 
 @dataclass(slots=True, eq=False)
-class Meter:
+class LevelMeter:
     """One lane's. Owned by the worker's event loop.
 
     `starved`: since the last report there was a moment in which a permit was free and no line was.
@@ -78,6 +78,6 @@ class Meter:
         self._latency_s = 0.0
 
 
-def meter_of(backend: BackendSettings) -> Meter | None:
+def meter_of(backend: BackendSettings) -> LevelMeter | None:
     """None for a backend whose limit is what was configured."""
-    return Meter() if backend.concurrency is Concurrency.ADAPTIVE else None
+    return LevelMeter() if backend.concurrency is Concurrency.ADAPTIVE else None

@@ -8,7 +8,7 @@ import pytest
 
 from batchline.domain.ids import BatchId
 from batchline.domain.model import Counts, Shard, ShardCommit, ShardKey, Usage
-from batchline.service.meter import Meter
+from batchline.service.pace_meter import PaceMeter
 
 
 class Hand:
@@ -48,7 +48,7 @@ def commit(number: int, completed: int, failed: int = 0) -> ShardCommit:
 
 
 def test_counts_are_those_of_before_and_what_settled_here() -> None:
-    meter = Meter(Counts(total=5000, completed=700, failed=10), clock=Hand())
+    meter = PaceMeter(Counts(total=5000, completed=700, failed=10), clock=Hand())
     meter.claimed(shard(0, completed=400))
     meter.committed(commit(0, 500, failed=3))
     meter.committed(commit(0, 500, failed=3))  # sent again
@@ -60,14 +60,14 @@ def test_counts_are_those_of_before_and_what_settled_here() -> None:
 
 
 def test_a_commit_of_a_shard_that_nobody_holds_counts_nothing() -> None:
-    meter = Meter(Counts(total=10), clock=Hand())
+    meter = PaceMeter(Counts(total=10), clock=Hand())
     meter.committed(commit(0, 5))
     assert meter.counts == Counts(total=10)
 
 
 def test_what_settled_before_has_no_pace_here() -> None:
     clock = Hand()
-    meter = Meter(Counts(total=2000, completed=900), clock=clock)
+    meter = PaceMeter(Counts(total=2000, completed=900), clock=clock)
     meter.claimed(shard(0, completed=900))
     assert meter.rates() is None
     assert meter.left(1100, in_flight=0, none_waits=True) is None
@@ -82,7 +82,7 @@ def test_what_settled_before_has_no_pace_here() -> None:
 
 
 def test_the_models_are_those_of_held_shards() -> None:
-    meter = Meter(Counts(total=10), clock=Hand())
+    meter = PaceMeter(Counts(total=10), clock=Hand())
     meter.claimed(shard(0))
     meter.claimed(replace(shard(1), model="n"))
     assert meter.models == {"m", "n"}
@@ -92,7 +92,7 @@ def test_the_models_are_those_of_held_shards() -> None:
 
 def test_the_last_lines_of_a_shard_tell_how_long_those_of_the_batch_may_take() -> None:
     clock = Hand()
-    meter = Meter(Counts(total=10_000), clock=clock)
+    meter = PaceMeter(Counts(total=10_000), clock=clock)
     meter.claimed(shard(0))
     for second in range(100):  # ten a second, and ten lines that take a minute more
         clock.now = float(second)
@@ -115,7 +115,7 @@ def test_the_last_lines_of_a_shard_tell_how_long_those_of_the_batch_may_take() -
 
 def test_a_shard_that_comes_back_unfinished_tells_nothing_of_its_last_lines() -> None:
     clock = Hand()
-    meter = Meter(Counts(total=10_000), clock=clock)
+    meter = PaceMeter(Counts(total=10_000), clock=clock)
     meter.claimed(shard(0))
     for second in range(10):
         clock.now = float(second)
@@ -129,7 +129,7 @@ def test_a_shard_that_comes_back_unfinished_tells_nothing_of_its_last_lines() ->
 
 
 def test_a_shard_of_which_only_stragglers_run_is_not_at_work() -> None:
-    meter = Meter(Counts(total=10_000), clock=Hand())
+    meter = PaceMeter(Counts(total=10_000), clock=Hand())
     for number in range(3):
         meter.claimed(shard(number))
         meter.committed(commit(number, 899))
