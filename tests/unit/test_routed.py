@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -217,6 +217,32 @@ def test_it_waits_for_another_that_is_full_and_others_pass_it() -> None:
     assert [(name, line.index) for name, line in take_evenly(made)] == [("a", 2)]
     made["b"].ended(taken["b"], answered=True)
     assert take_evenly(made) == [("b", taken["a"])]
+
+
+def test_lines_that_wait_for_the_same_other_backend_are_weighed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thousand may, at each free slot. If this fails, looking through them takes 1.4 ms."""
+    made = lanes(1.0, 1.0, permits=50)
+    shard(made, [0] * 100)
+    for name, line in take_evenly(made):
+        made[name].ended(line, answered=True)
+        line.run.in_flight.discard(line)
+        line.failed_at = ("a",)
+        line.run.returned.append(line)
+    made["b"].permits = made["b"].in_flight = 1
+    weighed = []
+    really = routed.Share._may_have
+
+    def counted(share: routed.Share, failed_at: Collection[str]) -> bool:
+        weighed.append(failed_at)
+        return really(share, failed_at)
+
+    monkeypatch.setattr(routed.Share, "_may_have", counted)
+    made["a"].permits = 1
+    routed.lanes_with(line.run)
+    assert Lane.take(made["a"]) is None
+    assert weighed == [("a",)]
 
 
 @pytest.mark.parametrize("away", ["circuit", "permits", "failed too"])

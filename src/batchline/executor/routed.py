@@ -8,7 +8,7 @@ lane with room is idle while there is a line that it may have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,21 +118,20 @@ class Share:
     def _returned(self, most_bytes: int | None = None) -> Line | None:
         """The first of the lines that came back that does not wait for another backend."""
         returned = self.run.returned
+        waits: tuple[str, ...] | None = None  # many may wait for the same other one
         for at, line in enumerate(returned):
-            if most_bytes is not None and line.length > most_bytes:
+            if line.failed_at == waits or (most_bytes is not None and line.length > most_bytes):
                 continue
-            if not line.failed_at or self._may_have(line):
+            if not line.failed_at or self._may_have(line.failed_at):
                 del returned[at]
                 return line
+            waits = line.failed_at
         return None
 
-    def _may_have(self, line: Line) -> bool:
+    def _may_have(self, failed_at: Collection[str]) -> bool:
         """False for a line that failed here, while one admits at which it did not."""
-        if self.lane.backend not in line.failed_at:
-            return True
-        return not any(
-            other.lane.admits and other.lane.backend not in line.failed_at
-            for other in self.run.shares
+        return self.lane.backend not in failed_at or not any(
+            other.lane.admits and other.lane.backend not in failed_at for other in self.run.shares
         )
 
 
