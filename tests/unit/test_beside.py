@@ -182,6 +182,22 @@ def test_a_shard_is_said_to_be_handed_out_once_fewer_lines_wait() -> None:
     assert not told_to.unsaid
 
 
+def test_lines_that_came_back_and_that_nobody_takes_wait_too() -> None:
+    """A replica that breaks every other request leaves those to one that is slow. If this fails,
+    the first goes through all shards there are, and half of all lines wait in memory."""
+    shards = [with_waiting(0, 12), run_of(SMALL, number=1)]
+    runs = {run.work.shard.key: run for run in shards}
+    told_to, told = handing(runs)
+    for line in list(shards[0].waiting):
+        del shards[0].waiting[line]
+        shards[0].returned.append(line)
+    told_to.handed_out(shards[1])
+    assert told == []
+    shards[0].returned.clear()
+    told_to.say()
+    assert told == [1]
+
+
 def test_with_very_many_shards_in_hand_nothing_is_said_until_one_is_given_back() -> None:
     """If this fails, shards with one slow line each use up the files that a process may open; the
     next one cannot be read, and its batch fails for good."""

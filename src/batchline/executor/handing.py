@@ -54,4 +54,5 @@ class Handing:
                 self._tell(key)
 
     def _waiting(self) -> int:
-        return sum(len(run.waiting) for run in self._runs.values())
+        # Those that came back may wait too: for a backend at which they have not failed yet.
+        return sum(len(run.waiting) + len(run.returned) for run in self._runs.values())
