@@ -252,6 +252,21 @@ def test_without_a_slowdown_others_are_nobodys_business() -> None:
     assert floor.limit == limit
 
 
+def test_a_page_whose_tokens_take_no_time_says_nothing() -> None:
+    """If this fails, one page with nonsense on it ends the looks at all pages, for good."""
+    floor = Floor(ceiling=8)
+    floor.want()
+    for look in range(10):
+        floor.now += 0.5
+        for name in floor.workers:
+            floor.report(name)
+        running = sum(worker.in_flight for worker in floor.workers.values())
+        load = EngineLoad(running=running, waiting=0, gaps=look * 1e15, gap_s=look * 1e-300)
+        floor.admission.engine_load(ONE, load)
+        floor.settle()
+    assert floor.limit == 8
+
+
 STEPS = ("report", "look", "shed", "deliver", "give_back", "leave", "come", "die")
 
 

@@ -17,6 +17,7 @@ from batchline.executor.engine_load import EngineLoad
 from batchline.executor.limiter import AdaptiveLimit, Look
 from batchline.executor.permits import PermitPool
 
+_LEAST_TOKEN_S: Final = 1e-6  # less is nonsense, and nearly nothing is a rate of infinity
 _NEXT_LOOK_S: Final = 2.0  # two looks further apart say nothing of what lies between
 
 
@@ -179,4 +180,4 @@ def _token_s(last: tuple[float, EngineLoad] | None, now: float, load: EngineLoad
         return None
     gaps = (load.gaps or 0.0) - (before.gaps or 0.0)
     gap_s = (load.gap_s or 0.0) - (before.gap_s or 0.0)
-    return gap_s / gaps if gaps > 0 and gap_s > 0 else None
+    return gap_s / gaps if gaps > 0 and gap_s > gaps * _LEAST_TOKEN_S else None
