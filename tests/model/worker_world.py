@@ -124,6 +124,10 @@ class Link:
     holding: Holding = field(default_factory=Holding)
     dead: bool = False
 
+    def rest(self) -> None:
+        """No line is taken any more: a slot that ends would begin others."""
+        self.worker._draining = self.worker._rests = True
+
 
 @dataclass(slots=True)
 class OneShard:
@@ -191,7 +195,7 @@ class World:
     def death(self, link: Link) -> None:
         """All of its tasks end without a word, and the desk hears that it is reaped."""
         link.dead = True
-        link.worker._draining = True  # it takes no line any more, as a process that ended
+        link.rest()
         mine = [task for task in asyncio.all_tasks(self.loop) if self._is_of(task, link)]
         for task in mine:
             task.cancel()
@@ -413,7 +417,7 @@ class World:
     def stop(self) -> None:
         """Nothing goes on."""
         for link in self.links.values():
-            link.worker._draining = True  # or slots that end would begin others
+            link.rest()
         self.loop.end_all_tasks()
 
     @property
