@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -310,6 +311,21 @@ async def test_a_shard_runs_until_every_line_is_committed(tmp_path: Path) -> Non
         assert dict(it.executor.holders(ONE)) == {}
         assert it.executor.rooms()[0].shards == OPEN_SHARDS
         assert (await it.backend.stats()).arrivals == 40
+
+
+async def test_heartbeats_tell_of_a_backend_that_answers_and_of_no_other(tmp_path: Path) -> None:
+    """Looks at it may be silent meanwhile; what is held answers nothing."""
+    held = Script(by_id={"line-0001000": (Answer(hold=True),)}, answer=Answer())
+    async with rig(tmp_path, held) as one:
+        admission, began = one.executor.admission, time.monotonic()
+        assert not admission.has_answered_since("scripted", 0.0)
+        one.open(one.work(ONE, 1, number=1))
+        await one.all_heard(*one.workers())
+        assert not admission.has_answered_since("scripted", 0.0)
+        await one.events.release(one.open(one.work(ONE, 1, number=2)))
+        async with asyncio.timeout(SOON_S):
+            while not admission.has_answered_since("scripted", began):
+                await asyncio.sleep(0.02)  # a heartbeat is told to nobody
 
 
 async def test_lines_that_were_settled_before_are_not_sent(tmp_path: Path) -> None:
