@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -324,7 +323,7 @@ async def test_heartbeats_tell_of_a_backend_that_answers_and_of_no_other(tmp_pat
         assert not admission.has_answered_since("scripted", 0.0)
         await one.events.release(one.open(one.work(ONE, 1, number=2)))
         async with asyncio.timeout(SOON_S):
-            while not admission.has_answered_since("scripted", began):
+            while not admission.has_answered_since("scripted", began):  # noqa: ASYNC110  # see below
                 await asyncio.sleep(0.02)  # a heartbeat is told to nobody
 
 
