@@ -33,7 +33,7 @@ class LlamaCpp:
         self.model = model.stem
         self.url = f"http://127.0.0.1:{self.port}"
         words = [model, self.port, SLOTS, SLOTS * CONTEXT, *options]
-        self._command = [PYTHON, HERE / "llama_server.py", *map(str, words)]
+        self._command = [str(PYTHON), str(HERE / "llama_server.py"), *map(str, words)]
         self._log = model.with_name(f"{self.port}.log")
         self._process: subprocess.Popen[bytes] | None = None
 

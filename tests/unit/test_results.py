@@ -373,8 +373,9 @@ def test_the_quick_reader_and_the_patient_one_agree_on_every_usage(usage: object
         # llama.cpp b11549: a prompt that is too long, and while it loads.
         (
             (
-                b'{"error":{"code":400,"message":"request (5018 tokens) exceeds the available context'
-                b' size (2048 tokens), try increasing it","type":"exceed_context_size_error",'
+                b'{"error":{"code":400,"message":"request (5018 tokens) exceeds the available'
+                b' context size (2048 tokens), try increasing it",'
+                b'"type":"exceed_context_size_error",'
                 b'"n_prompt_tokens":5018,"n_ctx":2048}}'
             ),
             "exceed_context_size_error",
