@@ -19,6 +19,8 @@ HERE: Final = Path(__file__).parent
 PYTHON: Final = Path(
     os.environ.get("BATCHLINE_ENGINES_PYTHON", HERE.parents[1] / ".venv-engines/bin/python")
 )
+# One's own `llama-server`, to be tried in place of what was installed.
+LLAMA_SERVER: Final = os.environ.get("BATCHLINE_LLAMA_SERVER")
 START_S: Final = 60.0
 SLOTS: Final = 4
 CONTEXT: Final = 2048  # tokens of one slot
@@ -32,8 +34,7 @@ class LlamaCpp:
             self.port: int = probe.getsockname()[1]
         self.model = model.stem
         self.url = f"http://127.0.0.1:{self.port}"
-        words = [model, self.port, SLOTS, SLOTS * CONTEXT, *options]
-        self._command = [str(PYTHON), str(HERE / "llama_server.py"), *map(str, words)]
+        self._command = _command(model, self.port, *options)
         self._log = model.with_name(f"{self.port}.log")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -69,6 +70,16 @@ class LlamaCpp:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+
+def _command(model: Path, port: int, *options: str) -> list[str]:
+    slots, context = str(SLOTS), str(SLOTS * CONTEXT)
+    if LLAMA_SERVER is None:
+        program = [str(PYTHON), str(HERE / "llama_server.py")]
+        return [*program, str(model), str(port), slots, context, *options]
+    words = ["--port", str(port), "-np", slots, "-c", context, "-t", "1", "--metrics"]
+    more = ["--embeddings", "--pooling", "mean"] if options else []
+    return [LLAMA_SERVER, "-m", str(model), "--alias", model.stem, *words, *more]
 
 
 @contextmanager
