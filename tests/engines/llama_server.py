@@ -2,7 +2,7 @@
 
 Run by the engines' own Python. It is the server that `llama-server` is, started from Python; the
 options are those of `llama-server -m MODEL --alias STEM --port PORT -np SLOTS -c CONTEXT -t 1
---metrics --no-ui`, and with a fifth word `--embeddings --pooling mean`. The kernel is asked to end it with its parent.
+--metrics --no-ui`, and with a fifth word `--embeddings --pooling mean`. It ends with its parent.
 """
 
 from __future__ import annotations
