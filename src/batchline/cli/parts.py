@@ -107,7 +107,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             executor,
             catalogue,
             settings=settings.scheduling,
-            weights=settings.project_weights,
+            weights={name: one.weight for name, one in settings.projects.items()},
         )
         alarms = Alarms()
         planner = Planner(
@@ -145,7 +145,12 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             has_room=lambda: disk.has_room,
             alarms=alarms,
         )
-        batch_settings = BatchSettings(windows=settings.windows)
+        batch_settings = BatchSettings(
+            windows=settings.windows,
+            run_once_projects=frozenset(
+                name for name, one in settings.projects.items() if one.runs_once
+            ),
+        )
         batches = Batches(store, runner, settings=batch_settings)
         yield Parts(
             store=store,
