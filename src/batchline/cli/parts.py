@@ -88,7 +88,9 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         admission = executor.admission
         health = Health(
             on_down=lambda report: admission.note_down(
-                report.name, report.trouble or "no answer", silent=report.connected
+                report.name,
+                report.trouble or "no answer",
+                silent=report.connected and not report.by_proxy,
             ),
             on_up=admission.note_up,
         )
