@@ -9,7 +9,8 @@ backend, the line was there, and `Failover` looks whether it went down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -48,13 +49,13 @@ class Proxies:
         """Whether a look goes before the trial; `then` is called after it."""
         if lane not in self._known:
             return False
-        self._start(self._before_trial(lane, then))
+        self._start(partial(self._before_trial, lane, then))
         return True
 
     def worked(self, lane: Lane) -> None:
         """A trial was answered by the backend itself."""
         if self._before.pop(lane, None) is Found.PAGE:
-            self._start(self._check(lane))
+            self._start(partial(self._check, lane))
 
     def close(self) -> None:
         """Look at nothing any more."""
@@ -76,13 +77,13 @@ class Proxies:
         if (await look_at(lane.transport)).found is Found.PAGE:
             self._misled.add(lane)
 
-    def _start(self, work: Coroutine[object, object, None]) -> None:
+    def _start(self, work: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.get_running_loop().create_task(self._run(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, work: Coroutine[object, object, None]) -> None:
+    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as exc:  # noqa: BLE001  # a fault of ours must end the worker loudly
             self._fail(exc)
