@@ -487,6 +487,13 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     assert {key: value.strip() for key, value in rows.items()} == expected
 
 
+def test_every_example_of_the_reference_can_be_read(tmp_path: Path) -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```", REFERENCE.read_text(), re.M | re.S)
+    assert examples
+    for example in examples:
+        load(config=written(tmp_path, example), environ={"HOSTED_API_KEY": "sk-1"})
+
+
 def spelled(value: object) -> str:
     """A default as TOML has it."""
     match value:
