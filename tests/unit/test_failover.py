@@ -181,6 +181,7 @@ async def test_a_line_that_is_lost_again_and_again_comes_to_an_end() -> None:
         line.run.returned.clear()
         line.attempt += 1
     desk.break_(line, CUT_OFF, last=True)
+    await desk.look(REFUSED)
     assert desk.settled == [(line, CUT_OFF)]
 
 

@@ -60,9 +60,7 @@ class Failover:
             failed = True
         else:
             failed = False
-        # One that would count looks too where a proxy answers: else nobody learns that it is down.
-        free = line.losses < FREE_LOSSES
-        if found.cut_off and (free or found.page) and line.run.gate is Gate.OPEN:
+        if found.cut_off and line.run.gate is Gate.OPEN:
             self._doubt(lane, line, found)
         else:
             self._in_a_row(lane, line, found)
@@ -135,7 +133,11 @@ class Failover:
             self._settle(line, found)
 
     def _lost(self, lane: Lane, lines: Mapping[Line, Verdict], look: Look) -> None:
-        """The attempts do not count; lines that wait go on as soon as somebody takes them."""
+        """The attempts do not count; lines that wait go on as soon as somebody takes them.
+
+        Those that were lost too often count. Theirs too have the circuit closed, or where a proxy
+        answers at once all their attempts would go by in one outage.
+        """
         wait_s = SILENT_S if look.found is Found.SILENT else None
         self._close(lane, Outcome.NOT_SENT, look.reason, trial=False, wait_s=wait_s)
         free = [line for line in lines if line.losses < FREE_LOSSES]
