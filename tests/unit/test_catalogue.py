@@ -18,6 +18,7 @@ from batchline.executor.catalogue import (
     read_listing,
 )
 from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.health import is_down
 
 SOON_S = 5.0
 LISTED = b'{"object": "list", "data": [{"id": "m1", "object": "model"}, {"id": "m2"}]}'
@@ -162,12 +163,27 @@ async def test_a_backend_that_went_away_keeps_its_models_so_that_lines_wait_for_
 
 
 async def test_a_backend_that_stops_listing_keeps_its_models_while_it_loads() -> None:
-    one = catalogue({"a": Far(ok(), Answer(status=503, headers={}, body=b""))})
+    loads = b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}'
+    one = catalogue({"a": Far(ok(), Answer(status=503, headers={}, body=loads))})
     await one.refresh("a")
     report = await one.refresh("a")
     assert (report.reach, report.models) == (Reach.REACHABLE, ("m1", "m2"))
     assert report.trouble == "does not list its models (status 503)"
     assert report.failures == 1  # so that it is asked again soon
+
+
+async def test_a_proxys_page_in_the_place_of_its_answer_is_none() -> None:
+    page = Answer(status=502, headers={}, body=b"<html>")
+    one = catalogue({"a": Far(ok(), page, page, ok())})
+    await one.refresh("a")
+    for failures in (1, 2):
+        report = await one.refresh("a")
+        assert (report.reach, report.models) == (Reach.UNREACHABLE, ("m1", "m2"))
+        assert (report.failures, report.by_proxy) == (failures, True)
+        assert report.trouble == "a proxy answers 502 for it"
+        assert is_down(report) == (failures == 2)
+    report = await one.refresh("a")
+    assert (report.reach, report.by_proxy, is_down(report)) == (Reach.REACHABLE, False, False)
 
 
 async def test_configured_models_outweigh_what_is_listed_but_a_refused_key_still_shows() -> None:

@@ -111,6 +111,7 @@ class _Success(msgspec.Struct, gc=False):
 
 class _Error(msgspec.Struct, gc=False):
     error: Raw = Raw(b"null")
+    object: Raw = Raw(b"null")
 
 
 class _ErrorOrMore(msgspec.Struct, gc=False):
@@ -317,6 +318,15 @@ def status_of_error_alone(body: bytes) -> int | None:
         return 500
     named = [n for n in (told.code, told.status_code) if type(n) is int and 400 <= n < 600]
     return named[0] if named else 500
+
+
+def has_error(body: bytes) -> bool:
+    """Whether an answer has an error as the API has it, or as vLLM once had it (no envelope)."""
+    try:
+        found = _decode_error(body)
+    except _UNREADABLE:
+        return False
+    return bytes(found.error) != b"null" or bytes(found.object) == b'"error"'
 
 
 def error_code_of(body: bytes) -> str | None:

@@ -19,7 +19,9 @@ import msgspec
 
 from batchline import telemetry
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
+from batchline.domain.results import usable_body
 from batchline.executor.contract import Answer, BackendSettings, Transport
+from batchline.executor.looks import page_of, said_by_proxy
 
 
 class Reach(StrEnum):
@@ -58,6 +60,7 @@ class BackendReport:
     failures: int = 0  # in a row
     connected: bool = True  # at the last look, whether or not it answered
     silent: bool = False  # it did not, at all
+    by_proxy: bool = False  # it did not, and a proxy did in its place
 
 
 class _Model(msgspec.Struct):
@@ -115,6 +118,7 @@ def after_answer(
         failures=0 if trouble is None else before.failures + 1,
         connected=True,
         silent=False,
+        by_proxy=False,
     )
 
 
@@ -132,6 +136,7 @@ def after_lines(before: BackendReport, *, now_s: float) -> BackendReport:
         failures=0,
         connected=True,
         silent=False,
+        by_proxy=False,
     )
 
 
@@ -142,6 +147,7 @@ def after_failure(
     now_s: float,
     connected: bool = False,
     silent: bool = True,
+    by_proxy: bool = False,
 ) -> BackendReport:
     """What is known once the backend could not be reached: the models that it had stay."""
     return replace(
@@ -152,6 +158,7 @@ def after_failure(
         failures=before.failures + 1,
         connected=connected,
         silent=silent,
+        by_proxy=by_proxy,
     )
 
 
@@ -224,16 +231,21 @@ class Catalogue:
                     silent=silent,
                 )
         else:
-            after = after_answer(
-                before,
-                read_listing(answer),
-                configured=self._settings[name].models,
-                now_s=self._clock(),
-            )
+            after = self._after(before, answer)
         self._set(before, after)
         if self._on_look is not None:
             self._on_look(after)
         return after
+
+    def _after(self, before: BackendReport, answer: Answer) -> BackendReport:
+        if page := page_of(answer.status, usable_body(answer.body)):
+            return after_failure(
+                before, said_by_proxy(page), now_s=self._clock(), connected=True, by_proxy=True
+            )
+        configured = self._settings[before.name].models
+        return after_answer(
+            before, read_listing(answer), configured=configured, now_s=self._clock()
+        )
 
     async def refresh_all(self) -> None:
         """Ask every backend once, all at the same time."""

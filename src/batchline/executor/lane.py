@@ -28,7 +28,7 @@ class Lane:
     permits: int = 0
     permits_order: int = 0
     in_flight: int = 0
-    answers: int = 0  # of any kind, since the worker's start: whoever counts up lives
+    answers: int = 0  # its own, of any kind, since the worker's start: whoever counts up lives
     told_answers: int = 0  # of these the last heartbeat knew
     admitting: bool = True
     trials: int = 0
