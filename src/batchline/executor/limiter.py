@@ -31,6 +31,7 @@ _NEAR_OTHERS: Final = 0.2  # the same while others come and go
 _BELOW_SHED: Final = 0.95
 _WAITING: Final = 0.1  # of those that run: so many that wait are too many; none while others wait
 _KV_FULL: Final = 0.95
+_SAME: Final = 0.07  # in the logarithm of the level
 _UNSTEADY_LOOKS: Final = 6
 _CROWDED_LOOKS: Final = 10
 
@@ -223,6 +224,13 @@ class AdaptiveLimit:
         if look.token_s is None:
             self._last = None
             return
+        if self._neighbours.are_there(now) and not self._search.ramp:
+            self._last = None
+            self._looks_until = now + _LOOKS_LAST_S
+            best = self._neighbours.curve.best()
+            if best is not None and abs(math.log(best / self._search.level)) > _SAME:
+                self._search.go(round(best))
+            return
         self._looks_until = now + _LOOKS_LAST_S
         near = _NEAR_OTHERS if self._neighbours.are_there(now) else _NEAR
         off = abs(look.in_hand - self._search.level)
@@ -237,9 +245,6 @@ class AdaptiveLimit:
             self._unsteady += 1
             if self._unsteady >= _UNSTEADY_LOOKS:
                 self._search.give_up(now)
-                if (cap := self._neighbours.cap(now)) < self._search.level:
-                    # What they allow is all that can be looked at: so on from there.
-                    self._search.go(math.floor(cap))
             return
         in_hand = (last[1].in_hand + look.in_hand) / 2
         running = (last[1].running + look.running) / 2
