@@ -51,7 +51,8 @@ class Look:
     """One look at the engine's page, and what we had in flight then.
 
     `ours` is at least that many. `limited`: all the time since the last look as many as we may.
-    `token_s` is what a token took since then, None where the page does not tell.
+    `token_s` is what a token took since then, None where the page does not tell; `age_s` is how far
+    the page lags behind.
     """
 
     running: int
@@ -60,6 +61,7 @@ class Look:
     token_s: float | None
     ours: int
     limited: bool
+    age_s: float = 0.0
 
     @property
     def in_hand(self) -> int:
@@ -160,7 +162,13 @@ class AdaptiveLimit:
     def look(self, now: float, look: Look) -> None:
         """What the engine's page says."""
         before = self.measure
-        self._neighbours.look(now, ours=look.ours, in_hand=look.in_hand, token_s=look.token_s)
+        self._neighbours.look(
+            now,
+            ours=look.ours,
+            in_hand=look.in_hand,
+            token_s=look.token_s,
+            age_s=look.age_s,
+        )
         self._hear_of_waiting(now, look)
         self._make_room_to_search(now, look)
         self._measure(now, look)

@@ -18,7 +18,7 @@ from typing import Final
 
 from batchline.executor.token_curve import TokenCurve
 
-_LOOKS: Final = 2  # of which the most counts
+_MOST_OF_S: Final = 0.75  # of the looks of so long the most counts: of two
 _GONE_AFTER_S: Final = 10.0  # without a request of others: nobody is there
 _BLIND_S: Final = 10.0  # without a page: what it said last is no longer so
 _FAR_TOO_SLOW: Final = 1.15  # times what a token may take: before it is known why
@@ -32,23 +32,28 @@ class Neighbours:
 
     def __init__(self, slowdown: float) -> None:
         self._slowdown = slowdown
-        self._counts: deque[int] = deque(maxlen=_LOOKS)
+        self._counts: deque[tuple[float, int]] = deque(maxlen=16)
+        self._age_s = 0.0
         self._there_until = -math.inf
         self._looked_at = -math.inf
         self.curve = TokenCurve()
         self._last: tuple[int, float] | None = None  # in hand and what a token took, a look ago
         self._cap = math.inf  # of all requests together
 
-    def look(self, now: float, *, ours: int, in_hand: int, token_s: float | None) -> None:
+    def look(
+        self, now: float, *, ours: int, in_hand: int, token_s: float | None, age_s: float = 0.0
+    ) -> None:
         """The page says `in_hand`; at most `ours` of them are from us.
 
-        `token_s` is what a token took since the last look.
+        `token_s` is what a token took since the last look, `age_s` how far the page lags behind.
         """
         if not self._slowdown:
             return
         self._looked_at = now
-        self._counts.append(max(0, in_hand - ours))
-        if self._counts[-1]:
+        self._age_s = age_s
+        theirs = max(0, in_hand - ours)
+        self._counts.append((now, theirs))
+        if theirs:
             self._there_until = now + _GONE_AFTER_S
         if token_s is None or not in_hand:
             self._last = None
@@ -87,7 +92,10 @@ class Neighbours:
         """How many requests to leave room for."""
         if now > self._looked_at + _BLIND_S:
             return 0
-        return max(self._counts, default=0)
+        # As much longer as the page is old: what was ours then is not known well, and less than
+        # they have is worse than more.
+        since = self._looked_at - _MOST_OF_S - self._age_s / 2
+        return max((count for at, count in self._counts if at >= since), default=0)
 
     def cap(self, now: float) -> float:
         """How many requests there may be in all, for their sake."""

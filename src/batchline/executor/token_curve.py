@@ -20,6 +20,7 @@ _ABOUT: Final = 1.15  # numbers in hand of which one is less than so many times 
 _MEMORY: Final = 12.0  # looks: each newest one counts for at least one of so many
 _KNOWN: Final = 3.0  # looks, before a number may be gone on from
 _EXPONENT: Final = 0.2  # of the utility, as in `search`
+_AS_GOOD: Final = 0.01  # less of a difference is none: the lower number then
 _ON: Final = 1.1  # beyond what is known
 _OFF: Final = 1.2  # times what was expected, or less than one such part: that is no chance
 _OFF_LOOKS: Final = 3
@@ -94,8 +95,11 @@ class TokenCurve:
         known = [point for point in self._fitted() if point.looks >= _KNOWN]
         if not known:
             return None
-        best = max(_between(known), key=lambda p: (1 - _EXPONENT) * math.log(p[0]) - math.log(p[1]))
-        return best[0] * _ON if best[0] == known[-1].in_hand else best[0]
+        utilities = [(_utility(*one), one[0]) for one in _between(known)]
+        most, best = max(utilities)
+        if best == known[-1].in_hand:
+            return best * _ON
+        return next(number for utility, number in utilities if utility >= most - _AS_GOOD)
 
     def _fitted(self) -> Sequence[_Point]:
         if self._line is None:
@@ -119,6 +123,10 @@ class TokenCurve:
         for point in self._points.values():
             point.token_s = min(point.token_s, token_s)
         self._line = None
+
+
+def _utility(in_hand: float, token_s: float) -> float:
+    return (1 - _EXPONENT) * math.log(in_hand) - math.log(token_s)
 
 
 def _number(point: _Point) -> float:
