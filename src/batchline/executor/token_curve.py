@@ -12,7 +12,7 @@ An engine that has changed is told by looks that are off in the same direction o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,9 +21,11 @@ _MEMORY: Final = 12.0  # looks: each newest one counts for at least one of so ma
 _KNOWN: Final = 3.0  # looks, before a number may be gone on from
 _EXPONENT: Final = 0.2  # of the utility, as in `search`
 _AS_GOOD: Final = 0.01  # less of a difference is none: the lower number then
-_ON: Final = 1.1  # beyond what is known
+_ON: Final = 1.15  # beyond what is known
 _OFF: Final = 1.2  # times what was expected, or less than one such part: that is no chance
 _OFF_LOOKS: Final = 3
+_NO_MORE: Final = 0.9
+_STALE_S: Final = 10.0  # of more than there are now: it may be otherwise by then, so it is tried again
 _BETWEEN: Final = 4  # numbers that are weighed between two that were seen
 
 
@@ -34,8 +36,10 @@ class _Point:
     in_hand: float
     token_s: float
     looks: float = 1.0
+    seen_at: float = 0.0
 
-    def add(self, in_hand: float, token_s: float) -> None:
+    def add(self, now: float, in_hand: float, token_s: float) -> None:
+        self.seen_at = now
         self.looks = min(self.looks + 1, _MEMORY)
         self.in_hand += (in_hand - self.in_hand) / self.looks
         self.token_s += (token_s - self.token_s) / self.looks
@@ -53,15 +57,16 @@ class TokenCurve:
     def is_known(self) -> bool:
         return bool(self._points)
 
-    def note(self, in_hand: float, token_s: float) -> None:
+    def note(self, now: float, in_hand: float, token_s: float) -> None:
         """A look: between it and the one before a token took so long."""
-        if self.is_known:
-            self._hear_of_a_change(in_hand, token_s)
         about = _about(in_hand)
+        if self.is_known:
+            self._forget(lambda key, point: key > about and point.seen_at < now - _STALE_S)
+            self._hear_of_a_change(about, in_hand, token_s)
         if about in self._points:
-            self._points[about].add(in_hand, token_s)
+            self._points[about].add(now, in_hand, token_s)
         else:
-            self._points[about] = _Point(in_hand, token_s)
+            self._points[about] = _Point(in_hand, token_s, seen_at=now)
         self._line = None
 
     def at(self, in_hand: float) -> float:
@@ -106,7 +111,7 @@ class TokenCurve:
             self._line = _rising(sorted(self._points.values(), key=_number))
         return self._line
 
-    def _hear_of_a_change(self, in_hand: float, token_s: float) -> None:
+    def _hear_of_a_change(self, about: int, in_hand: float, token_s: float) -> None:
         off = token_s / self.at(in_hand)
         if self._off and (self._off[-1] > 1) != (off > 1):
             self._off.clear()
@@ -116,12 +121,15 @@ class TokenCurve:
         self._off.append(off)
         if len(self._off) < _OFF_LOOKS:
             return
-        # Of more nothing is known any more, and fewer are no slower.
         self._off.clear()
-        about = _about(in_hand)
-        self._points = {key: point for key, point in self._points.items() if key < about}
+        self._forget(lambda key, _: key >= about)
         for point in self._points.values():
-            point.token_s = min(point.token_s, token_s)
+            # Fewer have no slower tokens, and bring no more of them in all.
+            shared_s = _NO_MORE * token_s * point.in_hand / in_hand
+            point.token_s = min(max(point.token_s, shared_s), token_s)
+
+    def _forget(self, which: Callable[[int, _Point], bool]) -> None:
+        self._points = {k: point for k, point in self._points.items() if not which(k, point)}
         self._line = None
 
 
