@@ -207,7 +207,7 @@ FIRST_KEPT_BACK: Final = (
     ),
 )
 # Made after that, and looked at once; one of them was slow to be found. Then the limiter was
-# changed, and they are no longer kept back either.
+# changed, and the last of these was looked at while it was.
 SECOND_KEPT_BACK: Final = (
     EngineShape(
         name="knee at 100 that is none (a third slower), reads",
@@ -223,8 +223,16 @@ SECOND_KEPT_BACK: Final = (
         tokens=500.0,
         page_age_s=0.5,
     ),
+    EngineShape(
+        name="knee at 250, 429 above 180, prompts of all lengths, a page 1 s old",
+        knee=250,
+        read_s=0.002,
+        read_sigma=1.0,
+        sheds_above=180,
+        page_age_s=1.0,
+    ),
 )
-# Made when that was done, and looked at once.
+# Looked at once, when all was done.
 KEPT_BACK: Final = (
     EngineShape(name="knee at 48, answers of 10 s", knee=48, step_s=0.04, tokens=250.0),
     EngineShape(
@@ -235,12 +243,11 @@ KEPT_BACK: Final = (
         tokens=80.0,
     ),
     EngineShape(
-        name="knee at 250, 429 above 180, prompts of all lengths, a page 1 s old",
-        knee=250,
+        name="knee at 120, 429 above 90, prompts of all lengths",
+        knee=120,
         read_s=0.002,
         read_sigma=1.0,
-        sheds_above=180,
-        page_age_s=1.0,
+        sheds_above=90,
     ),
 )
 

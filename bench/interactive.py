@@ -73,8 +73,8 @@ FIRST_KEPT_BACK: Final = (
     Stage(shape=shape("knee at 200, a third of its time reads", 200, read_s=0.003)),
     Stage(shape=shape("knee at 24, a page 1 s old", 24, page_age_s=1.0)),
 )
-# Made after that, and looked at once. Then what a batch may take beside others was changed over the
-# first of those above, and these are no longer kept back either.
+# Made after that, and looked at once; and three more while what a batch may take beside others was
+# changed over the first of those above, of which two were looked at before that was done.
 SECOND_KEPT_BACK: Final = (
     Stage(
         shape=shape("knee at 90, a tenth of its time reads", 90, read_s=0.0015), batch_tokens=100.0
@@ -82,9 +82,6 @@ SECOND_KEPT_BACK: Final = (
     Stage(
         shape=shape("48 places, then a queue, a page 0.5 s old", 100_000, places=48, page_age_s=0.5)
     ),
-)
-# Made when that was done, and looked at once.
-KEPT_BACK: Final = (
     Stage(
         shape=shape(
             "knee at 120, a fifth of its time reads, a page 0.5 s old",
@@ -94,7 +91,20 @@ KEPT_BACK: Final = (
         )
     ),
     Stage(shape=shape("knee at 160, by then half slower", 160, drag=0.5 / 160)),
+)
+# Looked at once, when all was done.
+KEPT_BACK: Final = (
     Stage(shape=shape("knee at 36, batch answers of 4 s", 36), batch_tokens=200.0),
+    Stage(
+        shape=shape(
+            "knee at 110, an eighth of its time reads, a page 0.5 s old",
+            110,
+            read_s=0.0016,
+            page_age_s=0.5,
+        ),
+        batch_tokens=120.0,
+    ),
+    Stage(shape=shape("knee at 140, by then a third slower", 140, drag=0.33 / 140)),
 )
 
 

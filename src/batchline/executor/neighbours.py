@@ -21,7 +21,6 @@ from batchline.executor.token_curve import TokenCurve
 _MOST_OF_S: Final = 0.75  # of the looks of so long the most counts: of two
 _GONE_AFTER_S: Final = 10.0  # without a request of others: nobody is there
 _BLIND_S: Final = 10.0  # without a page: what it said last is no longer so
-_MARGIN: Final = 0.985  # in what a token may take: what is looked at are means
 _FAR_TOO_SLOW: Final = 1.15  # times what a token may take: before it is known why
 _DOWN: Final = 0.95  # of what would be just enough then
 
@@ -68,7 +67,7 @@ class Neighbours:
         if not self.are_there(now):
             self._cap = math.inf
             return
-        most_s = _MARGIN * self._slowdown * self._alone_s(self.others(now), in_hand)
+        most_s = self._slowdown * self._alone_s(self.others(now), in_hand)
         self._cap = self.curve.most_at(most_s)
         if token_s > _FAR_TOO_SLOW * most_s:
             self._cap = min(self._cap, _DOWN * in_hand * most_s / token_s)
@@ -96,8 +95,7 @@ class Neighbours:
         # As much longer as the page is old: what was ours then is not known well, and less than
         # they have is worse than more.
         since = self._looked_at - _MOST_OF_S - self._age_s / 2
-        counts = [count for at, count in self._counts if at >= since]
-        return max(counts[-1], round(sum(counts) / len(counts))) if counts else 0
+        return max((count for at, count in self._counts if at >= since), default=0)
 
     def cap(self, now: float) -> float:
         """How many requests there may be in all, for their sake."""
