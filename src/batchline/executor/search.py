@@ -117,12 +117,12 @@ class Search:
         slower = self._ramped[-1].token_s * _MUCH_SLOWER > fastest
         knee = knee_of(self._ramped)
         better = before is None or seen.utility > before.utility + _BETTER
-        if better and not (knee and slower):
+        if better and knee is None:
             self._reference = seen
             self._change(math.ceil(seen.level * (_GENTLE if self.gentle or slower else 2)))
             if self.level > seen.level:
                 return
-        if knee:
+        if knee is not None:
             self.go(round(knee))
         else:
             self.go(seen.level if before is None or better else before.level)

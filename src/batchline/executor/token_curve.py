@@ -25,7 +25,9 @@ _ON: Final = 1.15  # beyond what is known
 _OFF: Final = 1.2  # times what was expected, or less than one such part: that is no chance
 _OFF_LOOKS: Final = 3
 _NO_MORE: Final = 0.9
-_STALE_S: Final = 10.0  # of more than there are now: it may be otherwise by then, so it is tried again
+_STALE_S: Final = (
+    10.0  # of more than there are now: it may be otherwise by then, so it is tried again
+)
 _BETWEEN: Final = 4  # numbers that are weighed between two that were seen
 
 
