@@ -6,8 +6,8 @@ and n / knee times that beyond it: decoding is bound by memory up to there and b
 it. With a knee out of reach and a drag of 1 / 64 it is the other extreme, an engine that a token
 costs a + b * n. What is more than `places` waits in a queue, in order of priority (lower first),
 then of arrival; what is more than `sheds_above` at once is answered 429. Before its first token a
-request is read for `read_s` seconds, in which nobody gets a token; where `read_sigma` says so, for a
-log-normal time of that mean. `capacity` scales the knee over time.
+request is read for `read_s` seconds, in which nobody gets a token; where there is a `read_sigma`,
+for a log-normal time of that mean. `capacity` scales the knee over time.
 
 Answers have lengths of a log-normal distribution (sigma 0.5), known to nobody beforehand.
 

@@ -1,4 +1,4 @@
-"""Where more requests at once begin to wait for each other, from a few numbers that were seen. Pure.
+"""Where requests begin to wait for each other, from a few numbers that were seen. Pure.
 
 Of an engine there are two kinds of times of a token: as long as there is room it is a + b * n, with
 a small b or none; beyond the knee the engine gives all of its tokens a second, and they are shared.

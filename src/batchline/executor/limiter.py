@@ -238,6 +238,8 @@ class AdaptiveLimit:
             self._last = None
             return
         if self._neighbours.are_there(now) and not self._search.ramp:
+            # No level can be held beside others. What all the numbers that came by were like says
+            # which would be best, whether or not others allow it now.
             self._last = None
             self._looks_until = now + _LOOKS_LAST_S
             best = self._neighbours.curve.best()

@@ -5,9 +5,9 @@ for it. They go first: what they have in hand is taken off what we may have, the
 second and a half of it, so that room is given back at the next look and taken again a little later.
 
 While there are others, no token may take longer than `slowdown` times what it takes without us.
-That is known from looks at which the engine had about as many in hand as they have now, whoever's:
-each look says how long a token takes with so many. It matters of an engine without a knee, which is
-slower for everybody with each request.
+Both are read off `TokenCurve`, which knows from every look how long a token takes with so many in
+hand, whoever's: with how many others would have without us, and with how many it takes so much
+longer. It matters of an engine without a knee, which is slower for everybody with each request.
 """
 
 from __future__ import annotations

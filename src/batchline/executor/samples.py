@@ -1,4 +1,4 @@
-"""The mean of a few samples, and how far it may be off: how many are needed, they say themselves."""
+"""The mean of a few samples and how far it may be off: they say themselves how many it takes."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 _ABOUT: Final = 1.15  # numbers in hand of which one is less than so many times the other are alike
@@ -82,7 +83,7 @@ class TokenCurve:
         return below.token_s + part * (above.token_s - below.token_s)
 
     def most_at(self, token_s: float) -> float:
-        """With how many a token takes no longer than that; infinite when none was seen that does."""
+        """With how many a token takes no longer; infinite when it took longer with none seen."""
         above = None
         for point in reversed(self._fitted()):
             if point.token_s <= token_s:
@@ -169,7 +170,7 @@ def _rising(points: Sequence[_Point]) -> list[_Point]:
 
 def _between(points: Sequence[_Point]) -> Iterator[tuple[float, float]]:
     """Numbers and how long their tokens take, also of some between those that were seen."""
-    for low, high in zip(points, points[1:], strict=False):
+    for low, high in pairwise(points):
         for step in range(_BETWEEN):
             part = step / _BETWEEN
             yield (
