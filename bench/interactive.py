@@ -92,7 +92,7 @@ SECOND_KEPT_BACK: Final = (
     ),
     Stage(shape=shape("knee at 160, by then half slower", 160, drag=0.5 / 160)),
 )
-# Looked at once, when all was done.
+# Nothing was changed over what these showed (docs/benchmarks.md).
 KEPT_BACK: Final = (
     Stage(shape=shape("knee at 36, batch answers of 4 s", 36), batch_tokens=200.0),
     Stage(
