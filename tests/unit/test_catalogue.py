@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from batchline.domain.errors import NotSent
+from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor.catalogue import (
     BackendReport,
     Catalogue,
@@ -30,7 +30,7 @@ def ok(body: bytes = LISTED) -> Answer:
 class Far:
     """The far side of a catalogue: says what it is told to, and counts the looks."""
 
-    def __init__(self, *says: Answer | NotSent) -> None:
+    def __init__(self, *says: Answer | UpstreamError) -> None:
         self.says = list(says)
         self.looks = 0
         self.looked = asyncio.Event()
@@ -41,7 +41,7 @@ class Far:
         self.looks += 1
         self.looked.set()
         answer = self.says.pop(0) if len(self.says) > 1 else self.says[0]
-        if isinstance(answer, NotSent):
+        if isinstance(answer, UpstreamError):
             raise answer
         return answer
 
@@ -233,3 +233,47 @@ async def test_a_request_that_got_through_is_no_news_about_a_reachable_backend()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
+
+
+SILENT = SentUnanswered("no whole answer in time", reason="timeout")
+
+
+async def test_silence_is_no_news_of_a_backend_that_answers_lines() -> None:
+    """llama.cpp b11549: with more connections than its threads a look waits behind requests."""
+    seen: list[BackendReport] = []
+    asked: list[tuple[str, float]] = []
+
+    def answers_lines(name: str, since: float) -> bool:
+        asked.append((name, since))
+        return True
+
+    far = Far(ok())
+    one = catalogue({"a": far}, clock=lambda: 7.0, on_look=seen.append, answers_lines=answers_lines)
+    await one.refresh("a")
+    far.says = [SILENT]
+    for _ in range(3):
+        await one.refresh("a")
+    assert asked == [("a", 7.0)] * 3
+    assert [(each.reach, each.trouble, each.failures) for each in seen] == [
+        (Reach.REACHABLE, None, 0)
+    ] * 4
+    assert one.models() == ["m1", "m2"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "answers"), [(SILENT, False), (REFUSED, True)], ids=["no lines", "refused"]
+)
+async def test_silence_without_answers_and_a_refused_connection_are_news(
+    fault: UpstreamError, answers: bool
+) -> None:
+    far = Far(ok())
+    one = catalogue({"a": far}, answers_lines=lambda _name, _since: answers)
+    await one.refresh("a")
+    far.says = [fault]
+    assert (await one.refresh("a")).reach is Reach.UNREACHABLE
+
+
+async def test_a_first_look_that_is_silent_tells_nothing_although_lines_are_answered() -> None:
+    """What the backend serves is not known by that."""
+    one = catalogue({"a": Far(SILENT)}, answers_lines=lambda _name, _since: True)
+    assert (await one.refresh("a")).reach is Reach.UNREACHABLE

@@ -147,6 +147,18 @@ async def test_what_was_cut_off_by_a_backend_that_lives_counts(
     other.run.close(Gate.CLOSED)
 
 
+async def test_silence_is_no_sign_of_death_while_lines_are_answered() -> None:
+    """llama.cpp b11549: with more connections than its threads a look waits behind requests."""
+    desk = Desk()
+    (line,) = desk.lines(1)
+    desk.break_(line, CUT_OFF, last=True)
+    await turns()
+    desk.lane.answers += 1
+    await desk.look(SentUnanswered("no answer", reason="timeout"))
+    assert desk.settled == [(line, CUT_OFF)]
+    assert (desk.faults(), desk.lane.admits) == ([], True)
+
+
 async def test_an_answer_is_never_in_doubt() -> None:
     desk = Desk()
     (line,) = desk.lines(1)

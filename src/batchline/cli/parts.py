@@ -98,6 +98,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             aliases=settings.aliases,
             on_change=lambda _: scheduler.on_room(),
             on_look=health.looked,
+            answers_lines=admission.has_answered_since,
         )
         drains = Drains(directory.drained, apply=admission.set_drained)
         drains.restore([backend.name for backend in settings.backends])

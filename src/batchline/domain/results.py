@@ -320,11 +320,17 @@ def status_of_error_alone(body: bytes) -> int | None:
 
 
 def error_code_of(body: bytes) -> str | None:
-    """`error.code` of an error answer, or `error.type` where the code is not a string."""
+    """`error.code` of an error answer, or `error.type` where the code is not a string.
+
+    vLLM's way to say that it has no such model is given the API's name.
+    """
     try:
         error = _decode_told(_decode_error(body).error)
     except _UNREADABLE:
         return None
     if not isinstance(error, dict):
         return None
-    return next((e for e in (error.get("code"), error.get("type")) if isinstance(e, str)), None)
+    kind = error.get("type")
+    if kind == "NotFoundError" and error.get("param") == "model":
+        return "model_not_found"
+    return next((e for e in (error.get("code"), kind) if isinstance(e, str)), None)

@@ -169,11 +169,15 @@ class Failover:
 
 
 async def _trouble(lane: Lane) -> UpstreamError | None:
-    """Why the backend of the lane does not answer; None when it does, whatever it says."""
+    """Why the backend of the lane does not answer; None when it does, whatever it says.
+
+    A line that is answered meanwhile is an answer: some servers let a look wait behind requests.
+    """
+    answers = lane.answers
     try:
         await lane.transport.get_json("/models", timeout_s=LOOK_S)
     except SentUnanswered as exc:
-        return exc if exc.is_cut_off else None
+        return exc if exc.is_cut_off and lane.answers == answers else None
     except UpstreamError as exc:
         return exc
     return None

@@ -152,7 +152,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             in_flight = {lane.backend: lane.in_flight for lane in self._lanes.values()}
-            self._send(m.Heartbeat(in_flight))
+            answering = [lane.backend for lane in self._lanes.values() if lane.has_answered()]
+            self._send(m.Heartbeat(in_flight, answering))
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _report(self) -> None:
@@ -509,12 +510,14 @@ class Worker:
         if rates is not None:
             rates.ended(line, found.outcome, found.usage)
         if found.outcome is _ANSWERED:  # nearly always, and nothing is to be decided
+            lane.answers += 1
             if lane.meter is not None:
                 lane.meter.answered(line.began, found.usage)
             self._settle(line, found)
             return _DONE
         if found.answered:
             line.answers += 1
+            lane.answers += 1
         decision = decide(
             found.outcome,
             attempt=line.attempt,
