@@ -15,7 +15,8 @@ from batchline.executor import messages as m
 from batchline.executor import segments
 from batchline.executor.contract import BackendSettings, CancelBy, Concurrency
 from tests.model.loop import QuietLoop
-from tests.model.worker_world import World, answer, play
+from tests.model.worker_histories import play
+from tests.model.worker_world import World, answer
 
 HISTORIES = 60
 STEPS = 800
