@@ -333,7 +333,7 @@ def file_of_a_mebibyte(tmp_path: Path) -> StoredRange:
 def test_each_kind_of_damage_is_told(file_of_a_mebibyte: StoredRange) -> None:
     one = file_of_a_mebibyte
     path = Path(one.path)
-    job = CheckJob(ranges=[one])
+    job = CheckJob.of([one])
     assert check_ranges(job).damaged == {}
     whole = path.read_bytes()
     for at in (6, 6 + one.size - 1):
@@ -355,5 +355,5 @@ def test_a_sector_that_cannot_be_read_is_damage(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", unreadable)
-    result = check_ranges(CheckJob(ranges=[file_of_a_mebibyte]))
+    result = check_ranges(CheckJob.of([file_of_a_mebibyte]))
     assert result.damaged == {0: Damage.UNREADABLE}
