@@ -129,7 +129,7 @@ async def test_values_and_results_arrive_as_they_are(jobs: Jobs, tmp_path: Path)
     result = await jobs.run(validate, job)
     assert isinstance(result, ValidationResult)
     assert (result.lines, result.model) == (3, MODEL)
-    assert result.shards == [PlannedShard(first_entry=0, entries=3, model=MODEL)]
+    assert list(result.shards) == [PlannedShard(first_entry=0, entries=3, model=MODEL)]
     assert result.plan_bytes == (tmp_path / "plan").stat().st_size
     problems = (await jobs.run(validate, validation(tmp_path, b"{\n"))).problems
     assert [(problem.code, problem.line_number) for problem in problems] == [

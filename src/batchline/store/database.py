@@ -8,7 +8,7 @@ caller that is cancelled while it waits changes nothing: its transaction goes on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Self, TypeVar
@@ -305,7 +305,7 @@ class Database:
         batch_id: BatchId,
         *,
         plan: Blob,
-        shards: Sequence[PlannedShard],
+        shards: Iterable[PlannedShard],
         lines: int,
         model: str | None,
         skipped: Skipped | None = None,
