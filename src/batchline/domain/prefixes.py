@@ -208,7 +208,7 @@ def trunk_of(keys: Sequence[bytes]) -> bytes:
     agreeing = keys
     while len(trunk) < KEY_BYTES:
         stop = len(trunk) + DIGEST_BYTES
-        counted = Counter([key[len(trunk) : stop] for key in agreeing])
+        counted = Counter(key[len(trunk) : stop] for key in agreeing)
         digest, count = counted.most_common(1)[0] if counted else (b"", 0)
         if 2 * count <= len(keys) or not any(digest):
             break
