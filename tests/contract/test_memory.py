@@ -77,7 +77,7 @@ async def test_a_shard_takes_a_few_bytes_from_the_answer_of_the_child_to_its_row
 
     peak, kept = await by_each(start)
     assert peak < 16  # 4 of them the size; a list of PlannedShards takes 190
-    assert kept < 1
+    assert kept < 8
 
 
 async def test_a_running_batch_keeps_the_number_of_each_shard_and_no_more(store: Database) -> None:
@@ -137,7 +137,7 @@ async def test_a_committed_range_is_checked_in_a_few_bytes(
     peak, kept = await by_each(damaged)
     # Packed 24 bytes, a few times over on its way into the child; as objects it was 860.
     assert peak < 150
-    assert kept < 1
+    assert kept < 8
 
 
 async def test_a_page_of_ranges_costs_what_it_gives_however_many_there_are(
