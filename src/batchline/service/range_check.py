@@ -30,8 +30,8 @@ from batchline.store.contract import BlobStore, Store
 IN_A_THREAD_RANGES: Final = 64
 IN_A_THREAD_BYTES: Final = 4 * 1024 * 1024
 
-_PAGE: Final = 256  # rows of the store: at 1 KB each while they are taken over
-_JOB_RANGES: Final = 4_096  # a message of 100 KB; between two jobs others may have the child
+_PAGE: Final = 128  # rows of the store: at 1 KB each while they are taken over
+_JOB_RANGES: Final = 2_048  # a message of 50 KB; between two jobs others may have the child
 _BLOCK_BYTES: Final = 256 * 1024  # stays in the cache between the read and the CRC
 
 

@@ -35,7 +35,7 @@ _NOT_ADVANCED: Final = frozenset(
 )
 
 # Rows of one INSERT: as one statement they would take 2 KiB each of memory until it is done.
-_SHARDS_AT_ONCE: Final = 250
+_SHARDS_AT_ONCE: Final = 100
 
 _UNFINISHED: Final = sorted(set(BatchStatus) - lifecycle.TERMINAL)
 

@@ -168,8 +168,9 @@ class LocalBlobWriter:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        view = memoryview(data)
         for at in range(0, len(data), _CRC_BYTES):  # it takes nothing but bytes
-            self._crc = google_crc32c.extend(self._crc, bytes(data[at : at + _CRC_BYTES]))
+            self._crc = google_crc32c.extend(self._crc, bytes(view[at : at + _CRC_BYTES]))
         self._stored_bytes += len(data)
         self._unsynced_bytes += len(data)
         if self._unsynced_bytes >= _SYNC_BYTES:

@@ -67,6 +67,9 @@ def _open_sqlite(url: URL) -> Engine:
             "synchronous = FULL",  # NORMAL would lose the last commits with the power
             "fullfsync = ON",  # macOS only: there a plain fsync stops at the drive's cache
             "foreign_keys = ON",
+            # KiB. Of what a batch writes little is read again, and the system has the pages too:
+            # twice as many (the default) are a MiB more, and cost and save no time.
+            "cache_size = -1024",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
 
