@@ -295,10 +295,11 @@ async def test_what_says_nothing_about_the_bytes_takes_nothing_back(
     assert await stored.store.load_batch(batch.id) == batch
 
 
-async def test_many_ranges_are_checked_in_a_child_page_by_page(
+async def test_many_ranges_are_checked_in_a_child_some_at_a_time(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, said: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    monkeypatch.setattr(range_check, "_PAGE", 16)
+    monkeypatch.setattr(range_check, "_PAGE", 8)
+    monkeypatch.setattr(range_check, "_JOB_RANGES", 16)
     monkeypatch.setattr(range_check, "IN_A_THREAD_RANGES", 8)
     monkeypatch.setattr(repair, "SAID_AT_ONCE", 10)
     batch = await started(stored.store, entries=40)
