@@ -159,7 +159,7 @@ def test_after_hours_without_a_result_the_time_left_can_still_be_said(pause_h: i
 
 
 def test_whatever_was_seen_the_end_lies_in_its_band() -> None:
-    rng = random.Random(5)
+    rng = random.Random(5)  # noqa: S311  # cases, not secrets
     for _ in range(2000):
         pace, now_s = Pace(), 0.0
         for _ in range(rng.randint(2, 12)):
