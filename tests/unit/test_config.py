@@ -209,6 +209,7 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
             r"\[\[backend\]\] 1: url: unknown; allowed: .*name",
         ),
         ('[[backend]]\nbase_url = "ftp://x"', r"base_url: .*not an http"),
+        ('[[backend]]\nbase_url = "http://a..b"', r"base_url: 'a..b' is no name of a host"),
         ('[[backend]]\nbase_url = "http://u:p@x"', r"base_url: x: .*no credentials"),
         ('[[backend]]\nbase_url = "x"\nmax_in_flight = 0', r"max_in_flight: .*from 1"),
         (with_limit('concurrency = "auto"'), r"one of fixed, adaptive, got 'auto'"),
