@@ -193,6 +193,7 @@ class HandJobs:
         job: object,
         *,
         urgent: bool = False,  # noqa: ARG002  # of the contract
+        during: object = None,  # noqa: ARG002
     ) -> T:
         leftovers = isinstance(job, LeftoversJob)
         if not leftovers and not isinstance(job, ValidationJob):

@@ -96,12 +96,18 @@ class Jobs:
         self._look_again_at = 0.0  # monotonic
 
     async def run(
-        self, function: Callable[[Job], Result], job: Job, *, urgent: bool = False
+        self,
+        function: Callable[[Job], Result],
+        job: Job,
+        *,
+        urgent: bool = False,
+        during: contextlib.AbstractContextManager[object] | None = None,
     ) -> Result:
         """The result of `function(job)`, computed in a child.
 
         `urgent`: it does not wait behind jobs that are not. The end of a batch is, which may not
-        take longer for all the files that are to be validated.
+        take longer for all the files that are to be validated. `during` is entered when the job
+        begins, which may be long after the call.
 
         `function` is a module's own function with annotated types that msgspec can carry. When
         the awaiting task is cancelled, the child is killed and reaped before the cancellation goes
@@ -120,7 +126,8 @@ class Jobs:
             self._refuse_when_just_refused()
             child = await self._child()
             try:
-                raw = await child.ask(msgspec.msgpack.encode(request))
+                with during or contextlib.nullcontext():
+                    raw = await child.ask(msgspec.msgpack.encode(request))
                 self._check_version(raw)
             except BaseException:
                 await _to_the_end(self._end(child))
