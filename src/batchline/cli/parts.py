@@ -101,7 +101,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             dispatch.executor,
             dispatch.catalogue,
             settings=settings.scheduling,
-            weights=settings.project_weights,
+            weights={name: one.weight for name, one in settings.projects.items()},
         )
         yield _services(settings, directory, storage, jobs, dispatch, scheduler)
 
@@ -133,7 +133,9 @@ def _dispatch(
     admission = executor.admission
     health = Health(
         on_down=lambda report: admission.note_down(
-            report.name, report.trouble or "no answer", silent=report.connected
+            report.name,
+            report.trouble or "no answer",
+            silent=report.connected and not report.by_proxy,
         ),
         on_up=admission.note_up,
     )
@@ -143,6 +145,7 @@ def _dispatch(
         aliases=settings.aliases,
         on_change=lambda _: on_room(),
         on_look=health.looked,
+        answers_lines=admission.has_answered_since,
     )
     drains = Drains(directory.drained, apply=admission.set_drained)
     drains.restore([backend.name for backend in settings.backends])
@@ -179,7 +182,12 @@ def _services(
         has_room=lambda: disk.has_room,
         alarms=alarms,
     )
-    batch_settings = BatchSettings(windows=settings.windows)
+    batch_settings = BatchSettings(
+        windows=settings.windows,
+        run_once_projects=frozenset(
+            name for name, one in settings.projects.items() if one.runs_once
+        ),
+    )
     batches = Batches(store, runner, settings=batch_settings)
     return Parts(
         store=store,
