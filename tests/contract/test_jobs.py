@@ -308,6 +308,19 @@ async def test_closing_ends_the_jobs_that_run_and_those_that_wait(
     await jobs.close()
 
 
+async def test_an_urgent_job_waits_for_none_that_is_not(jobs: Jobs, children: Path) -> None:
+    """However many validations wait, a cancelled batch comes to its end."""
+    telemetry.arm("here=stop")
+    await jobs.warm()
+    running = [asyncio.create_task(jobs.run(telemetry.probe, "here")) for _ in range(4)]
+    pids = {await stopped_child(), await stopped_child()}
+    assert await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}', urgent=True) == "a"
+    assert pids <= recorded(children)
+    assert not any(one.done() for one in running)
+    await jobs.close()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
 async def test_closing_ends_the_child_that_waits_for_a_job(jobs: Jobs, children: Path) -> None:
     await jobs.run(lines.custom_id_of, b"")
     (pid,) = recorded(children)

@@ -133,7 +133,7 @@ class Finalizer:
             ],
         )
         try:
-            written = await self.jobs.run(write_leftovers, job)
+            written = await self.jobs.run(write_leftovers, job, urgent=True)
             if written.lost_partials:
                 telemetry.trouble("partials_lost", batch_id=batch.id, ranges=written.lost_partials)
             telemetry.probe("never_run.written")

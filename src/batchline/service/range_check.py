@@ -224,6 +224,6 @@ class RangeCheck:
         try:
             if len(job) <= IN_A_THREAD_RANGES and job.size <= IN_A_THREAD_BYTES:
                 return await asyncio.to_thread(check_ranges, job)
-            return await self.jobs.run(check_ranges, job)
+            return await self.jobs.run(check_ranges, job, urgent=True)
         except (OSError, JobFailed) as exc:
             raise StoreUnavailable(f"the results could not be checked: {exc}") from exc
