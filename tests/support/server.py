@@ -19,7 +19,7 @@ import openai
 from openai.types import Batch
 
 from batchline.executor import processes
-from tests.support import command, forked
+from tests.support import command, forked, leash
 from tests.support.conserved import Conserved, assert_conserved
 from tests.support.scripted_backend import BackendLog
 
@@ -68,6 +68,7 @@ class ServerProcess:
     def start(self, *, probes: str = "", wait: bool = True) -> None:
         """Start on a free port; returns when the server is ready (or at once: `wait=False`)."""
         assert self._process is None, "one server at a time"
+        leash.tie()
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             words = ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments]
             env = {**os.environ, "BATCHLINE_PROBES": probes}
