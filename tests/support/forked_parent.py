@@ -29,10 +29,13 @@ PROGRAMS: Final = {
 PRELOADED: Final = (
     *PROGRAMS.values(),
     "alembic.command",
+    "alembic.config",
     "batchline.cli.client.batches",
     "batchline.cli.client.files",
+    "batchline.cli.network_disk",
     "batchline.cli.run_engine",
     "batchline.cli.serve",
+    "uvicorn.lifespan.off",
 )
 
 

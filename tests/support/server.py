@@ -25,6 +25,8 @@ from tests.support.scripted_backend import BackendLog
 
 START_S: Final = 20.0  # a cold start under a loaded test run
 POLL_S: Final = 0.01
+# Unless a test has something else to say of the disk: 16 MiB written in every start add up.
+SMALL_RESERVE: Final = {"reserve_bytes": 1024 * 1024}
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "expired"})
 
 
@@ -56,7 +58,7 @@ class ServerProcess:
         self.data = directory / "data"
         self.log = directory / "server.log"
         self._config = directory / "batchline.toml"
-        self._config.write_text(to_toml(settings or {}))
+        self._config.write_text(to_toml({"disk": SMALL_RESERVE, **(settings or {})}))
         self._arguments = ["--config", str(self._config), *options]
         for upstream in upstreams:
             self._arguments += ["--upstream", upstream]
