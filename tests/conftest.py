@@ -8,9 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 from batchline import telemetry
+from tests.support.migrated import migrated_postgres, migrated_postgres_url, migrated_sqlite
 from tests.support.postgres import postgres_cluster, postgres_database, postgres_url
 
-__all__ = ["postgres_cluster", "postgres_database", "postgres_url"]  # fixtures
+__all__ = [  # fixtures
+    "migrated_postgres",
+    "migrated_postgres_url",
+    "migrated_sqlite",
+    "postgres_cluster",
+    "postgres_database",
+    "postgres_url",
+]
 
 
 @pytest.fixture(scope="session")
