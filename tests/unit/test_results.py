@@ -20,6 +20,7 @@ from batchline.domain.results import (
     failure_line,
     failure_tail,
     read_success,
+    read_usual,
     request_id_of,
     result_line,
     usable_body,
@@ -59,11 +60,12 @@ def spelled(draw: st.DrawFn, of: st.SearchStrategy[Any]) -> tuple[Any, bytes]:
 # -- splices -------------------------------------------------------------------------------------
 
 
-@given(spelled(texts), st.sampled_from([200, 201, 400, 500]), texts, spelled(bodies))
+@given(spelled(texts), st.sampled_from([200, 201, 400, 500]), st.none() | texts, spelled(bodies))
 @modest
 def test_a_result_line_reads_back_to_what_went_in(
-    custom_id: tuple[str, bytes], status: int, request_id: str, answer: tuple[Any, bytes]
+    custom_id: tuple[str, bytes], status: int, header: str | None, answer: tuple[Any, bytes]
 ) -> None:
+    request_id = request_id_of(header, LINE_ID)
     body = usable_body(answer[1])
     assert body is not None
     token = custom_id[1].strip()
@@ -136,6 +138,7 @@ def test_a_pretty_printed_answer_becomes_one_line() -> None:
     expected = b'{  \t"a": "x\\n\\r",   "b": [     1   ] }'
     assert usable_body(pretty) == expected
     assert read_success(pretty) == (expected, NO_USAGE)
+    assert read_usual(pretty) == (expected, NO_USAGE)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,7 @@ def test_a_pretty_printed_answer_becomes_one_line() -> None:
 def test_an_answer_of_one_line_goes_out_unchanged(raw: bytes) -> None:
     assert usable_body(raw) == raw
     assert read_success(raw) == (raw, NO_USAGE)
+    assert read_usual(raw) in (None, (raw, NO_USAGE))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,7 @@ def test_an_answer_of_one_line_goes_out_unchanged(raw: bytes) -> None:
 def test_an_answer_that_could_break_the_file_is_not_usable(raw: bytes) -> None:
     assert usable_body(raw) is None
     assert read_success(raw) is None
+    assert read_usual(raw) is None
 
 
 damaged = st.one_of(
@@ -219,21 +224,37 @@ def test_an_answer_is_usable_just_when_it_is_strict_json_on_one_line(raw: bytes)
         assert body is None
     told = read_success(raw)
     assert told == (None if body is None else (body, usage_of(body)))
+    assert read_usual(raw) in (None, told)
 
 
 def _refuse(constant: str) -> float:
     raise ValueError(constant)
 
 
+@pytest.mark.parametrize(
+    ("error", "is_usual"),
+    [(b"null", True), (b"{}", False), (b'{"message":"no"}', False), (b'""', False), (b"0", False)],
+)
+def test_an_answer_with_an_error_is_not_the_usual_one(error: bytes, is_usual: bool) -> None:
+    raw = b'{"id":"x","error":%b}' % error
+    assert (read_usual(raw) is not None) is is_usual
+
+
+def test_the_last_of_two_errors_counts() -> None:
+    assert read_usual(b'{"error":null,"error":{}}') is None
+    assert read_usual(b'{"choices":[{"error":{}}]}') is not None
+
+
 # -- usage ---------------------------------------------------------------------------------------
 
 
 def usage_in(body: object) -> Usage:
-    """The usage that both readers find in an answer."""
+    """The usage that all readers find in an answer."""
     raw = json.dumps(body).encode()
     told = read_success(raw)
     assert told is not None
     assert told[1] == usage_of(raw)
+    assert read_usual(raw) in (None, told)
     return told[1]
 
 

@@ -29,13 +29,15 @@ def answered(
     listed: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> Verdict:
-    return verdict.of_answer(
-        Answer(status=status, headers=headers or {}, body=body),
-        line_id=LINE_ID,
-        custom_id_raw=CUSTOM_ID,
-        model_is_listed=listed,
-        now=NOW,
+    """The verdict; the quick look has none or the same."""
+    answer = Answer(status=status, headers=headers or {}, body=body)
+    found = verdict.of_answer(
+        answer, line_id=LINE_ID, custom_id_raw=CUSTOM_ID, model_is_listed=listed, now=NOW
     )
+    usual = verdict.of_usual(answer, LINE_ID, CUSTOM_ID)
+    assert usual in (None, found)
+    assert usual is None or found.outcome is Outcome.ANSWERED
+    return found
 
 
 def error(code: str) -> bytes:
@@ -51,6 +53,11 @@ def test_a_good_answer_is_spliced_into_the_output_line() -> None:
         b'{"id":"%b","custom_id":%b,"response":{"status_code":200,"request_id":"req-1","body":%b},'
         b'"error":null}\n' % (LINE_ID.encode(), CUSTOM_ID, GOOD)
     )
+
+
+def test_a_good_answer_needs_the_quick_look_only() -> None:
+    answer = Answer(status=200, headers={}, body=GOOD)
+    assert verdict.of_usual(answer, LINE_ID, CUSTOM_ID) is not None
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])

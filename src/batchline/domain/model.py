@@ -5,7 +5,7 @@ Instants that the wire shows are whole Unix seconds (`…_at: int`); durations a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -172,6 +172,24 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             reasoning_tokens=self.reasoning_tokens - other.reasoning_tokens,
             total_tokens=self.total_tokens - other.total_tokens,
         )
+
+
+def total_usage(told: Iterable[Usage]) -> Usage:
+    """The sum of many, at a third of the cost of adding one after the other."""
+    into = cached = out = reasoning = total = 0
+    for one in told:
+        into += one.input_tokens
+        cached += one.cached_tokens
+        out += one.output_tokens
+        reasoning += one.reasoning_tokens
+        total += one.total_tokens
+    return Usage(
+        input_tokens=into,
+        cached_tokens=cached,
+        output_tokens=out,
+        reasoning_tokens=reasoning,
+        total_tokens=total,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

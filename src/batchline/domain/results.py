@@ -59,6 +59,10 @@ _MAX_TOLD_BYTES: Final = 64 * 1024
 
 _NO_USAGE: Final = Usage()
 
+# As numbers: to look for a byte as bytes of length one takes ten times as long.
+_LF: Final = 10
+_CR: Final = 13
+
 _LINE_ID_DIGITS: Final = 32
 _VISIBLE_ASCII: Final = re.compile(r"[!#-\[\]-~]{1,128}")  # without the quote and the backslash
 
@@ -68,7 +72,7 @@ _UNREADABLE: Final = (ValueError, RecursionError)
 
 _RESULT: Final = (
     b'{"id":"%b","custom_id":%b,'
-    b'"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n'
+    b'"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n'
 )
 
 # The head of every line, up to what its request's own lines share.
@@ -98,6 +102,7 @@ class _Told(msgspec.Struct, gc=False):
 
 class _Usual(msgspec.Struct, gc=False):
     usage: _Told | None = None
+    error: Raw | UnsetType = UNSET
 
 
 class _Success(msgspec.Struct, gc=False):
@@ -141,9 +146,9 @@ def result_line(
 ) -> bytes:
     """The line of a request that got an HTTP answer, whatever its status, newline included.
 
-    `body` comes from `usable_body` or `error_body`.
+    `request_id` comes from `request_id_of`, `body` from `usable_body` or `error_body`.
     """
-    return _RESULT % (line_id.encode(), custom_id_raw, status, _encode(request_id), body)
+    return _RESULT % (line_id.encode(), custom_id_raw, status, request_id.encode(), body)
 
 
 def failure_line(line_id: str, custom_id_raw: bytes, failure: Failure) -> bytes:
@@ -191,16 +196,26 @@ def request_id_of(header: str | None, line_id: str) -> str:
 
 
 def read_success(raw: bytes) -> tuple[bytes, Usage] | None:
-    """The usable body and the usage of a 2xx answer, in one decode; None when it is not usable."""
+    """The usable body and the usage of a 2xx answer; None when it is not usable."""
+    # Perhaps only an array, or a usage of an unusual shape: legal all the same.
+    body = usable_body(raw)
+    return None if body is None else (body, usage_of(body))
+
+
+def read_usual(raw: bytes) -> tuple[bytes, Usage] | None:
+    """`read_success` in one decode, of an answer as nearly all are: an object without an `error`.
+
+    None means: ask `read_success` and `status_of_error_alone`.
+    """
     try:
-        told = _decode_usual(raw).usage
+        told = _decode_usual(raw)
         if not raw.isascii():
             raw.decode()  # msgspec does not check what it skips
     except _UNREADABLE:
-        # Perhaps only an array, or a usage of an unusual shape: legal all the same.
-        body = usable_body(raw)
-        return None if body is None else (body, usage_of(body))
-    return _one_line(raw), _NO_USAGE if told is None else _usual_usage(told)
+        return None
+    if told.error is not UNSET and bytes(told.error) != b"null":
+        return None
+    return _one_line(raw), _NO_USAGE if told.usage is None else _usual_usage(told.usage)
 
 
 def usable_body(raw: bytes) -> bytes | None:
@@ -222,9 +237,9 @@ def _one_line(valid: bytes) -> bytes:
     """Valid JSON without white space around it and without line breaks, which JSON has only
     between tokens."""
     body = valid.strip(b" \t\r\n")
-    if b"\n" in body:
+    if _LF in body:
         body = body.replace(b"\n", b" ")
-    if b"\r" in body:
+    if _CR in body:
         body = body.replace(b"\r", b" ")
     return body
 

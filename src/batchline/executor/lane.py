@@ -61,8 +61,8 @@ class Lane:
         if self.meter is not None:
             line.began = self.meter.clock()
         self.in_flight += 1
-        line.trial = not self.admitting
-        if line.trial:
+        if not self.admitting:
+            line.trial = True
             self.trials -= 1
         return line
 
@@ -98,7 +98,7 @@ class Lane:
         """What gave this lane the line."""
         return line.run
 
-    def ended(self, line: Line, *, answered: bool) -> None:
+    def ended(self, line: Line, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""
         line.trial = False
         self.in_flight -= 1

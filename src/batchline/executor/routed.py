@@ -59,12 +59,12 @@ class RoutedLane(Lane):
     def source_of(self, line: Line) -> Source:
         return next((share for share in line.run.shares if share.lane is self), line.run)
 
-    def ended(self, line: Line, *, answered: bool) -> None:
+    def ended(self, line: Line, answered: bool) -> None:
         if self.breaking is line:
             self.breaking = None
         elif answered:
             self.broken = 0
-        Lane.ended(self, line, answered=answered)
+        Lane.ended(self, line, answered)
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ import msgspec
 
 from batchline.domain import bitmap, partials, plan
 from batchline.domain.ids import BatchId, line_id_prefix
-from batchline.domain.model import Usage
+from batchline.domain.model import Usage, total_usage
 from batchline.executor.contract import Ends, ShardWork
 from batchline.executor.read_ahead import ReadAhead
 from batchline.executor.spread import Spread
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from batchline.executor.routed import Share
 
 _API_PREFIX: Final = "/v1"  # a transport's base URL ends in it
+_entry: Final = plan.ENTRY.unpack_from
+_ENTRY_BYTES: Final = plan.ENTRY_BYTES
 
 
 class Gate(StrEnum):
@@ -33,6 +35,12 @@ class Gate(StrEnum):
     OPEN = "open"
     CLOSED = "closed"  # cancel, window, drain: results that still arrive count
     FENCED = "fenced"  # someone else holds the shard: nothing counts any more
+
+
+# Through its class each look at a member costs 0.1 us on Python 3.11, and a line has ten of them.
+OPEN: Final = Gate.OPEN
+CLOSED: Final = Gate.CLOSED
+FENCED: Final = Gate.FENCED
 
 
 class EndedBy(StrEnum):
@@ -71,17 +79,19 @@ class Line(msgspec.Struct, eq=False):
 
     def admit(self) -> bool:
         """Last look at the gate, in the loop step that writes the first byte."""
-        if self.run.gate is Gate.OPEN:
+        if self.run.gate is OPEN:
             self.written = True
             return True
         return False
 
     def begin(self, backend: str) -> None:
-        """A new attempt, at `backend`: what was noted of an earlier one is over."""
+        """A new attempt, at `backend`: its bytes are held; what an earlier one left is over."""
         self.backend = backend
+        self.held_bytes = self.length
         self.sends += 1
-        self.written = self.doomed = False
-        self.abort_id = self.ended_by = None
+        if self.sends > 1:
+            self.written = self.doomed = False
+            self.abort_id = self.ended_by = None
 
     def end(self, how: EndedBy) -> None:
         """Cancel the attempt under way; it is over when its task is. Only the first call counts."""
@@ -123,6 +133,7 @@ class ShardRun:
     entries: bytes  # this shard's part of the plan
     path: str  # of the API, below the transport's base URL
     line_id_prefix: str
+    entry_count: int
     has_gaps: bool  # some entries are not to be dispatched: in `passed`, or not suspect
     gate: Gate = Gate.OPEN
     cursor: int = 0
@@ -135,7 +146,8 @@ class ShardRun:
     failed_lines: bytearray = field(default_factory=bytearray)  # those in `errors`
     completed: int = 0
     failed: int = 0
-    usage: list[int] = field(default_factory=list)  # the five sums, in the order of Usage
+    usage: Usage = field(default_factory=Usage)  # up to the last snapshot
+    told: list[Usage] = field(default_factory=list)  # since then
     outputs: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
     partials: list[bytes] = field(default_factory=list)  # records of lines that were cut off
@@ -158,19 +170,14 @@ class ShardRun:
             entries=entries,
             path=work.endpoint.removeprefix(_API_PREFIX),
             line_id_prefix=line_id_prefix(shard.key.batch_id),
+            entry_count=shard.entries,
             has_gaps=any(settled) or bool(work.suspects or work.lost),
             settled=settled,
             passed=settled,
             failed_lines=bitmap.empty(shard.entries),
             completed=shard.completed,
             failed=shard.failed,
-            usage=[
-                shard.usage.input_tokens,
-                shard.usage.cached_tokens,
-                shard.usage.output_tokens,
-                shard.usage.reasoning_tokens,
-                shard.usage.total_tokens,
-            ],
+            usage=shard.usage,
         )
 
     @property
@@ -181,16 +188,27 @@ class ShardRun:
 
     def take(self) -> Line | None:
         """The next line to dispatch, now counted as in flight; None when there is none now."""
-        if self.gate is not Gate.OPEN or (self.work.suspects and self.in_flight):
+        if self.gate is not OPEN or (self.has_gaps and self.work.suspects and self.in_flight):
             return None
-        line = self.returned.popleft() if self.returned else self._next_fresh()
-        if line is not None:
-            self.in_flight.add(line)
+        if self.returned:
+            line = self.returned.popleft()
+        elif self.aside:
+            line = self.aside.popleft()
+        elif self.has_gaps:
+            if (unseen := self._unseen()) is None:
+                return None
+            line = unseen
+        elif (index := self.cursor) < self.entry_count:  # nearly always, and in as few calls
+            self.cursor = index + 1
+            line = self.line_at(index)
+        else:
+            return None
+        self.in_flight.add(line)
         return line
 
     def take_small(self, most_bytes: int) -> Line | None:
         """As `take`, of the lines of at most so many bytes; larger ones are put aside meanwhile."""
-        if self.gate is not Gate.OPEN or (self.work.suspects and self.in_flight):
+        if self.gate is not OPEN or (self.work.suspects and self.in_flight):
             return None
         while (line := self.returned.popleft() if self.returned else self._unseen()) is not None:
             if line.length <= most_bytes:
@@ -204,12 +222,9 @@ class ShardRun:
         self.in_flight.discard(line)
         self.returned.appendleft(line)
 
-    def _next_fresh(self) -> Line | None:
-        return self.aside.popleft() if self.aside else self._unseen()
-
     def _unseen(self) -> Line | None:
         index = self._next_index()
-        if index >= self.work.shard.entries:
+        if index >= self.entry_count:
             return None
         self.cursor = index + 1
         self._next_index()  # past a settled tail, so that the shard counts as handed out
@@ -231,7 +246,7 @@ class ShardRun:
         if index is None:
             return None
         if not spread.left:
-            self.cursor = self.work.shard.entries
+            self.cursor = self.entry_count
         return self.line_at(index)
 
     def share_out(self, spread: Spread) -> None:
@@ -239,16 +254,16 @@ class ShardRun:
         self.spread = spread
         self.has_gaps = True
         if not spread.left:
-            self.cursor = self.work.shard.entries
+            self.cursor = self.entry_count
 
     def _next_index(self) -> int:
         """The cursor, moved past what settled under an earlier epoch and what is not to run."""
         if not self.has_gaps:
             return self.cursor
         if self.spread is not None:
-            return 0 if self.spread.left else self.work.shard.entries
+            return 0 if self.spread.left else self.entry_count
         suspects = self.work.suspects
-        while self.cursor < self.work.shard.entries and (
+        while self.cursor < self.entry_count and (
             bitmap.is_marked(self.passed, self.cursor) or (suspects and self.cursor not in suspects)
         ):
             self.cursor += 1
@@ -256,14 +271,16 @@ class ShardRun:
 
     def line_at(self, index: int) -> Line:
         """The line of entry `index`, before its first attempt."""
-        offset, length, number, _ = plan.ENTRY.unpack_from(self.entries, index * plan.ENTRY_BYTES)
-        return Line(self, index, offset, length, number, f"{self.line_id_prefix}{number:08x}")
+        offset, length, number, _ = _entry(self.entries, index * _ENTRY_BYTES)
+        # By this operator in half the time of an f-string.
+        line_id = "%s%08x" % (self.line_id_prefix, number)  # noqa: UP031
+        return Line(self, index, offset, length, number, line_id)
 
     @property
     def has_line(self) -> bool:
         """Whether `take` could give a line now (or once the one in flight of suspects ends)."""
-        return self.gate is Gate.OPEN and (
-            bool(self.returned or self.aside) or self._next_index() < self.work.shard.entries
+        return self.gate is OPEN and (
+            bool(self.returned or self.aside) or self._next_index() < self.entry_count
         )
 
     # -- how a line ended ------------------------------------------------------------------
@@ -274,7 +291,8 @@ class ShardRun:
         It is never dispatched again under this epoch.
         """
         self.in_flight.discard(line)
-        bitmap.mark(self.settled, line.index)
+        index = line.index
+        self.settled[index >> 3] |= 1 << (index & 7)  # bitmap.mark, without the call
         if succeeded:
             self.completed += 1
             self.outputs.append(result)
@@ -283,13 +301,8 @@ class ShardRun:
             bitmap.mark(self.failed_lines, line.index)
             self.errors.append(result)
         if usage is not None:
-            sums = self.usage
-            sums[0] += usage.input_tokens
-            sums[1] += usage.cached_tokens
-            sums[2] += usage.output_tokens
-            sums[3] += usage.reasoning_tokens
-            sums[4] += usage.total_tokens
-        if self.gate is Gate.CLOSED and line.written:
+            self.told.append(usage)
+        if self.gate is CLOSED and line.written:
             self.ends.setdefault(line.backend, Ends()).finished_late += 1
         return len(result)
 
@@ -298,7 +311,7 @@ class ShardRun:
 
         The line stays unsettled: its error line is written at the end, and has this in it.
         """
-        if self.gate is not Gate.CLOSED or not self.stopping:
+        if self.gate is not CLOSED or not self.stopping:
             return 0
         self.partials.append(partials.record(line.line_number, body))
         return len(self.partials[-1])
@@ -306,19 +319,19 @@ class ShardRun:
     def put_back(self, line: Line) -> None:
         """The line ended without a result: it is next again if the gate is open."""
         self.in_flight.discard(line)
-        if self.gate is Gate.OPEN:
+        if self.gate is OPEN:
             self.returned.append(line)
 
     def close(self, gate: Gate) -> None:
         """Close the gate. Lines that are not on the wire are left for whoever comes next."""
-        if self.gate is not Gate.FENCED:
+        if self.gate is not FENCED:
             self.gate = gate
         self.returned.clear()
         self.aside.clear()
         for timer in self.waiting.values():
             timer.cancel()
         self.waiting.clear()
-        if gate is Gate.FENCED:
+        if gate is FENCED:
             self.outputs.clear()
             self.errors.clear()
             self.partials.clear()
@@ -356,10 +369,12 @@ class ShardRun:
 
     @property
     def all_settled(self) -> bool:
-        return bitmap.count(self.settled) == self.work.shard.entries
+        return bitmap.count(self.settled) == self.entry_count
 
     def snapshot(self) -> Snapshot:
         """Take the uncommitted lines out, with totals that include exactly them."""
+        self.usage = total_usage((self.usage, *self.told))
+        self.told.clear()
         group = Snapshot(
             self.outputs,
             self.errors,
@@ -367,15 +382,9 @@ class ShardRun:
             bytes(self.settled),
             self.completed,
             self.failed,
-            Usage(
-                input_tokens=self.usage[0],
-                cached_tokens=self.usage[1],
-                output_tokens=self.usage[2],
-                reasoning_tokens=self.usage[3],
-                total_tokens=self.usage[4],
-            ),
+            self.usage,
             bytes(self.failed_lines),
         )
         self.outputs, self.errors, self.partials = [], [], []
-        self.failed_lines = bitmap.empty(self.work.shard.entries)
+        self.failed_lines = bitmap.empty(self.entry_count)
         return group

@@ -57,6 +57,8 @@ class _Flow:
         for run in self.runs:
             line = run.take()
             if line is not None:
+                if exhausted is None:  # nearly always
+                    return line
                 break
             if not run.has_line:  # else a suspect is in flight, and the next waits for its end
                 exhausted = [*(exhausted or ()), run]

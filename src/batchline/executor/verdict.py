@@ -18,6 +18,8 @@ from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor.contract import Answer
 
+# Through its class each look at a member costs 0.1 us on Python 3.11.
+_ANSWERED: Final = Outcome.ANSWERED
 _TOO_MANY: Final = "status 429"
 _FAILURES: Final = {
     "timeout": Failure.REQUEST_TIMEOUT,
@@ -50,6 +52,20 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
         return self.outcome is Outcome.SHED and self.reason == _TOO_MANY
 
 
+def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> Verdict | None:
+    """`of_answer`, for an answer as nearly all are; None for any other."""
+    status = answer.status
+    if not 200 <= status < 300:
+        return None
+    read = results.read_usual(answer.body)
+    if read is None:
+        return None
+    body, usage = read
+    request_id = results.request_id_of(answer.headers.get("x-request-id"), line_id)
+    line = results.result_line(line_id, custom_id_raw, status, request_id, body)
+    return Verdict(_ANSWERED, "", line, usage, None, True)
+
+
 def of_answer(
     answer: Answer, *, line_id: str, custom_id_raw: bytes, model_is_listed: bool, now: float
 ) -> Verdict:
@@ -75,7 +91,7 @@ def of_answer(
             )
         body, usage = read
         line = results.result_line(line_id, custom_id_raw, status, request_id, body)
-        return Verdict(Outcome.ANSWERED, "", line, usage, answered=True)
+        return Verdict(_ANSWERED, "", line, usage, answered=True)
     body_or_none = results.usable_body(answer.body)
     code = None if body_or_none is None else results.error_code_of(body_or_none)
     outcome = classify(status, error_code=code, model_is_listed=model_is_listed)

@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self._intake = intake or Intake()
         self._first_look = min(limit_bytes, LARGE_BYTES)
         self._loop = asyncio.get_running_loop()
+        self._create_future = self._loop.create_future
         self._transport: asyncio.Transport | None = None
         self._fd = -1
         self._parser = httptools.HttpResponseParser(self)
@@ -94,8 +95,8 @@ class Connection(asyncio.Protocol):
         self._interim = 0
         self._begin_answer()
         self._pieces = pieces
-        self._answer = self._loop.create_future()
-        return self._answer
+        self._answer = answer = self._create_future()
+        return answer
 
     @property
     def has_head(self) -> bool:
@@ -119,12 +120,13 @@ class Connection(asyncio.Protocol):
         if self._is_large:
             self._is_large = False
             self._intake.left(self)
+        transport = self._transport
         return (
             self._whole
             and self.usable
-            and self._transport is not None
+            and transport is not None
             # An answer may come before the request has left; the rest would hit the next one.
-            and self._transport.get_write_buffer_size() == 0
+            and transport.get_write_buffer_size() == 0
         )
 
     def is_quiet(self) -> bool:
@@ -179,7 +181,8 @@ class Connection(asyncio.Protocol):
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._answer.done():
+        answer = self._answer
+        if answer is None or answer.done():
             # Said unasked, or more than the answer. The connection is of no use any more.
             self._whole = False
             self.abort()
@@ -248,11 +251,12 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_body = True
-        status = self._parser.get_status_code()
-        if self._pieces is not None and status >= 200 and self._is_open:
-            head = Answer(status=status, headers=self._headers, body=b"")
-            self._handing_over = self._pieces.begin(head)
-        if not self._handing_over and self._announced > self._limit_bytes:
+        if self._pieces is not None and self._is_open:
+            status = self._parser.get_status_code()
+            if status >= 200:
+                head = Answer(status=status, headers=self._headers, body=b"")
+                self._handing_over = self._pieces.begin(head)
+        if self._announced > self._limit_bytes and not self._handing_over:
             self.fail(f"{self._announced} bytes announced", reason="too_large")
 
     def on_body(self, data: bytes) -> None:
@@ -294,9 +298,10 @@ class Connection(asyncio.Protocol):
             self.fail(exc.message, reason=exc.reason)
 
     def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if not self._is_open:
+        answer = self._answer
+        if answer is None or answer.done():
             return  # given up on the way: what is kept has told its whole answer
+        status = self._parser.get_status_code()
         if status >= 200:
             self._whole = self._parser.should_keep_alive()
             self._complete(status)
@@ -320,21 +325,31 @@ class Connection(asyncio.Protocol):
         if answer is None or answer.done():
             return
         self.answers += 1
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        pieces = self._body
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body = []
         if self._encoding:
             try:
-                body = decoded(body, self._encoding, limit_bytes=self._limit_bytes)
+                body = self._decoded(body)
             except SentUnanswered as exc:
                 self._whole = False
                 answer.set_exception(exc)
                 return
-            if self._handing_over:
-                # Nobody asked for it compressed: it comes late, and in one piece.
-                if body:
-                    self._hand_over(body)
-                body = b""
-        if answer.done():
-            self._whole = False
-            return
+            if answer.done():  # whoever took it had enough
+                self._whole = False
+                return
         answer.set_result(Answer(status=status, headers=self._headers, body=body))
+
+    def _decoded(self, body: bytes) -> bytes:
+        """The body, decompressed; empty where it was handed over.
+
+        Raises:
+            SentUnanswered: it cannot be decompressed, or is too large.
+        """
+        body = decoded(body, self._encoding, limit_bytes=self._limit_bytes)
+        if not self._handing_over:
+            return body
+        # Nobody asked for it compressed: it comes late, and in one piece.
+        if body:
+            self._hand_over(body)
+        return b""
