@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from batchline import telemetry
 from tests.support.migrated import migrated_postgres, migrated_postgres_url, migrated_sqlite
@@ -19,6 +20,10 @@ __all__ = [  # fixtures
     "postgres_database",
     "postgres_url",
 ]
+
+# A shared machine may stop for longer than an example takes.
+settings.register_profile("batchline", deadline=None)
+settings.load_profile("batchline")
 
 
 @pytest.fixture(scope="session")
