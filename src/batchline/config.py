@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from batchline.api.connections import ConnectionSettings
 from batchline.config_abort import abort_call, cancel_by
 from batchline.config_limit import limits_of
-from batchline.config_projects import project_weights
+from batchline.config_projects import ProjectSettings, projects_of
 from batchline.config_values import (
     MIB,
     MISSING,
@@ -127,7 +127,7 @@ class Settings:
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     backends: tuple[BackendSettings, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)  # a model's name in files to its own
-    project_weights: Mapping[str, float] = field(default_factory=dict)  # by name; 1 without one
+    projects: Mapping[str, ProjectSettings] = field(default_factory=dict)  # by name; not all
     probes: str = ""  # tests only, from BATCHLINE_PROBES: goes to telemetry.arm
 
 
@@ -146,7 +146,7 @@ _BACKEND_KEYS: Final = (
     *("cancel", "abort_call", "stops_on_close", "weight", "health_s"),
     *("concurrency", "min_in_flight", "interactive_slowdown", "priority"),
 )
-_NOT_SCALAR: Final = frozenset({"backends", "aliases", "project_weights", "probes"})
+_NOT_SCALAR: Final = frozenset({"backends", "aliases", "projects", "probes"})
 
 
 def load(
@@ -185,7 +185,7 @@ def load(
     }
     values["backends"] = _backends(upstreams, in_file, env)
     values["aliases"] = _aliases(in_file)
-    values["project_weights"] = project_weights(in_file)
+    values["projects"] = projects_of(in_file)
     values["probes"] = env.get(f"{ENV_PREFIX}PROBES", "")
     in_file.refuse_leftovers()
     settings = _assemble(values)

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from batchline.config_values import MISSING, Table, checked
 from batchline.domain.errors import ConfigError
+from batchline.service.batches import IDENTICAL_REQUESTS
 
-_KEYS: Final = ("weight",)
+_KEYS: Final = ("weight", "identical_requests")
 
 
-def project_weights(in_file: Table) -> dict[str, float]:
-    """The weight of each project that has one, by the project's name.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectSettings:
+    """What one project is given. `identical_requests` holds for batches that do not say."""
+
+    weight: float = 1.0
+    identical_requests: str = IDENTICAL_REQUESTS[0]
+
+    @property
+    def runs_once(self) -> bool:
+        return self.identical_requests == "run_once"
+
+
+def projects_of(in_file: Table) -> dict[str, ProjectSettings]:
+    """The settings of each project that has a table, by the project's name.
 
     Raises:
         ConfigError: with the place, the key, and what is allowed there.
@@ -23,14 +38,33 @@ def project_weights(in_file: Table) -> dict[str, float]:
         return {}
     if not isinstance(tables, dict):
         raise ConfigError(f"{place}: expected tables, [projects.NAME]")
-    weights = {}
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ConfigError(f"{place}.{name}: expected a table, [projects.NAME]")
-        for key in table:
-            if key not in _KEYS:
-                raise ConfigError(f"{place}.{name}: {key}: unknown; allowed: {', '.join(_KEYS)}")
-        if "weight" in table:
-            weight = checked(table["weight"], float, "projects.weight", f"{place}.{name}: weight")
-            weights[name] = typing.cast("float", weight)
-    return weights
+    return {name: _project(table, f"{place}.{name}") for name, table in tables.items()}
+
+
+def _project(table: object, place: str) -> ProjectSettings:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{place}: expected a table, [projects.NAME]")
+    for key in table:
+        if key not in _KEYS:
+            raise ConfigError(f"{place}: {key}: unknown; allowed: {', '.join(_KEYS)}")
+    return ProjectSettings(
+        weight=_weight(table, place), identical_requests=_identical(table, place)
+    )
+
+
+def _weight(table: Mapping[str, object], place: str) -> float:
+    if "weight" not in table:
+        return ProjectSettings().weight
+    weight = checked(table["weight"], float, "projects.weight", f"{place}: weight")
+    return typing.cast("float", weight)
+
+
+def _identical(table: Mapping[str, object], place: str) -> str:
+    value = table.get("identical_requests", IDENTICAL_REQUESTS[0])
+    for one in IDENTICAL_REQUESTS:
+        if value == one:
+            return one
+    raise ConfigError(
+        f"{place}: identical_requests: expected one of {', '.join(IDENTICAL_REQUESTS)},"
+        f" got {value!r}"
+    )

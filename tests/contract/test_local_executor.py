@@ -312,6 +312,21 @@ async def test_a_shard_runs_until_every_line_is_committed(tmp_path: Path) -> Non
         assert (await it.backend.stats()).arrivals == 40
 
 
+async def test_heartbeats_tell_of_a_backend_that_answers_and_of_no_other(tmp_path: Path) -> None:
+    """Looks at it may be silent meanwhile; what is held answers nothing."""
+    held = Script(by_id={"line-0001000": (Answer(hold=True),)}, answer=Answer())
+    async with rig(tmp_path, held) as one:
+        admission, began = one.executor.admission, time.monotonic()
+        assert not admission.has_answered_since("scripted", 0.0)
+        one.open(one.work(ONE, 1, number=1))
+        await one.all_heard(*one.workers())
+        assert not admission.has_answered_since("scripted", 0.0)
+        await one.events.release(one.open(one.work(ONE, 1, number=2)))
+        async with asyncio.timeout(SOON_S):
+            while not admission.has_answered_since("scripted", began):  # noqa: ASYNC110  # see below
+                await asyncio.sleep(0.02)  # a heartbeat is told to nobody
+
+
 async def test_lines_that_were_settled_before_are_not_sent(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         key = it.open(it.work(ONE, 10, settled=[0, 3, 9]))

@@ -158,3 +158,43 @@ async def test_a_line_that_would_wait_for_its_rate_goes_to_a_backend_with_room(
             assert ended.status == "completed"
             assert conserved(client, ended, content).finished == 200
         assert (await slow.stats()).arrivals <= 6
+
+
+async def test_models_of_one_address_have_limits_of_their_own(tmp_path: Path) -> None:
+    """Each is a backend of its own, as docs/reference/settings.md says."""
+    limits: dict[str, dict[str, int]] = {
+        "small": {"max_in_flight": 4},
+        "paced": {"requests_per_minute": 1},  # the first line goes after a minute
+        "refused": {"max_in_flight": 1},
+    }
+    refusal = Answer(status=429, retry_after="200")
+    script = Script(models=tuple(limits), by_id={line_id(2_000): (refusal,)})
+    async with backend_process(script) as backend:
+        entries = [
+            {"name": f"at-{model}", "base_url": backend.base_url, "models": [model], **limit}
+            for model, limit in limits.items()
+        ]
+        with server(tmp_path, settings=ONE_ATTEMPT | {"backend": entries}) as running:
+            client = running.client()
+            submit(client, make_lines(10, model="paced", start=1_000))
+            submit(client, make_lines(1, model="refused", start=2_000))
+
+            def both_wait(body: dict[str, Any]) -> bool:
+                found = {
+                    one["name"]: (one["state"], str(one["reason"])) for one in body["backends"]
+                }
+                paced = found["at-paced"]
+                return (
+                    found["at-refused"][0] == "gated"
+                    and paced[0] == "up"
+                    and paced[1].startswith("rate limit")
+                )
+
+            running.wait_readiness(both_wait)
+            assert [event.id for event in (await backend.log()).arrivals] == [line_id(2_000)]
+            await backend.clear()
+            content = make_lines(300, model="small")
+            ended = wait_for(client, submit(client, content).id)
+            log = await backend.log()
+            assert conserved(client, ended, content, log).finished == 300
+            assert (await backend.stats()).max_in_flight <= 4

@@ -47,7 +47,9 @@ CONTENT = "\n".join(
 ).encode()
 
 
-def created(client: openai.OpenAI, content: bytes = CONTENT, value: str = "run_once") -> Batch:
+def created(
+    client: openai.OpenAI, content: bytes = CONTENT, value: str | None = "run_once"
+) -> Batch:
     file = client.files.create(file=("in.jsonl", content), purpose="batch")
     return client.batches.create(
         input_file_id=file.id,
@@ -203,3 +205,35 @@ async def test_a_cancel_finishes_groups_whole_or_not_at_all(tmp_path: Path) -> N
             assert told["calls_saved"] == GROUPS
             assert told["lines_finished"] == done
             assert (await backend.stats()).arrivals == GROUPS + ALONE
+
+
+@pytest.mark.rule("X11")
+@pytest.mark.timeout(60)
+async def test_a_projects_default_holds_for_what_is_created_under_it_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """The server dies between create and start, and comes back with other settings."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(CONTENT)
+    settings = {"projects": {"research": {"identical_requests": "run_once"}}}
+    async with backend_process() as backend:
+        with server(tmp_path, backend.base_url, settings=settings) as running:
+            research = running.new_key("research")
+            env = {"OPENAI_BASE_URL": f"{running.origin}/v1", "OPENAI_API_KEY": research}
+            submitted = await command("submit", source, "--no-run-once", env=env)
+            assert submitted.returncode == 0, submitted.stderr
+            wait_for(running.client(key=research), submitted.stdout.split()[-1], "completed")
+            assert (await backend.stats()).arrivals == LINES
+            running.terminate()
+            running.start(probes="validation.done=kill")
+            batch_id = created(running.client(key=research), value=None).id
+            running.wait_ended()
+        with server(tmp_path, backend.base_url) as running:
+            client = running.client(key=research)
+            wait_for(client, batch_id, "completed")
+            assert receipt(client, batch_id)["calls_saved"] == 2 * GROUPS
+            assert (await backend.stats()).arrivals == LINES + GROUPS + ALONE
+            later = wait_for(client, created(client, value=None).id, "completed")
+            with pytest.raises(openai.NotFoundError):
+                receipt(client, later.id)
+            assert (await backend.stats()).arrivals == 2 * LINES + GROUPS + ALONE

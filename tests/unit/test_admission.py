@@ -482,3 +482,13 @@ def test_a_refusal_is_believed_for_five_minutes_at_most(desk: Desk) -> None:
     desk.now += 301
     desk.admission.tick()
     assert granted(desk) == [("a", 1)]
+
+
+def test_a_heartbeat_tells_which_backends_answer_lines(desk: Desk) -> None:
+    before = desk.now
+    assert not desk.admission.has_answered_since(ONE, before)
+    desk.now += 3
+    desk.admission.note_answering([ONE])
+    assert desk.admission.has_answered_since(ONE, before)
+    assert not desk.admission.has_answered_since(ONE, desk.now + 0.1)
+    assert not desk.admission.has_answered_since(TWO, before)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from batchline.domain.errors import NotSent
+from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor.catalogue import (
     BackendReport,
     Catalogue,
@@ -18,6 +18,7 @@ from batchline.executor.catalogue import (
     read_listing,
 )
 from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.health import is_down
 
 SOON_S = 5.0
 LISTED = b'{"object": "list", "data": [{"id": "m1", "object": "model"}, {"id": "m2"}]}'
@@ -30,7 +31,7 @@ def ok(body: bytes = LISTED) -> Answer:
 class Far:
     """The far side of a catalogue: says what it is told to, and counts the looks."""
 
-    def __init__(self, *says: Answer | NotSent) -> None:
+    def __init__(self, *says: Answer | UpstreamError) -> None:
         self.says = list(says)
         self.looks = 0
         self.looked = asyncio.Event()
@@ -41,7 +42,7 @@ class Far:
         self.looks += 1
         self.looked.set()
         answer = self.says.pop(0) if len(self.says) > 1 else self.says[0]
-        if isinstance(answer, NotSent):
+        if isinstance(answer, UpstreamError):
             raise answer
         return answer
 
@@ -162,12 +163,27 @@ async def test_a_backend_that_went_away_keeps_its_models_so_that_lines_wait_for_
 
 
 async def test_a_backend_that_stops_listing_keeps_its_models_while_it_loads() -> None:
-    one = catalogue({"a": Far(ok(), Answer(status=503, headers={}, body=b""))})
+    loads = b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}'
+    one = catalogue({"a": Far(ok(), Answer(status=503, headers={}, body=loads))})
     await one.refresh("a")
     report = await one.refresh("a")
     assert (report.reach, report.models) == (Reach.REACHABLE, ("m1", "m2"))
     assert report.trouble == "does not list its models (status 503)"
     assert report.failures == 1  # so that it is asked again soon
+
+
+async def test_a_proxys_page_in_the_place_of_its_answer_is_none() -> None:
+    page = Answer(status=502, headers={}, body=b"<html>")
+    one = catalogue({"a": Far(ok(), page, page, ok())})
+    await one.refresh("a")
+    for failures in (1, 2):
+        report = await one.refresh("a")
+        assert (report.reach, report.models) == (Reach.UNREACHABLE, ("m1", "m2"))
+        assert (report.failures, report.by_proxy) == (failures, True)
+        assert report.trouble == "a proxy answers 502 for it"
+        assert is_down(report) == (failures == 2)
+    report = await one.refresh("a")
+    assert (report.reach, report.by_proxy, is_down(report)) == (Reach.REACHABLE, False, False)
 
 
 async def test_configured_models_outweigh_what_is_listed_but_a_refused_key_still_shows() -> None:
@@ -233,3 +249,47 @@ async def test_a_request_that_got_through_is_no_news_about_a_reachable_backend()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
+
+
+SILENT = SentUnanswered("no whole answer in time", reason="timeout")
+
+
+async def test_silence_is_no_news_of_a_backend_that_answers_lines() -> None:
+    """llama.cpp b11549: with more connections than its threads a look waits behind requests."""
+    seen: list[BackendReport] = []
+    asked: list[tuple[str, float]] = []
+
+    def answers_lines(name: str, since: float) -> bool:
+        asked.append((name, since))
+        return True
+
+    far = Far(ok())
+    one = catalogue({"a": far}, clock=lambda: 7.0, on_look=seen.append, answers_lines=answers_lines)
+    await one.refresh("a")
+    far.says = [SILENT]
+    for _ in range(3):
+        await one.refresh("a")
+    assert asked == [("a", 7.0)] * 3
+    assert [(each.reach, each.trouble, each.failures) for each in seen] == [
+        (Reach.REACHABLE, None, 0)
+    ] * 4
+    assert one.models() == ["m1", "m2"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "answers"), [(SILENT, False), (REFUSED, True)], ids=["no lines", "refused"]
+)
+async def test_silence_without_answers_and_a_refused_connection_are_news(
+    fault: UpstreamError, answers: bool
+) -> None:
+    far = Far(ok())
+    one = catalogue({"a": far}, answers_lines=lambda _name, _since: answers)
+    await one.refresh("a")
+    far.says = [fault]
+    assert (await one.refresh("a")).reach is Reach.UNREACHABLE
+
+
+async def test_a_first_look_that_is_silent_tells_nothing_although_lines_are_answered() -> None:
+    """What the backend serves is not known by that."""
+    one = catalogue({"a": Far(SILENT)}, answers_lines=lambda _name, _since: True)
+    assert (await one.refresh("a")).reach is Reach.UNREACHABLE

@@ -19,6 +19,7 @@ from batchline.config import (
     env_name_of,
     load,
 )
+from batchline.config_projects import ProjectSettings
 from batchline.config_values import window_s
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
@@ -57,6 +58,7 @@ weight = 3
 
 [projects."nightly-jobs"]
 weight = 0.5
+identical_requests = "run_once"
 
 [projects.other]
 
@@ -123,7 +125,11 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert isinstance(settings.cancel.grace_s, float)
     assert settings.retry == RetryPolicy(max_attempts=7)
     assert settings.aliases == {"gpt-4o-mini": "m1"}
-    assert settings.project_weights == {"research": 3.0, "nightly-jobs": 0.5}
+    assert settings.projects == {
+        "research": ProjectSettings(weight=3.0),
+        "nightly-jobs": ProjectSettings(weight=0.5, identical_requests="run_once"),
+        "other": ProjectSettings(),
+    }
     assert settings.backends == (
         BackendSettings(
             name="big",
@@ -249,7 +255,11 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ("aliases = 1", r"aliases: expected a table"),
         ("projects = 1", r"projects: expected tables, \[projects.NAME\]"),
         ("projects.a = 1", r"projects.a: expected a table"),
-        ("[projects.a]\nwait = 1", r"projects.a: wait: unknown; allowed: weight"),
+        ("[projects.a]\nwait = 1", r"projects.a: wait: unknown; allowed: weight, identical"),
+        (
+            "[projects.a]\nidentical_requests = true",
+            r"projects.a: identical_requests: expected one of run_each, run_once, got True",
+        ),
         ("[projects.a]\nweight = 0", r"projects.a: weight: expected a number above 0"),
         ('[projects.a]\nweight = "3"', r"projects.a: weight: expected a number"),
         ("[scheduling]\nurgent_share = 1", r"urgent_share: expected a number from 0 to 0.9"),
@@ -473,7 +483,15 @@ def test_the_reference_lists_every_setting_with_its_default() -> None:
     }
     expected["[aliases]"] = ""
     expected["[projects.NAME].weight"] = "1"
+    expected["[projects.NAME].identical_requests"] = '"run_each"'
     assert {key: value.strip() for key, value in rows.items()} == expected
+
+
+def test_every_example_of_the_reference_can_be_read(tmp_path: Path) -> None:
+    examples = re.findall(r"^```toml\n(.*?)^```", REFERENCE.read_text(), re.M | re.S)
+    assert examples
+    for example in examples:
+        load(config=written(tmp_path, example), environ={"HOSTED_API_KEY": "sk-1"})
 
 
 def spelled(value: object) -> str:

@@ -20,6 +20,58 @@ vllm:inter_token_latency_seconds_bucket{engine="0",le="0.01",model_name="m"} 8.0
 vllm:inter_token_latency_seconds_count{engine="0",model_name="m"} 1000.0
 """
 
+# As the engines printed them, shortened. llama.cpp b11549 with four slots and seven requests; no
+# gauge of its cache, and no time of a token that is written at every step.
+LLAMA_CPP = b"""\
+# HELP llamacpp:tokens_predicted_total Number of generation tokens processed
+# TYPE llamacpp:tokens_predicted_total counter
+llamacpp:tokens_predicted_total 44800
+# HELP llamacpp:requests_processing Number of requests processing
+# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing 4
+# HELP llamacpp:requests_deferred Number of requests deferred
+# TYPE llamacpp:requests_deferred gauge
+llamacpp:requests_deferred 3
+# HELP llamacpp:n_busy_slots_per_decode Average number of busy slots per llama_decode() call
+# TYPE llamacpp:n_busy_slots_per_decode gauge
+llamacpp:n_busy_slots_per_decode 3.59959
+"""
+# vLLM 0.32.0, on a CPU, at rest.
+VLLM_0_32 = b"""\
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 0.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="capacity"} 5.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="tiny",reason="deferred"} 0.0
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.0
+# TYPE vllm:inter_token_latency_seconds histogram
+vllm:inter_token_latency_seconds_bucket{engine="0",le="0.01",model_name="tiny"} 3.0
+vllm:inter_token_latency_seconds_bucket{engine="0",le="+Inf",model_name="tiny"} 421.0
+vllm:inter_token_latency_seconds_count{engine="0",model_name="tiny"} 421.0
+vllm:inter_token_latency_seconds_sum{engine="0",model_name="tiny"} 10.28413653699863
+vllm:inter_token_latency_seconds_created{engine="0",model_name="tiny"} 1.7958937678045363e+09
+# TYPE vllm:request_time_per_output_token_seconds histogram
+vllm:request_time_per_output_token_seconds_count{engine="0",model_name="tiny"} 5.0
+vllm:request_time_per_output_token_seconds_sum{engine="0",model_name="tiny"} 0.18363363590472814
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "load"),
+    [
+        (LLAMA_CPP, EngineLoad(running=4, waiting=3)),
+        (
+            VLLM_0_32,
+            EngineLoad(running=0, waiting=0, kv_use=0.0, gaps=421.0, gap_s=10.28413653699863),
+        ),
+    ],
+)
+def test_pages_of_real_engines_are_read(page: bytes, load: EngineLoad) -> None:
+    assert read_load(page) == load
+
 
 def test_running_and_waiting_are_summed_and_the_fullest_cache_counts() -> None:
     assert read_load(VLLM) == EngineLoad(running=15, waiting=2, kv_use=0.5, gaps=1000.0, gap_s=30.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from batchline.domain.attempts import Outcome
@@ -147,6 +148,18 @@ async def test_what_was_cut_off_by_a_backend_that_lives_counts(
     other.run.close(Gate.CLOSED)
 
 
+async def test_silence_is_no_sign_of_death_while_lines_are_answered() -> None:
+    """llama.cpp b11549: with more connections than its threads a look waits behind requests."""
+    desk = Desk()
+    (line,) = desk.lines(1)
+    desk.break_(line, CUT_OFF, last=True)
+    await turns()
+    desk.lane.answers += 1
+    await desk.look(SentUnanswered("no answer", reason="timeout"))
+    assert desk.settled == [(line, CUT_OFF)]
+    assert (desk.faults(), desk.lane.admits) == ([], True)
+
+
 async def test_an_answer_is_never_in_doubt() -> None:
     desk = Desk()
     (line,) = desk.lines(1)
@@ -180,6 +193,7 @@ async def test_a_line_that_is_lost_again_and_again_comes_to_an_end() -> None:
         line.run.returned.clear()
         line.attempt += 1
     desk.break_(line, CUT_OFF, last=True)
+    await desk.look(REFUSED)
     assert desk.settled == [(line, CUT_OFF)]
 
 
@@ -209,6 +223,66 @@ async def test_a_fault_of_ours_in_a_look_is_not_taken_for_the_backends() -> None
     await turns()
     assert [type(one) for one in desk.failed] == [AttributeError]
     line.run.close(Gate.CLOSED)
+
+
+# -- pages of a proxy --------------------------------------------------------------------------
+
+PAGE = Verdict(Outcome.BROKEN, "status 502", b"result\n", answered=True, cut_off=True, page=502)
+AWAY = Answer(status=502, headers={}, body=b"<html>")
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_a_page_does_not_count_when_the_look_is_given_one_too(last: bool) -> None:
+    desk = Desk()
+    lines = desk.lines(2)
+    for line in lines:
+        desk.break_(line, PAGE, last=last)
+    await desk.look(AWAY)
+    assert [(line.attempt, line.losses) for line in lines] == [(0, 1)] * 2
+    assert (list(lines[0].run.returned), desk.settled) == (lines, [])
+    (fault,) = desk.sent
+    assert isinstance(fault, m.BackendFault)
+    # Pages come at once: no trial is held by them, as it is by one that says nothing.
+    assert (fault.outcome, fault.retry_after_s) == ("not_sent", None)
+    assert fault.reason == "a proxy answers 502 for it"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [ALIVE, Answer(status=503, headers={}, body=b'{"error":{"message":"loading"}}')],
+)
+async def test_a_page_counts_when_the_backend_answers_the_look(answer: Answer) -> None:
+    desk = Desk()
+    (line,) = desk.lines(1)
+    desk.break_(line, PAGE, last=True)
+    assert desk.settled == []
+    await desk.look(answer)
+    assert (desk.settled, line.losses) == ([(line, PAGE)], 0)
+
+
+async def test_a_line_that_was_lost_too_often_counts_and_the_circuit_closes_all_the_same() -> None:
+    """Else its other attempts would all go by in the time that the backend is away."""
+    desk = Desk()
+    last, other = desk.lines(2)
+    last.losses = other.losses = FREE_LOSSES
+    desk.break_(last, PAGE, last=True)
+    desk.break_(other, PAGE, last=False)
+    await desk.look(AWAY)
+    assert desk.settled == [(last, PAGE)]
+    assert (other.attempt, list(other.run.waiting)) == (1, [other])
+    assert (desk.faults(), desk.lane.admits) == ([("not_sent", False)], False)
+    other.run.close(Gate.CLOSED)
+
+
+async def test_a_full_backend_that_answers_the_look_costs_a_trial_nothing() -> None:
+    desk = Desk()
+    (line,) = desk.lines(1)
+    line.trial = True
+    full = msgspec.structs.replace(PAGE, page=503)
+    assert desk.break_(line, full, last=True)
+    await desk.look(ALIVE)
+    assert (line.attempt, line.losses, list(line.run.returned)) == (0, 0, [line])
+    assert desk.settled == []
 
 
 # -- too many in a row -------------------------------------------------------------------------

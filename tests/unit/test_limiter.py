@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from batchline.executor.limiter import AdaptiveLimit, FixedLimit, Look
 from batchline.executor.search import FIRST
-from bench.engines import FIRST_KEPT_BACK, KEPT_BACK, SHAPES, Engine, EngineShape, steady_rate
-from bench.limiter import FOUND_BY_S, WITHIN, found, parts_of, played
+from bench.engines import KEPT_BACK, Engine, EngineShape, steady_rate
+from bench.limiter import FOUND_BY_S, TUNED_ON, WITHIN, found, parts_of, played
 from bench.steered import Play
 
 REPORT_S = 0.25
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", TUNED_ON, ids=lambda shape: shape.name)
 def test_it_finds_what_an_engine_can_make_use_of_and_stays_there(shape: EngineShape) -> None:
     play = played(shape)
     for part in parts_of(shape):
@@ -32,7 +32,7 @@ def test_it_finds_what_an_engine_can_make_use_of_and_stays_there(shape: EngineSh
         assert one.lowest >= 0.8 * one.limit
 
 
-@pytest.mark.parametrize("shape", [*FIRST_KEPT_BACK, *KEPT_BACK], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", KEPT_BACK, ids=lambda shape: shape.name)
 def test_engines_that_it_was_not_made_on_are_made_use_of_too(shape: EngineShape) -> None:
     """Not in the time that is asked of the others: some of these answer slowly or tell late."""
     play = played(shape)

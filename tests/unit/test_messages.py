@@ -88,7 +88,7 @@ TO_WORKER: list[m.ToWorker] = [
 TO_CONTROL: list[m.ToControl] = [
     m.Hello(pid=1234),
     m.Heartbeat(),
-    m.Heartbeat({"gpu": 3}),
+    m.Heartbeat({"gpu": 3}, ["gpu"]),
     m.GateClosed(request=4, in_flight={"b": 16}),
     m.Commit([COMMIT, COMMIT]),
     m.SegmentClosed(),

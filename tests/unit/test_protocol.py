@@ -15,7 +15,7 @@ from batchline.service.leftovers import LeftoversJob, LeftoversResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "4ecc3a851afe3f69"
+DIGEST = "7154b866b868780c"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
 JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult]

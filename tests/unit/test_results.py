@@ -383,6 +383,28 @@ def test_the_quick_reader_and_the_patient_one_agree_on_every_usage(usage: object
         (b'{"error":{"code":"model_not_found","type":"invalid_request_error"}}', "model_not_found"),
         (b'{"error":{"code":null,"type":"NotFoundError"}}', "NotFoundError"),
         (b'{"error":{"code":404,"type":"NotFoundError"}}', "NotFoundError"),
+        # vLLM 0.32.0, of a model that it does not serve.
+        (
+            (
+                b'{"error":{"message":"The model `other` does not exist. Valid aliases: tiny.",'
+                b'"type":"NotFoundError","param":"model","code":404}}'
+            ),
+            "model_not_found",
+        ),
+        # llama.cpp b11549: a prompt that is too long, and while it loads.
+        (
+            (
+                b'{"error":{"code":400,"message":"request (5018 tokens) exceeds the available'
+                b' context size (2048 tokens), try increasing it",'
+                b'"type":"exceed_context_size_error",'
+                b'"n_prompt_tokens":5018,"n_ctx":2048}}'
+            ),
+            "exceed_context_size_error",
+        ),
+        (
+            b'{"error":{"message":"Loading model","type":"unavailable_error","code":503}}',
+            "unavailable_error",
+        ),
         (b'{"error":{"type":"insufficient_quota"}}', "insufficient_quota"),
         (b'{"error":{"code":404}}', None),
         (b'{"error":{}}', None),

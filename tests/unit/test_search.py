@@ -80,3 +80,8 @@ def test_where_others_would_suffer_it_does_not_double() -> None:
     levels = found(search, 64)
     assert max(levels) <= 1.5 * 64
     assert abs(levels[-1] / 64 - 1) < 0.15
+
+
+def test_a_knee_that_was_passed_is_not_doubled_past() -> None:
+    """With 64 a token takes 1.6 times what it takes with 32: the next level would teach no more."""
+    assert found(Search(least=1, most=1024), 40, looks=5) == [8, 16, 32, 64, 40]

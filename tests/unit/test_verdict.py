@@ -218,3 +218,40 @@ def test_sent_without_an_answer_is_broken_under_a_code_of_its_own(reason: str, c
 )
 def test_how_long_the_backend_asks_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
     assert answered(429, headers=headers).retry_after_s == wait_s
+
+
+PAGE = b"<html>502 Bad Gateway</html>"
+
+
+@pytest.mark.parametrize("body", [PAGE, b"", b'{"message":"no healthy upstream"}', b"[1]", b"{"])
+@pytest.mark.parametrize("status", [502, 504, 520, 527, 530])
+def test_an_answer_without_an_error_of_the_api_may_be_a_proxys(status: int, body: bytes) -> None:
+    found = answered(status, body)
+    assert (found.outcome, found.page, found.cut_off) == (Outcome.BROKEN, status, True)
+    assert found.answered
+    assert found.result is not None
+
+
+def test_a_503_is_taken_at_its_word_but_known_for_a_page() -> None:
+    found = answered(503, PAGE)
+    assert (found.outcome, found.page, found.cut_off) == (Outcome.SHED, 503, False)
+    asked = answered(503, PAGE, headers={"retry-after": "3"})
+    assert (asked.outcome, asked.page, asked.retry_after_s) == (Outcome.SHED, 0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (502, error("bad_gateway")),
+        (503, error("overloaded")),
+        (504, b'{"error":"a text"}'),
+        (502, b'{"object":"error","message":"as vLLM once had it"}'),
+        (500, PAGE),
+        (501, PAGE),
+        (404, PAGE),
+        (429, PAGE),
+    ],
+)
+def test_what_the_backend_says_itself_is_no_page(status: int, body: bytes) -> None:
+    found = answered(status, body)
+    assert (found.page, found.cut_off) == (0, False)

@@ -392,7 +392,8 @@ def _create_batch(limits: Limits) -> Schema:
                 **EXTENSION,
             },
             "identical_requests": {
-                **nullable({**_enum(IDENTICAL_REQUESTS), "default": IDENTICAL_REQUESTS[0]}),
+                **nullable(_enum(IDENTICAL_REQUESTS)),
+                "description": "Left out: as the project's settings have it; else `run_each`.",
                 **EXTENSION,
             },
             idempotency.FIELD: {**nullable(IDEMPOTENCY_KEY), **EXTENSION},

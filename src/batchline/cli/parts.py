@@ -88,7 +88,9 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         admission = executor.admission
         health = Health(
             on_down=lambda report: admission.note_down(
-                report.name, report.trouble or "no answer", silent=report.connected
+                report.name,
+                report.trouble or "no answer",
+                silent=report.connected and not report.by_proxy,
             ),
             on_up=admission.note_up,
         )
@@ -98,6 +100,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             aliases=settings.aliases,
             on_change=lambda _: scheduler.on_room(),
             on_look=health.looked,
+            answers_lines=admission.has_answered_since,
         )
         drains = Drains(directory.drained, apply=admission.set_drained)
         drains.restore([backend.name for backend in settings.backends])
@@ -107,7 +110,7 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             executor,
             catalogue,
             settings=settings.scheduling,
-            weights=settings.project_weights,
+            weights={name: one.weight for name, one in settings.projects.items()},
         )
         alarms = Alarms()
         planner = Planner(
@@ -145,7 +148,12 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             has_room=lambda: disk.has_room,
             alarms=alarms,
         )
-        batch_settings = BatchSettings(windows=settings.windows)
+        batch_settings = BatchSettings(
+            windows=settings.windows,
+            run_once_projects=frozenset(
+                name for name, one in settings.projects.items() if one.runs_once
+            ),
+        )
         batches = Batches(store, runner, settings=batch_settings)
         yield Parts(
             store=store,

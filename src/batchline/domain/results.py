@@ -111,6 +111,7 @@ class _Success(msgspec.Struct, gc=False):
 
 class _Error(msgspec.Struct, gc=False):
     error: Raw = Raw(b"null")
+    object: Raw = Raw(b"null")
 
 
 class _ErrorOrMore(msgspec.Struct, gc=False):
@@ -319,12 +320,27 @@ def status_of_error_alone(body: bytes) -> int | None:
     return named[0] if named else 500
 
 
+def has_error(body: bytes) -> bool:
+    """Whether an answer has an error as the API has it, or as vLLM once had it (no envelope)."""
+    try:
+        found = _decode_error(body)
+    except _UNREADABLE:
+        return False
+    return bytes(found.error) != b"null" or bytes(found.object) == b'"error"'
+
+
 def error_code_of(body: bytes) -> str | None:
-    """`error.code` of an error answer, or `error.type` where the code is not a string."""
+    """`error.code` of an error answer, or `error.type` where the code is not a string.
+
+    vLLM's way to say that it has no such model is given the API's name.
+    """
     try:
         error = _decode_told(_decode_error(body).error)
     except _UNREADABLE:
         return None
     if not isinstance(error, dict):
         return None
-    return next((e for e in (error.get("code"), error.get("type")) if isinstance(e, str)), None)
+    kind = error.get("type")
+    if kind == "NotFoundError" and error.get("param") == "model":
+        return "model_not_found"
+    return next((e for e in (error.get("code"), kind) if isinstance(e, str)), None)

@@ -40,6 +40,7 @@ class _Desk:
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
     measure: int = 0  # what its workers report under
+    answered_at: float = -math.inf  # a line, as of the last heartbeat that told of one
     settled: bool = False  # the log has been told of the limit
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
@@ -100,6 +101,16 @@ class Admission:
     def is_wanted(self, backend: str) -> bool:
         """Whether some worker has lines for it."""
         return bool(self._desks[backend].wanting)
+
+    def note_answering(self, backends: Collection[str]) -> None:
+        """These answered lines since the worker's last heartbeat, a second ago or so."""
+        now = self._clock()
+        for name in backends:
+            self._desks[name].answered_at = now
+
+    def has_answered_since(self, name: str, instant: float) -> bool:
+        """Whether a line was answered by the backend since `instant`, or a heartbeat before it."""
+        return self._desks[name].answered_at >= instant
 
     # -- who holds what --------------------------------------------------------------------
 

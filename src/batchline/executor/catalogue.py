@@ -19,7 +19,9 @@ import msgspec
 
 from batchline import telemetry
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
+from batchline.domain.results import usable_body
 from batchline.executor.contract import Answer, BackendSettings, Transport
+from batchline.executor.looks import page_of, said_by_proxy
 
 
 class Reach(StrEnum):
@@ -58,6 +60,7 @@ class BackendReport:
     failures: int = 0  # in a row
     connected: bool = True  # at the last look, whether or not it answered
     silent: bool = False  # it did not, at all
+    by_proxy: bool = False  # it did not, and a proxy did in its place
 
 
 class _Model(msgspec.Struct):
@@ -115,6 +118,25 @@ def after_answer(
         failures=0 if trouble is None else before.failures + 1,
         connected=True,
         silent=False,
+        by_proxy=False,
+    )
+
+
+def after_lines(before: BackendReport, *, now_s: float) -> BackendReport:
+    """What is known after a look that met silence while lines were answered: as before.
+
+    A server with a thread for each connection (llama.cpp's) lets a look wait until one is free. It
+    is not down for that, and to stop sending would make a fault of it.
+    """
+    return replace(
+        before,
+        reach=Reach.REACHABLE,
+        trouble=None,
+        checked_at_s=now_s,
+        failures=0,
+        connected=True,
+        silent=False,
+        by_proxy=False,
     )
 
 
@@ -125,6 +147,7 @@ def after_failure(
     now_s: float,
     connected: bool = False,
     silent: bool = True,
+    by_proxy: bool = False,
 ) -> BackendReport:
     """What is known once the backend could not be reached: the models that it had stay."""
     return replace(
@@ -135,6 +158,7 @@ def after_failure(
         failures=before.failures + 1,
         connected=connected,
         silent=silent,
+        by_proxy=by_proxy,
     )
 
 
@@ -159,13 +183,15 @@ class Catalogue:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[BackendReport], None] | None = None,
         on_look: Callable[[BackendReport], None] | None = None,
+        answers_lines: Callable[[str, float], bool] | None = None,
     ) -> None:
         """`transports` holds one for each backend, by name; they are closed by their owner.
 
         `aliases` are names that files may use for a model, with the name that backends have for it;
         where a backend lists a model of an alias's name, the alias hides it.
         `on_change` is called after a look that changed the reach, the models or the trouble,
-        `on_look` after every one.
+        `on_look` after every one. `answers_lines` says whether a backend answered a line since an
+        instant on the clock.
         """
         self._settings = {backend.name: backend for backend in backends}
         self._transports = transports
@@ -174,6 +200,7 @@ class Catalogue:
         self._clock = clock
         self._on_change = on_change
         self._on_look = on_look
+        self._answers_lines = answers_lines or (lambda _name, _since: False)
         self._reports = {
             backend.name: BackendReport(
                 name=backend.name, base_url=backend.base_url, models=backend.models
@@ -184,30 +211,41 @@ class Catalogue:
 
     async def refresh(self, name: str) -> BackendReport:
         """Ask one backend now and return what is known afterwards; never raises for its faults."""
-        before = self._reports[name]
+        before, began = self._reports[name], self._clock()
         try:
             answer = await self._transports[name].get_json(
                 "/models", timeout_s=self._timing.answer_timeout_s
             )
         except UpstreamError as exc:
-            after = after_failure(
-                before,
-                exc.message,
-                now_s=self._clock(),
-                connected=not isinstance(exc, NotSent),
-                silent=not isinstance(exc, SentUnanswered) or exc.is_cut_off,
-            )
+            connected = not isinstance(exc, NotSent)
+            silent = not isinstance(exc, SentUnanswered) or exc.is_cut_off
+            known = connected and silent and before.models is not None
+            if known and self._answers_lines(name, began):
+                after = after_lines(before, now_s=self._clock())
+            else:
+                after = after_failure(
+                    before,
+                    exc.message,
+                    now_s=self._clock(),
+                    connected=connected,
+                    silent=silent,
+                )
         else:
-            after = after_answer(
-                before,
-                read_listing(answer),
-                configured=self._settings[name].models,
-                now_s=self._clock(),
-            )
+            after = self._after(before, answer)
         self._set(before, after)
         if self._on_look is not None:
             self._on_look(after)
         return after
+
+    def _after(self, before: BackendReport, answer: Answer) -> BackendReport:
+        if page := page_of(answer.status, usable_body(answer.body)):
+            return after_failure(
+                before, said_by_proxy(page), now_s=self._clock(), connected=True, by_proxy=True
+            )
+        configured = self._settings[before.name].models
+        return after_answer(
+            before, read_listing(answer), configured=configured, now_s=self._clock()
+        )
 
     async def refresh_all(self) -> None:
         """Ask every backend once, all at the same time."""

@@ -1,28 +1,27 @@
 """Attempts that broke: what they say of the backend, and which do not count (decision 0024).
 
-An attempt that is cut off (its connection ends, or its time is up) may have met a backend that went
-down with everything it had, or may itself be what the backend cannot take. The backend is looked
-at: when it does not answer, the attempt is *lost*. Its line is none the worse for it and goes on
-elsewhere at once, but for so many times only, since a line that ends every backend it comes to
-must come to an end as well.
+An attempt that is cut off (its connection ends, its time is up, or a proxy says so in the backend's
+place) may have met a backend that went down with everything it had, or may itself be what the
+backend cannot take. The backend is looked at: when it does not answer, the attempt is *lost*. Its
+line is none the worse for it and goes on elsewhere at once, but for so many times only, since a
+line that ends every backend it comes to must come to an end as well.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from batchline.domain.attempts import Outcome
-from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor import messages as m
 from batchline.executor.lane import Lane
+from batchline.executor.looks import FULL, LOOK_S, Found, Look, look_at
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.verdict import Verdict
 
 FREE_LOSSES: Final = 3  # of one line; the next ones count as attempts
-LOOK_S: Final = 2.0  # a backend that lives lists its models in milliseconds
 # A trial would be held by a backend that says nothing. By then the catalogue's looks have decided.
 SILENT_S: Final = 15.0
 
@@ -61,7 +60,7 @@ class Failover:
             failed = True
         else:
             failed = False
-        if found.cut_off and line.losses < FREE_LOSSES and line.run.gate is Gate.OPEN:
+        if found.cut_off and line.run.gate is Gate.OPEN:
             self._doubt(lane, line, found)
         else:
             self._in_a_row(lane, line, found)
@@ -103,17 +102,30 @@ class Failover:
         try:
             await asyncio.sleep(0)  # what was cut off in this loop step is asked about in one look
             while lines := self._doubtful.pop(lane, None):
-                trouble = await _trouble(lane)
-                if trouble is None:  # it lives
-                    for line, found in lines.items():
-                        self._in_a_row(lane, line, found)
-                        self._count(line)
+                answers = lane.answers
+                look = await look_at(lane.transport)
+                # A line that is answered meanwhile is an answer: some servers let a look wait
+                # behind requests.
+                lives = look.found is Found.SILENT and lane.answers != answers
+                if lives or look.found is Found.ALIVE:
+                    self._stands(lane, lines)
                 else:
-                    self._lost(lane, lines, trouble)
+                    self._lost(lane, lines, look)
         except Exception as exc:  # noqa: BLE001  # a fault of ours must end the worker loudly
             self._fail(exc)
         finally:
             del self._looks[lane]
+
+    def _stands(self, lane: Lane, lines: Mapping[Line, Verdict]) -> None:
+        """The backend lives: the attempts count, but for those that it was too full for."""
+        full = [line for line, found in lines.items() if found.page == FULL]
+        for line in full:
+            line.attempt -= 1
+        self._go_on(full)
+        for line, found in lines.items():
+            if found.page != FULL:
+                self._in_a_row(lane, line, found)
+                self._count(line)
 
     def _count(self, line: Line) -> None:
         """The attempt counts: a line that waited for that is settled."""
@@ -124,21 +136,28 @@ class Failover:
             del line.run.waiting[line]
             self._settle(line, found)
 
-    def _lost(self, lane: Lane, lines: Iterable[Line], trouble: UpstreamError) -> None:
-        """The attempts do not count; lines that wait go on as soon as somebody takes them."""
-        silent = not isinstance(trouble, NotSent)
-        self._close(
-            lane,
-            Outcome.NOT_SENT,
-            trouble.message,
-            trial=False,
-            wait_s=SILENT_S if silent else None,
-        )
+    def _lost(self, lane: Lane, lines: Mapping[Line, Verdict], look: Look) -> None:
+        """The attempts do not count; lines that wait go on as soon as somebody takes them.
+
+        Those that were lost too often count. Theirs too have the circuit closed, or where a proxy
+        answers at once all their attempts would go by in one outage.
+        """
+        wait_s = SILENT_S if look.found is Found.SILENT else None
+        self._close(lane, Outcome.NOT_SENT, look.reason, trial=False, wait_s=wait_s)
+        free = [line for line in lines if line.losses < FREE_LOSSES]
+        for line in lines:
+            if line.losses >= FREE_LOSSES:
+                self._count(line)
+        for line in free:
+            line.losses += 1
+            line.attempt -= 1
+        self._go_on(free)
+
+    def _go_on(self, lines: Iterable[Line]) -> None:
+        """Lines whose attempt does not count are next, if they were not tried again already."""
         runs: dict[ShardRun, None] = {}
         for line in lines:
             self._last.pop(line, None)
-            line.losses += 1
-            line.attempt -= 1
             run = line.run
             if (timer := run.waiting.pop(line, None)) is not None:
                 timer.cancel()
@@ -166,17 +185,6 @@ class Failover:
                 trial=trial,
             )
         )
-
-
-async def _trouble(lane: Lane) -> UpstreamError | None:
-    """Why the backend of the lane does not answer; None when it does, whatever it says."""
-    try:
-        await lane.transport.get_json("/models", timeout_s=LOOK_S)
-    except SentUnanswered as exc:
-        return exc if exc.is_cut_off else None
-    except UpstreamError as exc:
-        return exc
-    return None
 
 
 def _another_answers(lane: Lane, line: Line) -> bool:

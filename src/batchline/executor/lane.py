@@ -28,6 +28,8 @@ class Lane:
     permits: int = 0
     permits_order: int = 0
     in_flight: int = 0
+    answers: int = 0  # its own, of any kind, since the worker's start: whoever counts up lives
+    told_answers: int = 0  # of these the last heartbeat knew
     admitting: bool = True
     trials: int = 0
     window: int | None = None  # None: all permits; else the slow start after a closed circuit
@@ -122,6 +124,11 @@ class Lane:
             self.window = self.in_flight + 1
         self.admitting = admitting
         self.trials = trials
+
+    def has_answered(self) -> bool:
+        """Whether there were answers since this was asked last."""
+        known, self.told_answers = self.told_answers, self.answers
+        return self.answers != known
 
     def report(self) -> LaneReport | None:
         """What the meter has to tell; None without one, or when there is nothing to tell."""

@@ -20,17 +20,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchline.executor.neighbours import Neighbours
+from batchline.executor.samples import Samples
 from batchline.executor.search import FIRST, Search
 
 _LEAST_ANSWERS: Final = 6  # for one measurement; else half as many as are in flight
 _LEAST_ANSWERS_FAST: Final = 4  # while it doubles, where less is to be told apart; else a quarter
+_LEAST_AGREE: Final = 3  # where they all say the same; else an eighth
+_AGREE: Final = 0.03  # of their mean, its standard error
 _LOOKS: Final = 2  # for one measurement
+_LOOKS_ROUGH: Final = 6  # where they differ: prompts are read in bursts
+_ROUGH: Final = 0.01
 _LOOKS_LAST_S: Final = 2.0  # for so long a look makes up for answers
 _NEAR: Final = 0.05  # in hand, off the level by more: something else than the level was measured
 _NEAR_OTHERS: Final = 0.2  # the same while others come and go
 _BELOW_SHED: Final = 0.95
 _WAITING: Final = 0.1  # of those that run: so many that wait are too many; none while others wait
 _KV_FULL: Final = 0.95
+_SAME: Final = 0.07  # in the logarithm of the level
 _UNSTEADY_LOOKS: Final = 6
 _CROWDED_LOOKS: Final = 10
 
@@ -50,7 +56,8 @@ class Look:
     """One look at the engine's page, and what we had in flight then.
 
     `ours` is at least that many. `limited`: all the time since the last look as many as we may.
-    `token_s` is what a token took since then, None where the page does not tell.
+    `token_s` is what a token took since then, None where the page does not tell; `age_s` is how far
+    the page lags behind.
     """
 
     running: int
@@ -59,6 +66,7 @@ class Look:
     token_s: float | None
     ours: int
     limited: bool
+    age_s: float = 0.0
 
     @property
     def in_hand(self) -> int:
@@ -106,9 +114,10 @@ class AdaptiveLimit:
         self._neighbours = Neighbours(slowdown)
         self._roof = Roof()
         self._limit = self._search.level
-        self._answers = self._tokens = 0
-        self._latency_s = 0.0
-        self._looks: list[tuple[float, float]] = []  # in hand, tokens a second
+        self._answers = 0
+        self._speeds = Samples()  # tokens a second of one request, by report
+        self._in_hand = Samples()  # by look, as the next
+        self._rates = Samples()  # tokens a second
         self._looks_until = -math.inf
         self._by_page = False  # what was seen last
         self._last: tuple[int, Look, bool] | None = None  # measure, look, steady
@@ -145,13 +154,12 @@ class AdaptiveLimit:
         if not limited or now < self._looks_until or self._is_held_back(now):
             self._forget()
         else:
-            self._answers += answers
-            self._tokens += tokens
-            self._latency_s += latency_s
-            if self._answers >= self._answers_needed and self._latency_s > 0:
+            if latency_s > 0:
+                self._answers += answers
                 # An answer counts as a token, so that those without any (embeddings) are something.
-                speed = (self._tokens + self._answers) / self._latency_s
-                in_hand = self._limit + self._neighbours.others(now)
+                self._speeds.add((tokens + answers) / latency_s, latency_s)
+            if self._speeds.count and self._are_enough():
+                in_hand, speed = self._limit + self._neighbours.others(now), self._speeds.mean
                 self._forget()
                 self._seen(now, by_page=False, in_hand=in_hand, rate=in_hand * speed)
         self._follow(now, before)
@@ -159,7 +167,13 @@ class AdaptiveLimit:
     def look(self, now: float, look: Look) -> None:
         """What the engine's page says."""
         before = self.measure
-        self._neighbours.look(now, ours=look.ours, in_hand=look.in_hand, token_s=look.token_s)
+        self._neighbours.look(
+            now,
+            ours=look.ours,
+            in_hand=look.in_hand,
+            token_s=look.token_s,
+            age_s=look.age_s,
+        )
         self._hear_of_waiting(now, look)
         self._make_room_to_search(now, look)
         self._measure(now, look)
@@ -223,6 +237,15 @@ class AdaptiveLimit:
         if look.token_s is None:
             self._last = None
             return
+        if self._neighbours.are_there(now) and not self._search.ramp:
+            # No level can be held beside others. What all the numbers that came by were like says
+            # which would be best, whether or not others allow it now.
+            self._last = None
+            self._looks_until = now + _LOOKS_LAST_S
+            best = self._neighbours.curve.best()
+            if best is not None and abs(math.log(best / self._search.level)) > _SAME:
+                self._search.go(round(best))
+            return
         self._looks_until = now + _LOOKS_LAST_S
         near = _NEAR_OTHERS if self._neighbours.are_there(now) else _NEAR
         off = abs(look.in_hand - self._search.level)
@@ -233,20 +256,20 @@ class AdaptiveLimit:
         )
         last, self._last = self._last, (self.measure, look, steady)
         if not steady or last is None or not last[2] or last[0] != self.measure:
-            self._looks.clear()
+            self._forget_looks()
             self._unsteady += 1
             if self._unsteady >= _UNSTEADY_LOOKS:
                 self._search.give_up(now)
-                if (cap := self._neighbours.cap(now)) < self._search.level:
-                    # What they allow is all that can be looked at: so on from there.
-                    self._search.go(math.floor(cap))
             return
         in_hand = (last[1].in_hand + look.in_hand) / 2
         running = (last[1].running + look.running) / 2
-        self._looks.append((in_hand, running / look.token_s))
-        if len(self._looks) >= _LOOKS:
-            in_hand, rate = (sum(values) / len(values) for values in zip(*self._looks, strict=True))
-            self._looks.clear()
+        self._in_hand.add(in_hand)
+        self._rates.add(running / look.token_s)
+        looks = self._rates.count
+        rough = not self._search.ramp and self._rates.error > _ROUGH
+        if looks >= (_LOOKS_ROUGH if rough else _LOOKS):
+            in_hand, rate = self._in_hand.mean, self._rates.mean
+            self._forget_looks()
             self._unsteady = 0
             if rate > 0:
                 self._seen(now, by_page=True, in_hand=in_hand, rate=rate)
@@ -258,11 +281,13 @@ class AdaptiveLimit:
             self._search.compare_no_more()
         self._search.seen(now, in_hand=in_hand, rate=rate)
 
-    @property
-    def _answers_needed(self) -> int:
-        if self._search.ramp:
-            return max(_LEAST_ANSWERS_FAST, self._limit // 4)
-        return max(_LEAST_ANSWERS, self._limit // 2)
+    def _are_enough(self) -> bool:
+        """Whether so many answers say how fast one is."""
+        if not self._search.ramp:
+            return self._answers >= max(_LEAST_ANSWERS, self._limit // 2)
+        if self._speeds.error <= _AGREE and self._answers >= max(_LEAST_AGREE, self._limit // 8):
+            return True
+        return self._answers >= max(_LEAST_ANSWERS_FAST, self._limit // 4)
 
     def _is_held_back(self, now: float) -> bool:
         """Whether others keep what is in hand off the level: then it cannot be looked at."""
@@ -280,11 +305,15 @@ class AdaptiveLimit:
         self._search.keep_in_bounds()
         if self.measure != before:
             self._forget()
-            self._looks.clear()
+            self._forget_looks()
             self._unsteady = 0
         level = math.floor(min(self._search.level, self._neighbours.cap(now)))
         self._limit = max(self._floor, min(level - others, self._ceiling))
 
     def _forget(self) -> None:
-        self._answers = self._tokens = 0
-        self._latency_s = 0.0
+        self._answers = 0
+        self._speeds.clear()
+
+    def _forget_looks(self) -> None:
+        self._in_hand.clear()
+        self._rates.clear()

@@ -269,8 +269,9 @@ class LocalExecutor:
                 if self.ready_workers >= self._settings.workers:
                     self._all_ready.set()
                 self._must_events().on_room()
-            case m.Heartbeat(in_flight=in_flight):
+            case m.Heartbeat(in_flight=in_flight, answering=answering):
                 link.in_flight = in_flight
+                self._admission.note_answering(answering)
             case m.GateClosed():
                 pass
             case m.Handed(key=key):

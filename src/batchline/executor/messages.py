@@ -156,9 +156,11 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """The worker's event loop turns. `in_flight` counts its requests by backend."""
+    """The worker's event loop turns. `in_flight` counts its requests by backend; `answering` are
+    those that answered a line since the last of these."""
 
     in_flight: Mapping[str, int] = {}
+    answering: Sequence[str] = []
 
 
 class GateClosed(msgspec.Struct, frozen=True, tag=True):

@@ -21,6 +21,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from batchline.executor.knee import Rate, knee_of
+
 FIRST: Final = 8  # where the search begins: less than nearly any engine takes
 _EXPONENT: Final = 0.2
 _BETTER: Final = 0.01  # in the logarithm of the utility: less is noise
@@ -28,7 +30,6 @@ _GENTLE: Final = 1.4  # instead of doubling
 _MUCH_SLOWER: Final = 0.7  # one request, of its top speed: it is about to pay no longer
 _STEP: Final = 1.25
 _FINE_STEP: Final = 1.1
-_HAS_KNEE: Final = 0.55  # of a level that was better than half of it: no knee is lower than that
 _SLOWER: Final = 1.15  # at an unchanged level: the capacity has fallen
 _HOLD_S: Final = 5.0  # between two looks whether there is more to be had
 
@@ -61,7 +62,7 @@ class Search:
         self.gentle = False
         self.ramp = True  # doubling; afterwards steps around `_reference`
         self._reference: _Seen | None = None
-        self._top_speed = 0.0  # tokens a second of one request, the highest of the ramp
+        self._ramped: list[Rate] = []  # what was seen on the ramp
         self._trying = False  # `level` is a step away from the reference
         self._up = True
         self._step = _FINE_STEP
@@ -88,7 +89,7 @@ class Search:
         """What was seen so far was measured in another way than what comes."""
         self._reference = None
         self._trying = False
-        self._top_speed = 0.0
+        self._ramped.clear()
 
     def start_at(self, level: int) -> None:
         """Go on doubling from `level`."""
@@ -111,18 +112,20 @@ class Search:
 
     def _climb_fast(self, seen: _Seen) -> None:
         before = self._reference
-        self._top_speed = max(self._top_speed, seen.rate / seen.in_hand)
-        if before is None or seen.utility > before.utility + _BETTER:
+        self._ramped.append(Rate(seen.in_hand, seen.rate))
+        fastest = min(one.token_s for one in self._ramped)
+        slower = self._ramped[-1].token_s * _MUCH_SLOWER > fastest
+        knee = knee_of(self._ramped)
+        better = before is None or seen.utility > before.utility + _BETTER
+        if better and knee is None:
             self._reference = seen
-            slower = seen.rate < _MUCH_SLOWER * self._top_speed * seen.in_hand
             self._change(math.ceil(seen.level * (_GENTLE if self.gentle or slower else 2)))
             if self.level > seen.level:
                 return
-        knee = seen.rate / self._top_speed
-        if before is None or knee > _HAS_KNEE * before.level:
+        if knee is not None:
             self.go(round(knee))
         else:
-            self.go(before.level)
+            self.go(seen.level if before is None or better else before.level)
 
     def _climb(self, now: float, seen: _Seen) -> None:
         reference = self._reference

@@ -45,7 +45,7 @@ class PageAge:
 
     def __init__(self) -> None:
         self._ours: deque[tuple[float, int]] = deque(maxlen=16)
-        self._age_s = 0.0
+        self.age_s = 0.0
         self._rise: tuple[float, float] | None = None  # since when, what is to be shown
 
     def note(self, now: float, *, ours: int, in_hand: int) -> None:
@@ -53,7 +53,7 @@ class PageAge:
         if self._rise is not None:
             since, shown = self._rise
             if in_hand >= shown or now - since > self._LONGEST_S:
-                self._age_s = max(self._FORGETS * self._age_s, now - since)
+                self.age_s = max(self._FORGETS * self.age_s, now - since)
                 self._rise = None
         elif self._ours and ours >= self._RISE * max(4, self._ours[-1][1]) > in_hand:
             self._rise = (now, self._SHOWN * ours)
@@ -61,7 +61,7 @@ class PageAge:
 
     def most_ours(self, now: float) -> int:
         """The most that the page may have counted of ours."""
-        since = now - self._LEAST_S - self._age_s
+        since = now - self._LEAST_S - self.age_s
         return max(count for at, count in self._ours if at >= since)
 
 
@@ -138,6 +138,7 @@ class Steering:
                 kv_use=load.kv_use,
                 token_s=_token_s(last, now, load),
                 ours=self._age.most_ours(now),
+                age_s=self._age.age_s,
                 limited=all(
                     worker in self._heard and self._heard[worker].limited for worker in wanting
                 ),

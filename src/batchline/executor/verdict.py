@@ -17,6 +17,7 @@ from batchline.domain.errors import NotSent, SentUnanswered
 from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor.contract import Answer
+from batchline.executor.looks import page_of
 
 # Through its class each look at a member costs 0.1 us on Python 3.11.
 _ANSWERED: Final = Outcome.ANSWERED
@@ -35,7 +36,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
     `reason` is for people: kinds, status and sizes, never a body. `answered` says that an HTTP
     answer came, so that the next attempt must not be taken for the same one. `cut_off` says that
-    the connection ended, or the time was up, without one: the backend may have gone down.
+    the connection ended, or the time was up, without one: the backend may have gone down. `page` is
+    the status of an answer that may be a proxy's, in the place of the backend's; else 0.
     """
 
     outcome: Outcome
@@ -45,6 +47,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     retry_after_s: float | None = None
     answered: bool = False
     cut_off: bool = False
+    page: int = 0
 
     @property
     def is_rate(self) -> bool:
@@ -96,12 +99,18 @@ def of_answer(
     code = None if body_or_none is None else results.error_code_of(body_or_none)
     outcome = classify(status, error_code=code, model_is_listed=model_is_listed)
     shown = body_or_none or results.error_body(status, len(answer.body))
+    page = page_of(status, body_or_none)
+    asked_s = retry_after_s(answer, now)
+    if outcome is Outcome.SHED and asked_s is not None:
+        page = 0  # whoever says when to come back is not at a loss
     return Verdict(
         outcome,
         f"status {status}",
         results.result_line(line_id, custom_id_raw, status, request_id, shown),
-        retry_after_s=retry_after_s(answer, now),
+        retry_after_s=asked_s,
         answered=True,
+        cut_off=page != 0 and outcome is Outcome.BROKEN,
+        page=page,
     )
 
 

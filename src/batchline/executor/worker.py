@@ -43,6 +43,7 @@ from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.meter import REPORT_S
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
+from batchline.executor.proxies import Proxies
 from batchline.executor.routed import RoutedLane
 from batchline.executor.run_once import RunOnce
 from batchline.executor.segments import SegmentWriter
@@ -88,6 +89,7 @@ class Worker:
         self._failover = Failover(
             send=send, settle=self._settle_late, offer=self._offer, fail=self._fail
         )
+        self._proxies = Proxies(fail=self._fail)
         self._runs: dict[ShardKey, ShardRun] = {}
         self._handing = Handing(lambda key: send(m.Handed(key)), self._runs)
         self._aborts = Aborts(
@@ -141,6 +143,7 @@ class Worker:
             raise self._failure
         await self._aborts.close()
         self._failover.close()
+        self._proxies.close()
         for lane in self._lanes.values():
             await lane.transport.close()
         self._send(m.Drained())
@@ -152,7 +155,8 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             in_flight = {lane.backend: lane.in_flight for lane in self._lanes.values()}
-            self._send(m.Heartbeat(in_flight))
+            answering = [lane.backend for lane in self._lanes.values() if lane.has_answered()]
+            self._send(m.Heartbeat(in_flight, answering))
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _report(self) -> None:
@@ -273,13 +277,20 @@ class Worker:
 
     def _set_circuit(self, order: m.SetCircuit) -> None:
         lane = self._lanes[order.backend]
-        lane.set_circuit(admitting=order.admitting, trials=order.trials)
+        lane.set_circuit(admitting=order.admitting, trials=0)
+        if order.trials and not self._proxies.looks_first(lane, lambda: self._try(lane)):
+            self._try(lane)
         self._pump(lane)
-        if lane.trials:  # nothing could be taken: somebody else may try
-            lane.trials = 0
-            self._send(m.TrialOver(order.backend, worked=False))
         if not lane.admitting:
             self._pump_others(lane)
+
+    def _try(self, lane: Lane) -> None:
+        """Have one line try the closed circuit, unless it admits by now."""
+        lane.trials = 0 if lane.admitting else 1
+        self._pump(lane)
+        if lane.trials or lane.admitting:  # nothing could be taken: somebody else may try
+            lane.trials = 0
+            self._send(m.TrialOver(lane.backend, worked=False))
 
     # -- slots -----------------------------------------------------------------------------
 
@@ -509,12 +520,16 @@ class Worker:
         if rates is not None:
             rates.ended(line, found.outcome, found.usage)
         if found.outcome is _ANSWERED:  # nearly always, and nothing is to be decided
+            lane.answers += 1
             if lane.meter is not None:
                 lane.meter.answered(line.began, found.usage)
             self._settle(line, found)
             return _DONE
+        if found.page:
+            found = self._proxies.judged(lane, line, found)
         if found.answered:
             line.answers += 1
+            lane.answers += not found.page
         decision = decide(
             found.outcome,
             attempt=line.attempt,
@@ -611,6 +626,8 @@ class Worker:
         answered = ended is _DONE
         if line.trial and ended is not _FAULT:
             self._send(m.TrialOver(lane.backend, worked=answered))
+            if answered:
+                self._proxies.worked(lane)
         lane.ended(line, answered)
         if lane.rates is not None:
             lane.rates.over(line, written=line.written)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -58,16 +58,22 @@ class BatchRunner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """`windows` are the completion windows that callers may ask for: name to seconds."""
+    """`windows` are the completion windows that callers may ask for: name to seconds.
+
+    `run_once_projects`: the names of projects whose batches run identical requests once, unless
+    they say otherwise.
+    """
 
     windows: Mapping[str, int] = field(default_factory=lambda: {"24h": DAY_S})
+    run_once_projects: Set[str] = frozenset()
 
 
 class BatchOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A checked body of `POST /v1/batches`. The input file need not exist (rule V1).
 
     What is encoded of it is compared for an idempotency key: a field that is added has a default,
-    which is omitted, so that a create that is repeated after an upgrade is still the same.
+    which is omitted, so that a create that is repeated after an upgrade is still the same. What
+    its project's settings add is not in it: one that is repeated after those changed is, too.
     """
 
     input_file_id: FileId
@@ -76,7 +82,7 @@ class BatchOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Mapping[str, str] | None
     output_expires_after_s: int | None
     skip_invalid: bool
-    run_once: bool = False
+    run_once: bool | None = None  # None: as its project has it
 
 
 class Batches:
@@ -123,7 +129,7 @@ class Batches:
             metadata=order.metadata,
             output_expires_after_s=order.output_expires_after_s,
             skip_invalid=order.skip_invalid,
-            run_once=order.run_once,
+            run_once=await self._runs_once(project_id, order),
         )
         if key is None:
             batch = await self._store.create_batch(new)
@@ -133,6 +139,13 @@ class Batches:
             event("batch_created", batch_id=batch.id, endpoint=batch.endpoint)
             self._runner.created(batch)
         return batch
+
+    async def _runs_once(self, project_id: ProjectId, order: BatchOrder) -> bool:
+        """What a batch of this order runs under, for good: settings may be others tomorrow."""
+        if order.run_once is not None:
+            return order.run_once
+        projects = self._settings.run_once_projects
+        return bool(projects) and await self._store.project_name(project_id) in projects
 
     async def get(self, project_id: ProjectId, batch_id: str) -> Batch:
         """The batch.
@@ -252,7 +265,7 @@ def parse_order(body: object, *, windows: Mapping[str, int]) -> BatchOrder:
         metadata=_metadata(body.get("metadata")),
         output_expires_after_s=expires_after(body, "output_expires_after"),
         skip_invalid=_one_of(body, "invalid_lines", INVALID_LINES) == "skip",
-        run_once=_one_of(body, "identical_requests", IDENTICAL_REQUESTS) == "run_once",
+        run_once=_run_once(body),
     )
     refuse_unknown(body, FIELDS)
     return order
@@ -287,11 +300,16 @@ def _window(body: Mapping[str, object], windows: Mapping[str, int]) -> str:
     return text
 
 
-def _one_of(body: Mapping[str, object], name: str, values: Sequence[str]) -> str:
-    """The value of a field of our own; the first where it is not there."""
+def _run_once(body: Mapping[str, object]) -> bool | None:
+    chosen = _one_of(body, "identical_requests", IDENTICAL_REQUESTS)
+    return None if chosen is None else chosen == "run_once"
+
+
+def _one_of(body: Mapping[str, object], name: str, values: Sequence[str]) -> str | None:
+    """The value of a field of our own; None where it is not there."""
     value = body.get(name)
     if value is None:
-        return values[0]
+        return None
     if not isinstance(value, str):
         raise wrong_type(name, "a string", value)
     if value not in values:

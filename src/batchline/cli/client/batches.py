@@ -33,8 +33,13 @@ def submit(
         bool, typer.Option("--skip-invalid", help="Run the good lines, whatever the others are.")
     ] = False,
     run_once: Annotated[
-        bool, typer.Option("--run-once", help="Send identical requests once, for all their lines.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--run-once/--no-run-once",
+            help="Send identical requests once, for all their lines. [as the project has it]",
+            show_default=False,
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended.")] = False,
     json: Json = False,
 ) -> None:
@@ -66,8 +71,8 @@ def submit(
     # Not sent where they say nothing: other servers of the Batch API do not know them.
     if skip_invalid:
         order["invalid_lines"] = "skip"
-    if run_once:
-        order["identical_requests"] = "run_once"
+    if run_once is not None:
+        order["identical_requests"] = "run_once" if run_once else "run_each"
     batch = server.create_batch(order)
     for problem in checked.problems:
         typer.echo(f"skipped {input_check.said(str(file), problem)}", err=True)
