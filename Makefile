@@ -85,13 +85,14 @@ lint: $(VENV)/.dev ## Format, lint, import directions
 types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
-test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 20-kill campaign
+test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 10-kill campaign
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long and not engines" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
 
-faults: $(VENV)/.dev ## kill -9 of everybody at every durable step: some minutes
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m matrix tests/fault $(args)
+faults: $(VENV)/.dev ## kill -9 of everybody at every durable step, and 30 more kills: some minutes
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m matrix tests/fault $(args) $(none_is_fine)
+	BATCHLINE_KILLS=30 $(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
 
 long: $(VENV)/.dev ## What takes minutes without a fault: small benchmarks, the demo, many cancels
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(args)

@@ -294,6 +294,7 @@ def common_settings(backend: Backend, *, in_flight: int = IN_FLIGHT) -> dict[str
     """What every server here is started with: one worker, no limits on files."""
     return {
         "workers": 1,
+        "disk": {},  # as a server has it, and not as those of the tests
         "limits": {
             "max_file_bytes": 0,
             "max_batch_file_bytes": 0,

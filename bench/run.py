@@ -8,12 +8,13 @@ import json
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Final
 
 from bench import (
@@ -41,6 +42,7 @@ from bench import (
 from bench.processes import Cores
 from bench.report import Measurement
 from bench.rig import Rig, Size, rig
+from tests.support import leash
 
 PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
     {
@@ -83,10 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, value in environment.items():
         print(f"{key + ':':<10} {value}")
     measured: dict[str, Measurement] = {}
+    leash.tie()  # a server that outlives a killed run takes a core from the next one
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     with (
         tempfile.TemporaryDirectory(prefix="batchline-bench-", dir=options.directory) as work,
         rig(Path(work), size, lambda text: print(f"  {text}", flush=True)) as running,
     ):
+        leash.remove_at_end(Path(work))
         for name in names:
             print(f"\n## {name}\n", flush=True)
             began = time.perf_counter()
@@ -96,6 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n  ({time.perf_counter() - began:.0f} s)", flush=True)
     _write_json(options.json, environment, size, measured)
     return verdict(measured, judged=options.size is None)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End as Ctrl-C does, block by block; the same signal once more ends it where it is."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

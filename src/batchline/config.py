@@ -266,6 +266,10 @@ def base_url_of(url: str) -> str:
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"{parts.hostname}: a base URL has no credentials, query or fragment")
     _ = parts.port  # raises ValueError when it is no port
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError as exc:
+        raise ValueError(f"{parts.hostname!r} is no name of a host") from exc
     path = parts.path.rstrip("/")
     if not re.search(r"/v[0-9]+[a-z0-9]*(/|$)", path):
         path += "/v1"

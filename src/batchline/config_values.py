@@ -16,7 +16,7 @@ from batchline.domain.plan import Order
 
 MIB: Final = 1024 * 1024
 
-_AT_LEAST: Final[Mapping[str, int]] = {
+_AT_LEAST: Final[Mapping[str, float]] = {
     "workers": 1,
     "connections.max_open": 1,
     "retry.max_attempts": 1,
@@ -31,11 +31,13 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "backend.requests_per_minute": 1,
     "backend.tokens_per_minute": 1,
     "backend.max_answer_bytes": 1,
+    "projects.weight": 0.001,  # far apart, the sums of shares have no digits left for the others
 }
 _AT_MOST: Final[Mapping[str, float]] = {
     "server.port": 65535,
     "scheduling.urgent_share": 0.9,
     "backend.priority": 1_000_000_000,
+    "projects.weight": 1_000,
 }
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
@@ -49,7 +51,6 @@ _ABOVE_ZERO: Final = frozenset(
         ),
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *(f"backend.{what}_timeout_s" for what in ("connect", "first_byte", "total")),
-        "projects.weight",
         *("backend.weight", "backend.health_s"),
     }
 )

@@ -21,20 +21,22 @@ A probe is one dictionary look-up when no test armed it. Armed through the envir
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO, cast
+from typing import Final, Protocol, TextIO, TypeAlias, cast
 
 from batchline.domain.errors import ConfigError
 
-if TYPE_CHECKING:
-    import structlog
+Field: TypeAlias = str | int | float | bool | None
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -48,32 +50,45 @@ def configure_logging(*, level: str = "info") -> None:
     _log.cache_clear()
 
 
-@cache
-def _log() -> structlog.typing.FilteringBoundLogger:
-    """The logger, made when there is something to say.
+class _Log(Protocol):
+    """Writes one line."""
 
-    structlog brings rich along, 100 ms of imports that a child without trouble never needs.
-    """
+    def __call__(self, level: str, name: str, fields: Mapping[str, Field]) -> None: ...
+
+
+@cache
+def _log() -> _Log:
+    """How lines are written, settled when there is something to say."""
+    return _for_a_terminal() if sys.stderr.isatty() else _json_line
+
+
+def _json_line(level: str, name: str, fields: Mapping[str, Field]) -> None:
+    # By hand: structlog brings rich along, and 100 ms of imports at its first trouble are 100 ms in
+    # which a worker sends nothing.
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    line = json.dumps({**fields, "event": name, "level": level, "timestamp": now}, default=repr)
+    stderr = _Stderr()
+    stderr.write(f"{line}\n")
+    stderr.flush()
+
+
+def _for_a_terminal() -> _Log:
     import structlog
 
-    renderer: structlog.typing.Processor
-    if sys.stderr.isatty():
-        renderer = structlog.dev.ConsoleRenderer()
-    else:
-        renderer = structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
+            structlog.dev.ConsoleRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[_level]),
         logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
     )
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger("batchline")
-    return logger
+
+    def say(level: str, name: str, fields: Mapping[str, Field]) -> None:
+        logger.log(LEVELS[level], name, **fields)
+
+    return say
 
 
 class _Stderr:
@@ -91,14 +106,19 @@ class _Stderr:
             sys.stderr.flush()
 
 
-def event(name: str, **fields: str | int | float | bool | None) -> None:
+def event(name: str, **fields: Field) -> None:
     """Something worth knowing happened; `name` is `<thing>_<past participle>`."""
-    _log().info(name, **fields)
+    _say("info", name, fields)
 
 
-def trouble(name: str, **fields: str | int | float | bool | None) -> None:
+def trouble(name: str, **fields: Field) -> None:
     """Something is wrong and Batchline goes on; a person may want to look."""
-    _log().warning(name, **fields)
+    _say("warning", name, fields)
+
+
+def _say(level: str, name: str, fields: Mapping[str, Field]) -> None:
+    if LEVELS[level] >= LEVELS[_level]:
+        _log()(level, name, fields)
 
 
 # -- probes ------------------------------------------------------------------------------------

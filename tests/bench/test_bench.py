@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from bench.cancel import AT_ONCE, WITH_GRACE
 from bench.inputs import LINE_BYTES, bodies, write_input
 from bench.processes import Cores, anonymous_bytes, cpu_s, pin
 from bench.report import Floor, Measurement, Table, percentile
+from tests.support import leash
+from tests.support.server import is_worker, recorded_children
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the benchmarks measure through /proc"
@@ -107,6 +112,40 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=170,
         check=False,
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_leaves_no_process_and_no_data(number: int, tmp_path: Path) -> None:
+    marked = f"OF_THIS_TEST={tmp_path}".encode()
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.run", "dispatch", "--directory", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OF_THIS_TEST": str(tmp_path)},
+        start_new_session=True,
+    ) as process:
+        try:
+            wait_until(lambda: workers_below(tmp_path))
+            assert len(leash.having(marked)) > 3  # itself, a backend, a server and a worker
+            process.send_signal(number)
+            assert process.wait(30) in {-number, 128 + number}
+            wait_until(lambda: not leash.having(marked) and not [*tmp_path.iterdir()])
+        finally:
+            process.kill()
+
+
+def workers_below(directory: Path) -> list[int]:
+    folders = directory.glob("batchline-bench-*/server/data")
+    return [pid for data in folders for pid in recorded_children(data) if is_worker(pid)]
+
+
+def wait_until(holds: Callable[[], object], *, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.long

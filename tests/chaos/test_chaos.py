@@ -20,7 +20,7 @@ import pytest
 from tests.chaos.campaign import run
 from tests.chaos.scoreboard import Scoreboard
 
-KILLS: Final = int(os.environ.get("BATCHLINE_KILLS") or 20)
+KILLS: Final = int(os.environ.get("BATCHLINE_KILLS") or 10)
 SEED: Final = os.environ.get("BATCHLINE_SEED") or str(random.SystemRandom().randrange(2**32))
 OUT: Final = os.environ.get("BATCHLINE_SCOREBOARD", "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,7 +20,17 @@ from tests.support.small_disk import mounted_disk
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
+    """A database of each kind as a first start makes it."""
+    if request.param == "sqlite":
+        path = tmp_path / "batchline.db"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
+        return sqlite_url(path)
+    return str(request.getfixturevalue("migrated_postgres_url"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind without a table."""
     if request.param == "sqlite":
         return sqlite_url(tmp_path / "batchline.db")
     return str(request.getfixturevalue("postgres_url"))

@@ -39,6 +39,7 @@ from tests.contract.store_rows import (
     settling,
     validating,
 )
+from tests.contract.test_jobs import stopped_child
 from tests.support.inputs import line_id, make_lines
 from tests.support.small_disk import fill
 
@@ -233,6 +234,22 @@ async def test_a_cancelled_batch_has_a_line_for_each_request_without_a_result(
     ended = await server.finalizer.finalize(batch.id)
     assert (ended.cancelled_at, ended.errors) == (NOW + 9, None)
     await assert_cancelled_with_all_lines(server, ended)
+
+
+async def test_a_batch_ends_however_many_files_are_to_be_validated(armed_server: Server) -> None:
+    """Those take minutes each when they are large, and a cancel ten at most."""
+    jobs = armed_server.jobs
+    batch = await armed_server.stopped(BatchEvent.CANCEL_REQUESTED)
+    telemetry.arm("here=stop")
+    await jobs.warm()
+    waiting = [asyncio.create_task(jobs.run(telemetry.probe, "here")) for _ in range(4)]
+    for _ in range(2):
+        await stopped_child()
+    await assert_cancelled_with_all_lines(
+        armed_server, await armed_server.finalizer.finalize(batch.id)
+    )
+    await jobs.close()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_an_expired_batch_has_a_line_for_each_request_without_a_result(

@@ -129,7 +129,7 @@ async def test_values_and_results_arrive_as_they_are(jobs: Jobs, tmp_path: Path)
     result = await jobs.run(validate, job)
     assert isinstance(result, ValidationResult)
     assert (result.lines, result.model) == (3, MODEL)
-    assert result.shards == [PlannedShard(first_entry=0, entries=3, model=MODEL)]
+    assert list(result.shards) == [PlannedShard(first_entry=0, entries=3, model=MODEL)]
     assert result.plan_bytes == (tmp_path / "plan").stat().st_size
     problems = (await jobs.run(validate, validation(tmp_path, b"{\n"))).problems
     assert [(problem.code, problem.line_number) for problem in problems] == [
@@ -306,6 +306,19 @@ async def test_closing_ends_the_jobs_that_run_and_those_that_wait(
     assert [isinstance(one, JobFailed) and one.retryable for one in ended] == [True] * 4
     assert recorded(children) == set()
     await jobs.close()
+
+
+async def test_an_urgent_job_waits_for_none_that_is_not(jobs: Jobs, children: Path) -> None:
+    """However many validations wait, a cancelled batch comes to its end."""
+    telemetry.arm("here=stop")
+    await jobs.warm()
+    running = [asyncio.create_task(jobs.run(telemetry.probe, "here")) for _ in range(4)]
+    pids = {await stopped_child(), await stopped_child()}
+    assert await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}', urgent=True) == "a"
+    assert pids <= recorded(children)
+    assert not any(one.done() for one in running)
+    await jobs.close()
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 async def test_closing_ends_the_child_that_waits_for_a_job(jobs: Jobs, children: Path) -> None:

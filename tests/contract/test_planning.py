@@ -32,6 +32,7 @@ from batchline.service import planning
 from batchline.service.jobs import Jobs
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.plans import unfinished
+from batchline.service.tries import Tries
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
 from batchline.store.database import Database
@@ -698,3 +699,40 @@ async def test_shards_of_a_started_batch_are_those_of_its_plan(
         PlannedShard(first_entry=1_000, entries=1_000, model=MODEL),
         PlannedShard(first_entry=2_000, entries=500, model=MODEL),
     ]
+
+
+class Asked(Jobs):
+    """Says when it was asked for a job."""
+
+    def __init__(self, children: Path) -> None:
+        super().__init__(children, max_children=1)
+        self.asked = asyncio.Event()
+
+    async def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked.set()
+        return await super().run(*args, **kwargs)
+
+
+async def test_a_validation_that_waits_for_its_turn_is_not_counted_when_the_server_dies(
+    store: Store, blobs: LocalBlobs, tmp_path: Path
+) -> None:
+    """Beside one poisonous file every batch that waits would be refused after five deaths."""
+    children, note = tmp_path / "children", tmp_path / "validating.json"
+    children.mkdir()
+    jobs = Asked(children)
+    telemetry.arm("plan.synced=stop")
+    await jobs.warm()
+    planner = replace(planner_on(store, blobs, jobs), tries=Tries(note))
+    batches = [await batch_of(store, blobs, make_lines(2)) for _ in range(2)]
+    plans = []
+    for batch in batches:
+        jobs.asked.clear()
+        plans.append(asyncio.create_task(planner.plan(batch)))
+        await jobs.asked.wait()
+    await stopped_child()  # the first one's, with its whole file read
+    assert [Tries(note).deaths(batch.id) for batch in batches] == [1, 0]
+    for plan in plans:
+        plan.cancel()
+    await asyncio.gather(*plans, return_exceptions=True)
+    await jobs.close()
+    assert [Tries(note).deaths(batch.id) for batch in batches] == [0, 0]

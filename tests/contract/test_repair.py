@@ -295,10 +295,11 @@ async def test_what_says_nothing_about_the_bytes_takes_nothing_back(
     assert await stored.store.load_batch(batch.id) == batch
 
 
-async def test_many_ranges_are_checked_in_a_child_page_by_page(
+async def test_many_ranges_are_checked_in_a_child_some_at_a_time(
     stored: Stored, monkeypatch: pytest.MonkeyPatch, said: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    monkeypatch.setattr(range_check, "_PAGE", 16)
+    monkeypatch.setattr(range_check, "_PAGE", 8)
+    monkeypatch.setattr(range_check, "_JOB_RANGES", 16)
     monkeypatch.setattr(range_check, "IN_A_THREAD_RANGES", 8)
     monkeypatch.setattr(repair, "SAID_AT_ONCE", 10)
     batch = await started(stored.store, entries=40)
@@ -333,7 +334,7 @@ def file_of_a_mebibyte(tmp_path: Path) -> StoredRange:
 def test_each_kind_of_damage_is_told(file_of_a_mebibyte: StoredRange) -> None:
     one = file_of_a_mebibyte
     path = Path(one.path)
-    job = CheckJob(ranges=[one])
+    job = CheckJob.of([one])
     assert check_ranges(job).damaged == {}
     whole = path.read_bytes()
     for at in (6, 6 + one.size - 1):
@@ -355,5 +356,5 @@ def test_a_sector_that_cannot_be_read_is_damage(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", unreadable)
-    result = check_ranges(CheckJob(ranges=[file_of_a_mebibyte]))
+    result = check_ranges(CheckJob.of([file_of_a_mebibyte]))
     assert result.damaged == {0: Damage.UNREADABLE}

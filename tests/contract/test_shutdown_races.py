@@ -99,6 +99,7 @@ class Parts:
             with suppress(asyncio.CancelledError):
                 await task
         assert task.cancelled()
+        await self.store.put_receipt(batch_id, {})  # behind it: one write after the other
         return await self.store.load_batch(batch_id)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, Engine, Update, select, update
 
+from batchline.domain.lifecycle import BatchStatus
 from batchline.store.contract import Store
 from batchline.store.database import Database
 from batchline.store.tables import batch as batch_table
@@ -58,6 +59,22 @@ def cancelling(batch_id: str) -> Update:
 
 def cancelled(batch_id: str) -> Update:
     return cancelling(batch_id).values(status="cancelled")
+
+
+async def test_who_reads_does_not_wait_behind_a_write_that_somebody_holds_up(
+    store: Store, engine: Engine
+) -> None:
+    batch = await started(store)
+    with engine.begin() as first:
+        first.execute(cancelling(batch.id))
+        write = asyncio.create_task(store.put_receipt(batch.id, {"quiet": True}))
+        await asyncio.wait([write], timeout=SHOW_S)
+        found = await asyncio.wait_for(store.load_batch(batch.id), timeout=5)
+        assert not write.done()
+        assert (found.status, found.receipt) == (BatchStatus.IN_PROGRESS, None)
+    await write
+    ended = await store.load_batch(batch.id)
+    assert (ended.status, ended.receipt) == (BatchStatus.CANCELLING, {"quiet": True})
 
 
 async def test_a_claim_that_waited_for_a_cancel_gets_nothing(store: Store, engine: Engine) -> None:

@@ -79,15 +79,15 @@ async def test_the_default_project_is_there_from_the_start(engine: Engine) -> No
 
 @pytest.mark.parametrize("version", ["0001", "0002", "0003", "0004", "0005", "0006"])
 async def test_a_database_of_an_older_version_is_brought_up_to_date(
-    store_url: str, version: str
+    empty_url: str, version: str
 ) -> None:
-    engine = open_engine(store_url)
+    engine = open_engine(empty_url)
     config = Config()
     config.set_main_option("script_location", "batchline.store:migrations")
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, version)
-    await (await Database.open(store_url)).close()
+    await (await Database.open(empty_url)).close()
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
         context = MigrationContext.configure(connection, opts={"compare_type": True})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +12,15 @@ import pytest
 
 from batchline.domain.model import Endpoint
 from tests.support.inputs import MODEL
-from tests.support.scripted_backend import backend_process
-from tests.support.server import conserved, content_of, server, submit, wait_for
+from tests.support.scripted_backend import BackendControl, backend_process
+from tests.support.server import (
+    ServerProcess,
+    conserved,
+    content_of,
+    server,
+    submit,
+    wait_for,
+)
 
 CHAT: Final = Endpoint.CHAT_COMPLETIONS
 MIB: Final = 1024 * 1024
@@ -90,6 +98,16 @@ def line_of(number: int, endpoint: str, body: bytes) -> bytes:
     return json.dumps(head).encode()[:-1] + b', "body": ' + body + b"}\n"
 
 
+@pytest.fixture(scope="module")
+async def serving(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[BackendControl, ServerProcess]]:
+    """A backend and a server for all endpoints, one after the other."""
+    async with backend_process() as backend:
+        with server(tmp_path_factory.mktemp("endpoints"), backend.base_url) as running:
+            yield backend, running
+
+
 @pytest.mark.rule("X6")
 async def test_a_model_goes_by_another_name_in_files_and_nothing_else_of_a_body_changes(
     tmp_path: Path,
@@ -150,27 +168,27 @@ async def test_an_alias_of_a_model_that_nobody_serves_is_refused_by_its_own_name
 @pytest.mark.rule("X5")
 @pytest.mark.parametrize("endpoint", list(Endpoint))
 async def test_bodies_of_every_kind_reach_the_backend_byte_for_byte(
-    tmp_path: Path, endpoint: Endpoint
+    serving: tuple[BackendControl, ServerProcess], endpoint: Endpoint
 ) -> None:
+    backend, running = serving
     bodies = [*BODIES[endpoint], ten_megabytes(endpoint)]
     content = b"".join(line_of(n, endpoint, body) for n, body in enumerate(bodies))
-    async with backend_process() as backend:
-        with server(tmp_path, backend.base_url) as running:
-            client = running.client()
-            ended = wait_for(client, submit(client, content, endpoint=endpoint).id)
-            assert ended.status == "completed"
-            assert conserved(client, ended, content).finished == len(bodies)
-            arrivals = (await backend.log()).arrivals
-            assert {arrival.path for arrival in arrivals} == {endpoint.value}
-            assert sorted(arrival.sha256 for arrival in arrivals) == sorted(
-                hashlib.sha256(body).hexdigest() for body in bodies
-            )
-            assert ended.usage is not None
-            used = ended.usage
-            assert (
-                used.input_tokens,
-                used.input_tokens_details.cached_tokens,
-                used.output_tokens,
-                used.output_tokens_details.reasoning_tokens,
-                used.total_tokens,
-            ) == tuple(len(bodies) * tokens for tokens in USAGES[endpoint])
+    earlier = len((await backend.log()).arrivals)
+    client = running.client()
+    ended = wait_for(client, submit(client, content, endpoint=endpoint).id)
+    assert ended.status == "completed"
+    assert conserved(client, ended, content).finished == len(bodies)
+    arrivals = (await backend.log()).arrivals[earlier:]
+    assert {arrival.path for arrival in arrivals} == {endpoint.value}
+    assert sorted(arrival.sha256 for arrival in arrivals) == sorted(
+        hashlib.sha256(body).hexdigest() for body in bodies
+    )
+    assert ended.usage is not None
+    used = ended.usage
+    assert (
+        used.input_tokens,
+        used.input_tokens_details.cached_tokens,
+        used.output_tokens,
+        used.output_tokens_details.reasoning_tokens,
+        used.total_tokens,
+    ) == tuple(len(bodies) * tokens for tokens in USAGES[endpoint])

@@ -5,17 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeAlias
 
 import openai
 import pytest
 
-from batchline.domain.model import Endpoint
 from tests.support.inputs import MODEL, make_lines
-from tests.support.scripted_backend import Answer, Fault, Script, backend_process
-from tests.support.server import conserved, content_of, server, submit, wait_for
+from tests.support.scripted_backend import (
+    Answer,
+    BackendControl,
+    Fault,
+    Script,
+    backend_process,
+)
+from tests.support.server import (
+    ServerProcess,
+    conserved,
+    content_of,
+    server,
+    submit,
+    wait_for,
+)
+
+Plain: TypeAlias = tuple[BackendControl, ServerProcess]
 
 QUICK = {"retry": {"base_s": 0.01}, "cancel": {"grace_s": 0.2}}
+
+
+@pytest.fixture(scope="module")
+async def plain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Plain]:
+    """A backend and a server without a setting, for tests that leave both as they were."""
+    async with backend_process() as backend:
+        with server(tmp_path_factory.mktemp("plain"), backend.base_url) as running:
+            yield backend, running
 
 
 @pytest.mark.rule("L5")
@@ -38,36 +62,25 @@ async def test_a_batch_runs_from_upload_to_download(tmp_path: Path) -> None:
             assert summary.resent == 0
 
 
-@pytest.mark.parametrize("endpoint", list(Endpoint))
-async def test_every_endpoint_is_served(tmp_path: Path, endpoint: Endpoint) -> None:
-    content = make_lines(20, endpoint=endpoint)
-    async with backend_process() as backend:
-        with server(tmp_path, backend.base_url) as running:
-            client = running.client()
-            ended = wait_for(client, submit(client, content, endpoint=endpoint).id)
-            assert ended.status == "completed"
-            assert conserved(client, ended, content, await backend.log()).finished == 20
-
-
 @pytest.mark.rule("L2")
-async def test_bad_lines_are_all_named_and_nothing_is_executed(tmp_path: Path) -> None:
+async def test_bad_lines_are_all_named_and_nothing_is_executed(plain: Plain) -> None:
+    backend, running = plain
     lines = make_lines(10).splitlines(keepends=True)
     lines[3] = b"{not json\n"
     lines[7] = b'{"custom_id": "x", "method": "POST", "body": {}}\n'
-    async with backend_process() as backend:
-        with server(tmp_path, backend.base_url) as running:
-            client = running.client()
-            ended = wait_for(client, submit(client, b"".join(lines)).id)
-            assert ended.status == "failed"
-            assert ended.errors is not None
-            assert [problem.line for problem in ended.errors.data or []] == [4, 8]
-            assert ended.output_file_id is None
-            assert ended.error_file_id is None
-            assert ended.in_progress_at is None
-            counts = ended.request_counts
-            assert counts is not None
-            assert (counts.total, counts.completed, counts.failed) == (0, 0, 0)
-            assert (await backend.stats()).arrivals == 0
+    earlier = (await backend.stats()).arrivals
+    client = running.client()
+    ended = wait_for(client, submit(client, b"".join(lines)).id)
+    assert ended.status == "failed"
+    assert ended.errors is not None
+    assert [problem.line for problem in ended.errors.data or []] == [4, 8]
+    assert ended.output_file_id is None
+    assert ended.error_file_id is None
+    assert ended.in_progress_at is None
+    counts = ended.request_counts
+    assert counts is not None
+    assert (counts.total, counts.completed, counts.failed) == (0, 0, 0)
+    assert (await backend.stats()).arrivals == earlier
 
 
 @pytest.mark.rule("L5")
@@ -106,20 +119,19 @@ async def test_counts_and_usage_grow_while_a_batch_runs(tmp_path: Path) -> None:
             assert 0 < usage.total_tokens < ended.usage.total_tokens
 
 
-async def test_a_missing_input_file_fails_the_batch_later_not_the_create(tmp_path: Path) -> None:
-    with server(tmp_path, "http://127.0.0.1:9") as running:
-        client = running.client()
-        batch = client.batches.create(
-            input_file_id="file-nobody",
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-        )
-        ended = wait_for(client, batch.id)
-        assert ended.status == "failed"
-        assert ended.errors is not None
-        assert ended.errors.data is not None
-        assert ended.errors.data[0].code == "invalid_request"
-        assert ended.errors.data[0].param == "file_id"
+async def test_a_missing_input_file_fails_the_batch_later_not_the_create(plain: Plain) -> None:
+    client = plain[1].client()
+    batch = client.batches.create(
+        input_file_id="file-nobody",
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+    )
+    ended = wait_for(client, batch.id)
+    assert ended.status == "failed"
+    assert ended.errors is not None
+    assert ended.errors.data is not None
+    assert ended.errors.data[0].code == "invalid_request"
+    assert ended.errors.data[0].param == "file_id"
 
 
 @pytest.mark.rule("O1")
@@ -169,19 +181,23 @@ async def test_answers_land_in_the_file_that_the_contract_names(tmp_path: Path) 
 
 @pytest.mark.rule("L1")
 @pytest.mark.rule("L5")
-async def test_a_batch_whose_lines_all_fail_is_completed(tmp_path: Path) -> None:
+async def test_a_batch_whose_lines_all_fail_is_completed(plain: Plain) -> None:
+    backend, running = plain
     content = make_lines(5)
-    async with backend_process(Script(answer=Answer(status=400))) as backend:
-        with server(tmp_path, backend.base_url) as running:
-            client = running.client()
-            ended = wait_for(client, submit(client, content).id)
-            assert ended.status == "completed"
-            assert ended.output_file_id is None
-            assert conserved(client, ended, content).failed == 5
+    await backend.set_script(Script(answer=Answer(status=400)))
+    try:
+        client = running.client()
+        ended = wait_for(client, submit(client, content).id)
+        assert ended.status == "completed"
+        assert ended.output_file_id is None
+        assert conserved(client, ended, content).failed == 5
+    finally:
+        await backend.set_script(Script())
 
 
 @pytest.mark.rule("O6")
-async def test_bytes_go_out_as_they_came_in(tmp_path: Path) -> None:
+async def test_bytes_go_out_as_they_came_in(plain: Plain) -> None:
+    backend, running = plain
     body = (
         b'{ "model":"test-model" ,"messages":[{"role":"user","content":'
         b'"[[id=a]] \\u00e9\xc3\xa9"}],\t"n" : 1.0e0}'
@@ -191,15 +207,13 @@ async def test_bytes_go_out_as_they_came_in(tmp_path: Path) -> None:
         + body
         + b"}"
     )
-    async with backend_process() as backend:
-        with server(tmp_path, backend.base_url) as running:
-            client = running.client()
-            ended = wait_for(client, submit(client, content).id)
-            assert ended.status == "completed"
-            output = content_of(client, ended.output_file_id) or b""
-            assert b'"custom_id":"a\\u0062"' in output
-            arrival = (await backend.log()).arrivals[0]
-            assert arrival.sha256 == hashlib.sha256(body).hexdigest()
+    client = running.client()
+    ended = wait_for(client, submit(client, content).id)
+    assert ended.status == "completed"
+    output = content_of(client, ended.output_file_id) or b""
+    assert b'"custom_id":"a\\u0062"' in output
+    arrival = (await backend.log()).arrivals[-1]
+    assert arrival.sha256 == hashlib.sha256(body).hexdigest()
 
 
 @pytest.mark.rule("L3")
@@ -244,10 +258,9 @@ async def test_several_models_need_the_setting(tmp_path: Path) -> None:
             assert conserved(client, ended, content).finished == 20
 
 
-async def test_the_client_gets_its_errors_in_the_envelope(tmp_path: Path) -> None:
-    with server(tmp_path, "http://127.0.0.1:9") as running:
-        client = running.client()
-        with pytest.raises(openai.NotFoundError, match="No batch found with id 'batch_x'"):
-            client.batches.retrieve("batch_x")
-        with pytest.raises(openai.BadRequestError, match="begins with 'batch'"):
-            client.batches.cancel("nonsense")
+async def test_the_client_gets_its_errors_in_the_envelope(plain: Plain) -> None:
+    client = plain[1].client()
+    with pytest.raises(openai.NotFoundError, match="No batch found with id 'batch_x'"):
+        client.batches.retrieve("batch_x")
+    with pytest.raises(openai.BadRequestError, match="begins with 'batch'"):
+        client.batches.cancel("nonsense")

@@ -25,6 +25,7 @@ OUT_OF_REACH = {
 CONFIG = Path(__file__).with_name("openapi.toml")
 
 
+@pytest.mark.long  # tests/contract/api holds every answer of its own to the document
 @pytest.mark.rule("X7")
 async def test_no_answer_is_outside_of_the_document(tmp_path: Path) -> None:
     """Valid and invalid requests to every operation, and chains of them along the links.

@@ -187,7 +187,14 @@ class HandJobs:
     def __init__(self) -> None:
         self.waiting: list[WaitingJob] = []
 
-    async def run(self, function: Callable[[Any], T], job: object) -> T:
+    async def run(
+        self,
+        function: Callable[[Any], T],
+        job: object,
+        *,
+        urgent: bool = False,  # noqa: ARG002  # of the contract
+        during: object = None,  # noqa: ARG002
+    ) -> T:
         leftovers = isinstance(job, LeftoversJob)
         if not leftovers and not isinstance(job, ValidationJob):
             return function(job)

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.support import leash
 from tests.support.forked_parent import LENGTH, Start
 
 ROOT: Final = Path(__file__).parents[2]
@@ -86,6 +87,7 @@ class _Parent:
     """This side of the connection to the parent. Threads may share it."""
 
     def __init__(self) -> None:
+        leash.tie()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(

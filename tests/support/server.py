@@ -19,12 +19,14 @@ import openai
 from openai.types import Batch
 
 from batchline.executor import processes
-from tests.support import command, forked
+from tests.support import command, forked, leash
 from tests.support.conserved import Conserved, assert_conserved
 from tests.support.scripted_backend import BackendLog
 
 START_S: Final = 20.0  # a cold start under a loaded test run
 POLL_S: Final = 0.01
+# Unless a test has something else to say of the disk: 16 MiB written in every start add up.
+SMALL_RESERVE: Final = {"reserve_bytes": 1024 * 1024}
 TERMINAL: Final = frozenset({"completed", "failed", "cancelled", "expired"})
 
 
@@ -56,7 +58,7 @@ class ServerProcess:
         self.data = directory / "data"
         self.log = directory / "server.log"
         self._config = directory / "batchline.toml"
-        self._config.write_text(to_toml(settings or {}))
+        self._config.write_text(to_toml({"disk": SMALL_RESERVE, **(settings or {})}))
         self._arguments = ["--config", str(self._config), *options]
         for upstream in upstreams:
             self._arguments += ["--upstream", upstream]
@@ -68,6 +70,7 @@ class ServerProcess:
     def start(self, *, probes: str = "", wait: bool = True) -> None:
         """Start on a free port; returns when the server is ready (or at once: `wait=False`)."""
         assert self._process is None, "one server at a time"
+        leash.tie()
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             words = ["serve", "--port", "0", "--data-dir", str(self.data), *self._arguments]
             env = {**os.environ, "BATCHLINE_PROBES": probes}

@@ -91,6 +91,7 @@ def test_a_long_paragraph_is_cut(tmp_path: Path) -> None:
     assert MAX_CHARACTERS - 5 < len(only.text) <= MAX_CHARACTERS
 
 
+@pytest.mark.long  # it parses the whole library, as the demo does, which is long too
 def test_this_python_has_more_than_a_thousand_different_ones() -> None:
     docstrings = collect(1_200)
     assert len({one.name for one in docstrings}) == len({one.text for one in docstrings}) == 1_200

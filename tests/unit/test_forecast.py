@@ -144,3 +144,29 @@ def test_the_time_left_is_said_with_its_band() -> None:
     left = steady(1000, 3600).left(3600.0, 600_000)
     assert left is not None
     assert wording.time_left(left).startswith("10 min left (")
+
+
+@pytest.mark.parametrize("pause_h", [8, 30, 24 * 365])
+def test_after_hours_without_a_result_the_time_left_can_still_be_said(pause_h: int) -> None:
+    """A million lines, a backend that is away for long, and one line again."""
+    pace = steady(10_000, 100.0)
+    back_s = 100.0 + pause_h * 3600
+    pace.settled(back_s, 1)
+    for lines in (1, 1000, 10**7):
+        left = pace.left(back_s, lines)
+        assert left is not None
+        assert 0 <= left.least <= left.likely <= left.most < 2**31 * 10
+
+
+def test_whatever_was_seen_the_end_lies_in_its_band() -> None:
+    rng = random.Random(5)  # noqa: S311  # cases, not secrets
+    for _ in range(2000):
+        pace, now_s = Pace(), 0.0
+        for _ in range(rng.randint(2, 12)):
+            now_s += rng.choice([0, 1e-9, 0.1, 0.25, 1, 2, 100, 1e4, 1e6]) * rng.random()
+            pace.settled(now_s, rng.choice([1, 2, 1000, 10**6]))
+            if rng.random() < 0.2:
+                pace.tail(rng.choice([0, 3, 1e5]))
+        sent_at_s = rng.choice([None, now_s])
+        left = pace.left(now_s + rng.choice([0, 5, 1e8]), 10**5, all_sent_at_s=sent_at_s)
+        assert left is None or 0 <= left.least <= left.likely <= left.most < 2**31 * 10

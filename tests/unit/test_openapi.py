@@ -170,7 +170,7 @@ BATCH = Batch(
     },
     cancelling_at=3,
 )
-PROBLEMS = ValidationResult(problems=[PROBLEM], model=None, lines=0, shards=())
+PROBLEMS = ValidationResult(problems=[PROBLEM], model=None, lines=0)
 EXAMPLES: Mapping[str, wire.Shape] = {
     "Batch": wire.batch(BATCH),
     "BatchReceipt": wire.receipt(BATCH),

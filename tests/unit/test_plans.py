@@ -58,7 +58,7 @@ def test_entries_of_one_model_stay_in_order(writer: PlanWriter, path: Path) -> N
     add(writer, [0, 0, 0])
     add(writer, [0, 0])
     assert [writer.entry(number) for number in (4, 0)] == [entry(4), entry(0)]
-    assert writer.finish(["m"], 2) == [
+    assert list(writer.finish(["m"], 2)) == [
         PlannedShard(first_entry=0, entries=2, model="m"),
         PlannedShard(first_entry=2, entries=2, model="m"),
         PlannedShard(first_entry=4, entries=1, model="m"),
@@ -69,7 +69,7 @@ def test_entries_of_one_model_stay_in_order(writer: PlanWriter, path: Path) -> N
 def test_shards_have_one_model_each(writer: PlanWriter, path: Path) -> None:
     add(writer, [0, 1, 0])
     add(writer, [2, 1, 0])
-    assert writer.finish(["x", "y", "z"], 2) == [
+    assert list(writer.finish(["x", "y", "z"], 2)) == [
         PlannedShard(first_entry=0, entries=2, model="x"),
         PlannedShard(first_entry=2, entries=1, model="x"),
         PlannedShard(first_entry=3, entries=2, model="y"),

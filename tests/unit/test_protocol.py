@@ -12,13 +12,14 @@ from batchline.executor import messages as m
 from batchline.executor import protocol
 from batchline.service.jobs import Reply, Request
 from batchline.service.leftovers import LeftoversJob, LeftoversResult
+from batchline.service.range_check import CheckJob, CheckResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "7154b866b868780c"
+DIGEST = "1544d334328bc3b5"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
-JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult]
+JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult, CheckJob, CheckResult]
 
 
 def test_messages_do_not_change_without_another_revision() -> None:

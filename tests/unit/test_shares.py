@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from batchline.domain.ids import ProjectId
 from batchline.domain.model import DAY_S
-from batchline.domain.shares import CROWDED, PER_PROJECT, READY, Charge, Shares, Turn
+from batchline.domain.shares import CROWDED, PER_PROJECT, READY, RESTING, Charge, Shares, Turn
 from batchline.domain.wanting import Member
 
 NOW = 1_000_000
@@ -369,3 +369,27 @@ def test_nobody_starves_whatever_is_in_danger(first: int, others: int, seconds: 
     room.batch(1_001, "q", lines=9 * seconds, window_s=seconds)
     served = Counter(room.given(50 * (others + 2)))
     assert all(served[number] > 0 for number in [*range(others), 1_000, 1_001])
+
+
+def test_models_that_nobody_runs_are_let_go_of_and_the_last_ones_remembered() -> None:
+    """Callers name models as they like, where a backend does not say which it has."""
+    room = Room()
+    room.batch(0, model="kept")
+    for number in range(1, 1_000):
+        model = f"model-{number}"
+        room.batch(number, model=model, shards=1)
+        charge = room.give(models=(model,))
+        assert charge is not None
+        room.shares.settled(charge, done=SHARD, failed=0, tokens=3 * SHARD)
+        ending = (room.shares.remove, [number]), (room.shares.returned, [charge])
+        for step, arguments in ending if number % 2 else reversed(ending):
+            step(*arguments)
+    book = room.shares
+    assert set(book._models) == {"kept"}
+    assert len(book._resting) == RESTING
+    assert [len(one.queues) for one in book._backends.values()] == [0]
+    assert room.given(2, models=("kept",)) == [0, 0]
+    room.batch(1_000, model="model-999", shards=1)
+    remembered = room.give(models=("model-999",))
+    assert remembered is not None
+    assert remembered.each == 3

@@ -63,7 +63,7 @@ def test_good_lines_are_planned_and_each_bad_one_has_an_error_line(tmp_path: Pat
     job = job_for(tmp_path, line("a"), *bad, b"", line("d"))
     result = validate(job)
     assert (result.problems, result.lines, result.skipped, result.model) == ((), 2, 4, MODEL)
-    assert result.shards == [PlannedShard(first_entry=0, entries=2, model=MODEL)]
+    assert list(result.shards) == [PlannedShard(first_entry=0, entries=2, model=MODEL)]
     assert [entry.line_number for entry in planned(tmp_path)] == [1, 7]
     assert told(tmp_path) == [
         (2, None, "invalid_json_line", None),

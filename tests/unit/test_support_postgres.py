@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
+from batchline.store.schema import HEAD
 from tests.support import postgres
+from tests.support.migrated import MigratedPostgres
 from tests.support.postgres import Cluster
 
 pytestmark = pytest.mark.postgres
@@ -64,3 +66,38 @@ def test_a_missing_postgresql_skips_on_a_laptop_and_fails_in_ci(
     monkeypatch.setattr(postgres, "DEBIAN", Path("/nowhere"))
     with pytest.raises(outcome, match="no PostgreSQL here"):
         postgres.require_programs()
+
+
+def test_a_migrated_database_is_as_new_again(postgres_cluster: Cluster) -> None:
+    migrated = MigratedPostgres(postgres_cluster)
+    engine = create_engine(migrated.url)
+
+    def seen() -> tuple[list[str], int | None, list[str]]:
+        with engine.connect() as connection:
+            projects = connection.scalars(text("SELECT id FROM project")).all()
+            uploads = connection.scalar(text("SELECT count(*) FROM blob"))
+            found = inspect(connection)
+            columns = [
+                c["name"] for t in sorted(found.get_table_names()) for c in found.get_columns(t)
+            ]
+        engine.dispose()
+        return list(projects), uploads, columns
+
+    before = seen()
+    for change in (
+        "INSERT INTO project VALUES ('proj_other', 'other', 0)",
+        "DELETE FROM project",
+        "ALTER TABLE project ADD COLUMN mine integer",
+        "ALTER TABLE batch DROP COLUMN metadata",
+        "CREATE TABLE mine (n integer)",
+        "CREATE FUNCTION mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    ):
+        with engine.begin() as connection:
+            connection.execute(text(change))
+        engine.dispose()
+        migrated.rewind()
+        assert seen() == before, change
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM pg_proc WHERE proname = 'mine'")) == 0
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
+    engine.dispose()

@@ -46,15 +46,27 @@ def test_an_end_of_any_kind_begins_the_count_anew(
                 raise raised
     except KeyboardInterrupt:
         pass
+    tries.over(ONE)
     assert tries.deaths(ONE) == Tries(note).deaths(ONE) == 0
     assert json.loads(note.read_text()) == {}
 
 
-def test_what_a_server_never_began_it_does_not_count_and_forgets(tmp_path: Path) -> None:
+def test_what_a_server_never_began_it_does_not_count(tmp_path: Path) -> None:
     note = tmp_path / "validating.json"
     die_in(note, ONE)
     die_in(note, TWO)
-    assert [Tries(note).deaths(one) for one in (ONE, TWO)] == [0, 1]
+    assert [Tries(note).deaths(one) for one in (ONE, TWO)] == [1, 1]
+
+
+def test_between_two_tries_of_one_server_the_count_stays(tmp_path: Path) -> None:
+    note = tmp_path / "validating.json"
+    die_in(note, ONE)
+    tries = Tries(note)
+    with tries.noted(ONE):
+        assert Tries(note).deaths(ONE) == 2
+    assert Tries(note).deaths(ONE) == 1
+    with tries.noted(ONE):
+        assert Tries(note).deaths(ONE) == 2
 
 
 def test_a_note_that_cannot_be_read_or_written_is_no_note(tmp_path: Path) -> None:

@@ -106,13 +106,14 @@ def test_a_good_file_has_a_plan_and_shards_of_its_one_model(tmp_path: Path) -> N
     assert result == ValidationResult(
         lines=25,
         model=MODEL,
-        shards=[
-            PlannedShard(first_entry=0, entries=10, model=MODEL),
-            PlannedShard(first_entry=10, entries=10, model=MODEL),
-            PlannedShard(first_entry=20, entries=5, model=MODEL),
-        ],
+        shards=result.shards,
         plan_bytes=(tmp_path / "plan").stat().st_size,
     )
+    assert list(result.shards) == [
+        PlannedShard(first_entry=0, entries=10, model=MODEL),
+        PlannedShard(first_entry=10, entries=10, model=MODEL),
+        PlannedShard(first_entry=20, entries=5, model=MODEL),
+    ]
     assert names(tmp_path) == ["input.jsonl", "plan"]
 
 
@@ -310,7 +311,7 @@ def test_where_several_models_are_allowed_each_has_shards_of_its_own(tmp_path: P
     content = file_of(*(line(str(n), model=model) for n, model in enumerate(models)))
     result = result_of(tmp_path, content, allow_mixed_models=True, shard_entries=2)
     assert (result.lines, result.model) == (5, None)
-    assert result.shards == [
+    assert list(result.shards) == [
         PlannedShard(first_entry=0, entries=2, model="x"),
         PlannedShard(first_entry=2, entries=1, model="x"),
         PlannedShard(first_entry=3, entries=2, model="y"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -67,125 +67,190 @@ class Parts:
     progress: ProgressReader
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Storage:
+    """What outlives the process."""
+
+    disk: DiskGuard
+    store: Database
+    blobs: LocalBlobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dispatch:
+    """How lines get to backends, and what is known of those."""
+
+    executor: LocalExecutor
+    catalogue: Catalogue
+    drains: Drains
+
+
 @asynccontextmanager
 async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[Parts]:
     """The parts, wired; nothing runs yet but the store. Closed in the reverse order."""
     async with AsyncExitStack() as stack:
-        disk = DiskGuard(directory.root, settings.disk)
-        disk.take_reserve()
-        store = await Database.open(sqlite_url(directory.database), make_room=disk.give_up_reserve)
-        stack.push_async_callback(store.close)
-        blobs = LocalBlobs(directory.blobs)
+        storage = await _storage(stack, settings, directory)
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
-        transports = {b.name: transport_for(b) for b in settings.backends}
-        for transport in transports.values():
-            stack.push_async_callback(transport.close)
-        executor = LocalExecutor(
-            _local_settings(settings, directory, blobs),
-            on_unreachable=lambda name, reason: catalogue.note_unreachable(name, reason),
+        dispatch = _dispatch(
+            stack, settings, directory, storage.blobs, on_room=lambda: scheduler.on_room()
         )
-        admission = executor.admission
-        health = Health(
-            on_down=lambda report: admission.note_down(
-                report.name,
-                report.trouble or "no answer",
-                silent=report.connected and not report.by_proxy,
-            ),
-            on_up=admission.note_up,
-        )
-        catalogue = Catalogue(
-            settings.backends,
-            transports=transports,
-            aliases=settings.aliases,
-            on_change=lambda _: scheduler.on_room(),
-            on_look=health.looked,
-            answers_lines=admission.has_answered_since,
-        )
-        drains = Drains(directory.drained, apply=admission.set_drained)
-        drains.restore([backend.name for backend in settings.backends])
         scheduler = Scheduler(
-            store,
-            blobs,
-            executor,
-            catalogue,
+            storage.store,
+            storage.blobs,
+            dispatch.executor,
+            dispatch.catalogue,
             settings=settings.scheduling,
             weights={name: one.weight for name, one in settings.projects.items()},
         )
-        alarms = Alarms()
-        planner = Planner(
+        yield _services(settings, directory, storage, jobs, dispatch, scheduler)
+
+
+async def _storage(stack: AsyncExitStack, settings: Settings, directory: DataDirectory) -> _Storage:
+    disk = DiskGuard(directory.root, settings.disk)
+    disk.take_reserve()
+    store = await Database.open(sqlite_url(directory.database), make_room=disk.give_up_reserve)
+    stack.push_async_callback(store.close)
+    return _Storage(disk=disk, store=store, blobs=LocalBlobs(directory.blobs))
+
+
+def _dispatch(
+    stack: AsyncExitStack,
+    settings: Settings,
+    directory: DataDirectory,
+    blobs: LocalBlobs,
+    *,
+    on_room: Callable[[], None],
+) -> _Dispatch:
+    """`on_room` is told when lines may go where they could not before."""
+    transports = {b.name: transport_for(b) for b in settings.backends}
+    for transport in transports.values():
+        stack.push_async_callback(transport.close)
+    executor = LocalExecutor(
+        _local_settings(settings, directory, blobs),
+        on_unreachable=lambda name, reason: catalogue.note_unreachable(name, reason),
+    )
+    admission = executor.admission
+    health = Health(
+        on_down=lambda report: admission.note_down(
+            report.name,
+            report.trouble or "no answer",
+            silent=report.connected and not report.by_proxy,
+        ),
+        on_up=admission.note_up,
+    )
+    catalogue = Catalogue(
+        settings.backends,
+        transports=transports,
+        aliases=settings.aliases,
+        on_change=lambda _: on_room(),
+        on_look=health.looked,
+        answers_lines=admission.has_answered_since,
+    )
+    drains = Drains(directory.drained, apply=admission.set_drained)
+    drains.restore([backend.name for backend in settings.backends])
+    return _Dispatch(executor=executor, catalogue=catalogue, drains=drains)
+
+
+def _services(
+    settings: Settings,
+    directory: DataDirectory,
+    storage: _Storage,
+    jobs: Jobs,
+    dispatch: _Dispatch,
+    scheduler: Scheduler,
+) -> Parts:
+    """The use cases, on everything beneath them."""
+    store, blobs, disk = storage.store, storage.blobs, storage.disk
+    alarms = Alarms()
+    planner = Planner(
+        store=store,
+        blobs=blobs,
+        jobs=jobs,
+        models=dispatch.catalogue,
+        limits=input_limits(settings),
+        order=settings.order,
+        has_room=lambda: disk.has_room,
+        tries=Tries(directory.validating),
+        alarms=alarms,
+    )
+    runner = _runner(settings, storage, jobs, dispatch.executor, scheduler, planner, alarms)
+    files = Files(
+        store,
+        blobs,
+        limits=_file_limits(settings),
+        has_room=lambda: disk.has_room,
+        alarms=alarms,
+    )
+    batch_settings = BatchSettings(
+        windows=settings.windows,
+        run_once_projects=frozenset(
+            name for name, one in settings.projects.items() if one.runs_once
+        ),
+    )
+    batches = Batches(store, runner, settings=batch_settings)
+    return Parts(
+        store=store,
+        jobs=jobs,
+        alarms=alarms,
+        executor=dispatch.executor,
+        catalogue=dispatch.catalogue,
+        scheduler=scheduler,
+        runner=runner,
+        disk=disk,
+        drains=dispatch.drains,
+        maintenance=Maintenance(
             store=store,
             blobs=blobs,
-            jobs=jobs,
-            models=catalogue,
-            limits=input_limits(settings),
-            order=settings.order,
+            clock=UnhurriedClock(),
+            sweep_s=settings.retention.sweep_s,
+        ),
+        files=files,
+        uploads=Uploads(
+            store,
+            blobs,
+            files,
+            limits=_upload_limits(settings),
             has_room=lambda: disk.has_room,
-            tries=Tries(directory.validating),
-            alarms=alarms,
-        )
-        finalizer = Finalizer(
-            store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
-        )
-        repair = Repair(
+        ),
+        batches=batches,
+        dry_run=DryRun(planner=planner, settings=batch_settings),
+        results=Results(store=store, blobs=blobs, batches=batches),
+        progress=ProgressReader(
+            batches,
+            scheduler,
+            dispatch.catalogue,
+            lambda: _known(dispatch.executor, settings),
+        ),
+    )
+
+
+def _runner(
+    settings: Settings,
+    storage: _Storage,
+    jobs: Jobs,
+    executor: LocalExecutor,
+    scheduler: Scheduler,
+    planner: Planner,
+    alarms: Alarms,
+) -> Runner:
+    """Who drives batches from their validation to their end."""
+    store, blobs = storage.store, storage.blobs
+    return Runner(
+        store,
+        executor,
+        scheduler,
+        planner,
+        Repair(
             store=store,
             ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
             alarms=alarms,
-        )
-        runner = Runner(
-            store,
-            executor,
-            scheduler,
-            planner,
-            repair,
-            finalizer,
-            settings=_stop_settings(settings),
-        )
-        files = Files(
-            store,
-            blobs,
-            limits=_file_limits(settings),
-            has_room=lambda: disk.has_room,
-            alarms=alarms,
-        )
-        batch_settings = BatchSettings(
-            windows=settings.windows,
-            run_once_projects=frozenset(
-                name for name, one in settings.projects.items() if one.runs_once
-            ),
-        )
-        batches = Batches(store, runner, settings=batch_settings)
-        yield Parts(
-            store=store,
-            jobs=jobs,
-            alarms=alarms,
-            executor=executor,
-            catalogue=catalogue,
-            scheduler=scheduler,
-            runner=runner,
-            disk=disk,
-            drains=drains,
-            maintenance=Maintenance(
-                store=store,
-                blobs=blobs,
-                clock=UnhurriedClock(),
-                sweep_s=settings.retention.sweep_s,
-            ),
-            files=files,
-            uploads=Uploads(
-                store,
-                blobs,
-                files,
-                limits=_upload_limits(settings),
-                has_room=lambda: disk.has_room,
-            ),
-            batches=batches,
-            dry_run=DryRun(planner=planner, settings=batch_settings),
-            results=Results(store=store, blobs=blobs, batches=batches),
-            progress=ProgressReader(
-                batches, scheduler, catalogue, lambda: _known(executor, settings)
-            ),
-        )
+        ),
+        Finalizer(
+            store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
+        ),
+        settings=_stop_settings(settings),
+    )
 
 
 def _known(executor: LocalExecutor, settings: Settings) -> Known:

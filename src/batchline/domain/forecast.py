@@ -34,6 +34,10 @@ _SILENCE: Final = 4.0  # a pause goes on for so many times as long as it has, at
 _UNKNOWN_TAIL: Final = 2.0  # times what it would be if lines ended at random
 _TAIL: Final = 1.25  # the last lines take so many times as long as the longest before, at most
 
+# Where almost nothing settled lately, say after hours without a backend, errors have no bounds.
+_WIDEST: Final = math.log(1_000)  # no bound is further from its pace than that, as a logarithm
+_LONGEST_S: Final = 10 * 365.25 * 86_400  # and no time is longer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeLeft:
@@ -141,7 +145,7 @@ class Pace:
             # The lines that are under way are in the pace already, if all take the same time.
             mean_s = in_flight * by_pace.likely / lines
             least, likely, most = 0.0, mean_s, mean_s * _UNKNOWN_TAIL * math.log(in_flight + 1)
-        return TimeLeft(
+        return _in_order(
             likely=by_pace.likely + likely,
             least=by_pace.least + least,
             most=by_pace.most + most,
@@ -163,7 +167,7 @@ class Pace:
                 # If at any moment each is as likely to end as any other.
                 forgetful_s = in_flight * seen_s / settled * math.log(lines + 1)
                 likely, most = forgetful_s, max(2 * forgetful_s, 2 * age_s)
-        return TimeLeft(
+        return _in_order(
             likely=max(by_pace.likely, likely),
             least=min(by_pace.least, likely / 8),
             most=max(by_pace.most, most),
@@ -182,10 +186,11 @@ class Pace:
         pace = self._pace_of(window_s)
         error = self._relative_error(window_s, pace)
         change = _CHANGE * math.sqrt(rough_s / (rough_s + seen_s))
-        wider = _DEVIATIONS * math.hypot(error, change)
+        wider = min(_WIDEST, _DEVIATIONS * math.hypot(error, change))
         trend = self._trend(seen_s) * min(_FURTHER, rough_s / seen_s)
+        trend = max(-_WIDEST, min(_WIDEST, trend))
         silence_s = self._unusual_silence_s(now_s)
-        return TimeLeft(
+        return _in_order(
             likely=lines / pace * math.exp(-trend / 2) + silence_s,
             least=lines / max(paces, default=pace) * math.exp(-max(0.0, trend) - wider),
             most=lines / min(paces, default=pace) * math.exp(-min(0.0, trend) + wider)
@@ -264,3 +269,11 @@ class Pace:
         a, b = points[after - 1], points[after]
         share = (at_s - a.at_s) / (b.at_s - a.at_s)
         return a.lines + share * (b.lines - a.lines), a.tokens + share * (b.tokens - a.tokens)
+
+
+def _in_order(*, likely: float, least: float, most: float) -> TimeLeft:
+    """The three as a band: what is likely lies in it, and each is a time that there can be."""
+    likely = min(likely, _LONGEST_S)
+    return TimeLeft(
+        likely=likely, least=min(least, likely), most=min(max(most, likely), _LONGEST_S)
+    )

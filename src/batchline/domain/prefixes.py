@@ -12,7 +12,7 @@ there is for a cache that holds a prompt or more (SGLang, arXiv:2312.07104).
 from __future__ import annotations
 
 import struct
-from collections import Counter
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import pairwise
@@ -204,16 +204,17 @@ def trunk_of(keys: Sequence[bytes]) -> bytes:
 
     What nearly every line begins with is in every cache anyway: it makes nobody a neighbour.
     """
+    # Sorted, they lie side by side, and so many that the one in the middle is among them.
+    ordered = sorted(keys)
+    middle = ordered[len(ordered) // 2] if ordered else b""
     trunk = b""
-    agreeing = keys
-    while len(trunk) < KEY_BYTES:
-        stop = len(trunk) + DIGEST_BYTES
-        counted = Counter([key[len(trunk) : stop] for key in agreeing])
-        digest, count = counted.most_common(1)[0] if counted else (b"", 0)
-        if 2 * count <= len(keys) or not any(digest):
+    while any(digest := middle[len(trunk) : len(trunk) + DIGEST_BYTES]):
+        longer = trunk + digest
+        agreeing = bisect_right(ordered, longer.ljust(KEY_BYTES, b"\xff"))
+        agreeing -= bisect_left(ordered, longer)
+        if 2 * agreeing <= len(ordered):
             break
-        agreeing = [key for key in agreeing if key[len(trunk) : stop] == digest]
-        trunk += digest
+        trunk = longer
     return trunk
 
 

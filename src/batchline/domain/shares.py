@@ -10,6 +10,7 @@ tokens, guessed from what came before while a shard runs and corrected when its 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ URGENT_SHARE: Final = 0.2  # of a model's work: what projects in danger get beyo
 PER_PROJECT: Final = 8  # batches of one project that are open at one place, where others wait
 READY: Final = 2  # shards that a project has open at one place: one runs dry, one is ready,
 CROWDED: Final = 32  # but where so many are open it has one, so that there is a place for others
+
+RESTING: Final = 256  # models that nobody runs of which is still known what a line takes
 
 _ODDEST: Final = 16.0  # a line counts as at most so many lines, or as one of so many
 
@@ -81,7 +84,8 @@ class Shares:
         self._weights: dict[ProjectId, float] = {}
         self._ranks: dict[ProjectId, int] = {}
         self._batches_of: dict[ProjectId, int] = {}
-        self._models: dict[str, ModelWork] = {}
+        self._models: dict[str, ModelWork] = {}  # those that some batch waits for or runs
+        self._resting: dict[str, ModelWork] = {}  # the last others, the latest at the end
         self._backends: dict[str, _Backend] = {}
         self._review = Review(self._models, self._weights, urgent_share=urgent_share)
 
@@ -117,6 +121,19 @@ class Shares:
         wanting.queue.tags.of.pop(member.sequence, None)
         if not wanting.members:
             del of_model.projects[member.project]
+            self._let_rest(model)
+
+    def _let_rest(self, model: str) -> None:
+        """Have a model that nobody runs cost nothing: callers name what they like."""
+        of_model = self._models[model]
+        if of_model.projects or of_model.held:
+            return
+        of_model.work, of_model.looked_at = 0.0, -math.inf  # its rest is no slowness
+        self._resting[model] = self._models.pop(model)
+        if len(self._resting) > RESTING:
+            del self._resting[next(iter(self._resting))]
+        for backend in self._backends.values():
+            backend.queues.pop(model, None)
 
     def waits(self, sequence: int, model: str) -> None:
         """The batch has a shard of `model` to give out."""
@@ -124,7 +141,10 @@ class Shares:
         if member is None:
             return
         member.models.add(model)
-        of_model = self._models.setdefault(model, ModelWork())
+        of_model = self._models.get(model)
+        if of_model is None:
+            of_model = self._resting.pop(model) if model in self._resting else ModelWork()
+            self._models[model] = of_model
         wanting = of_model.projects.setdefault(member.project, Wanting())
         wanting.members[sequence] = member
         of_model.waiting += not len(wanting.queue)
@@ -310,6 +330,7 @@ class Shares:
             del of_backend.places[project]
         self._pay(charge, -charge.lines * charge.each)
         charge.lines = 0
+        self._let_rest(charge.model)
 
     def _pay(self, charge: Charge, work: float) -> None:
         if not work:

@@ -10,7 +10,7 @@ from typing import Final
 from batchline.domain.errors import UpstreamError
 from batchline.executor.catalogue import read_listing
 from batchline.executor.contract import BackendSettings, Transport
-from batchline.executor.transport.general import GeneralTransport
+from batchline.executor.transport import choice
 
 ANSWER_TIMEOUT_S: Final = 0.5  # a server on this machine that lists its models takes milliseconds
 
@@ -43,7 +43,7 @@ class Found:
 async def find_local(
     places: Sequence[Place] = USUAL_PLACES,
     *,
-    transport_for: Callable[[BackendSettings], Transport] = GeneralTransport,
+    transport_for: Callable[[BackendSettings], Transport] = choice.transport_for,
 ) -> list[Found]:
     """Every usual place at which `/v1/models` is answered with models, in the order of `places`.
 

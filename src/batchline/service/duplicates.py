@@ -23,6 +23,7 @@ SPILL_IDS: Final = 32_768  # 512 KiB of pairs; twice as many cost 2 MiB more and
 # A partition is compared in memory, at about 100 bytes an id: up to some 6 MB.
 _PARTITION_IDS: Final = 65_536
 _MAX_PARTITIONS: Final = 1_024
+_WRITTEN_BUFFERS: Final = 16  # copied together for a write; all at once would be 512 KiB more
 _SHORTEST_LINE_BYTES: Final = 90  # the four keys and nothing in them
 
 # How many earlier entries a suspect is compared with. More of one hash are equal ids, not clashes.
@@ -48,10 +49,10 @@ class CustomIds:
         self._appends = [buffer.append for buffer in self._buffers]
         self._scratch_dir = scratch_dir
         self._spill_fd: int | None = None
-        self._ends = array(
-            "Q"
-        )  # where each buffer of each spill ends: spill-major, partition-minor
+        self._starts = array("Q")  # of each spill
+        self._ends = array("I")  # of each buffer in its spill: spill-major, partition-minor
         self._buffered = 0
+        self._spilled = 0  # bytes
         self.added = 0
         self.repeats = 0  # ids that repeat one of the same spill; a lower bound of all repeats
 
@@ -80,12 +81,16 @@ class CustomIds:
     def _spill(self) -> None:
         if self._spill_fd is None:
             self._spill_fd = unnamed_file(self._scratch_dir)
-        end = self._ends[-1] if self._ends else 0
+        end = 0
         for buffer in self._buffers:
             self.repeats += len(buffer) // 2 - len(set(buffer[::2]))
             end += len(buffer) * buffer.itemsize
             self._ends.append(end)
-        write_all(self._spill_fd, b"".join(self._buffers))
+        self._starts.append(self._spilled)
+        self._spilled += end
+        for first in range(0, len(self._buffers), _WRITTEN_BUFFERS):
+            some = self._buffers[first : first + _WRITTEN_BUFFERS]
+            write_all(self._spill_fd, b"".join(some))
         for buffer in self._buffers:
             del buffer[:]
         self._buffered = 0
@@ -111,9 +116,10 @@ class CustomIds:
         """All pairs of one partition, in entry order."""
         pairs = array("q")
         if self._spill_fd is not None:
-            for at in range(number, len(self._ends), self._mask + 1):
-                start = self._ends[at - 1] if at else 0
-                pairs.frombytes(os.pread(self._spill_fd, self._ends[at] - start, start))
+            for spill, start in enumerate(self._starts):
+                at = spill * (self._mask + 1) + number
+                begin = self._ends[at - 1] if number else 0
+                pairs.frombytes(os.pread(self._spill_fd, self._ends[at] - begin, start + begin))
         pairs.extend(self._buffers[number])
         return pairs
 

@@ -119,7 +119,10 @@ class Finalizer:
             plan_path=str(self.blobs.path(BlobName(batch.plan_blob))),
             output_path=str(scratch),
             shards=[
-                Unfinished(first_entry=first, entries=entries, settled=settled)
+                # Of most shards nothing has run: their bitmaps are no part of the message.
+                Unfinished(
+                    first_entry=first, entries=entries, settled=settled if any(settled) else b""
+                )
                 for first, entries, settled in bitmaps
             ],
             partials=[
@@ -130,7 +133,7 @@ class Finalizer:
             ],
         )
         try:
-            written = await self.jobs.run(write_leftovers, job)
+            written = await self.jobs.run(write_leftovers, job, urgent=True)
             if written.lost_partials:
                 telemetry.trouble("partials_lost", batch_id=batch.id, ranges=written.lost_partials)
             telemetry.probe("never_run.written")

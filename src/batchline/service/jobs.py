@@ -77,7 +77,8 @@ class Reply(msgspec.Struct):
 
 
 class Jobs:
-    """At most `max_children` jobs at once; others wait. One idle child is kept for the next job.
+    """At most `max_children` jobs at once; others wait, but for one urgent one, which has a child
+    more. One idle child is kept for the next job.
 
     Every child records itself in `children_dir`, which must exist. Belongs to one event loop.
     """
@@ -85,6 +86,7 @@ class Jobs:
     def __init__(self, children_dir: Path, *, max_children: int = 2) -> None:
         self._children_dir = children_dir
         self._slots = asyncio.Semaphore(max_children)
+        self._slot_of_urgent = asyncio.Semaphore(1)
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
         self._starting: set[asyncio.Task[_Child]] = set()
@@ -93,8 +95,19 @@ class Jobs:
         self.failing: str | None = None  # why no job can be run, for people
         self._look_again_at = 0.0  # monotonic
 
-    async def run(self, function: Callable[[Job], Result], job: Job) -> Result:
+    async def run(
+        self,
+        function: Callable[[Job], Result],
+        job: Job,
+        *,
+        urgent: bool = False,
+        during: contextlib.AbstractContextManager[object] | None = None,
+    ) -> Result:
         """The result of `function(job)`, computed in a child.
+
+        `urgent`: it does not wait behind jobs that are not. The end of a batch is, which may not
+        take longer for all the files that are to be validated. `during` is entered when the job
+        begins, which may be long after the call.
 
         `function` is a module's own function with annotated types that msgspec can carry. When
         the awaiting task is cancelled, the child is killed and reaped before the cancellation goes
@@ -108,11 +121,13 @@ class Jobs:
             function=f"{function.__module__}:{function.__qualname__}",
             job=msgspec.Raw(msgspec.msgpack.encode(job)),
         )
-        async with self._slots:
+        slots = self._slot_of_urgent if urgent and self._slots.locked() else self._slots
+        async with slots:
             self._refuse_when_just_refused()
             child = await self._child()
             try:
-                raw = await child.ask(msgspec.msgpack.encode(request))
+                with during or contextlib.nullcontext():
+                    raw = await child.ask(msgspec.msgpack.encode(request))
                 self._check_version(raw)
             except BaseException:
                 await _to_the_end(self._end(child))

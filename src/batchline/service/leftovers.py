@@ -32,7 +32,7 @@ _SPARSE: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """A shard and its bitmap of settled entries, as committed."""
+    """A shard and its bitmap of settled entries, as committed; empty when none is."""
 
     first_entry: int
     entries: int

@@ -118,8 +118,10 @@ class Planner:
         if self.tries.deaths(batch.id) >= SERVER_TRIES:
             telemetry.trouble("validation_given_up", batch_id=batch.id, servers=SERVER_TRIES)
             return await self._refuse(batch, [INTERNAL])
-        with self.tries.noted(batch.id):
+        try:
             return await self._in_children(batch)
+        finally:
+            self.tries.over(batch.id)
 
     async def _in_children(self, batch: Batch) -> bool:
         for _ in range(CHILD_TRIES):
@@ -227,7 +229,8 @@ class Planner:
     async def _in_child(self, batch: Batch) -> bool:
         job = self._job(BatchInput.of(batch))
         try:
-            result = await self.jobs.run(validate, job)
+            # Noted once it begins: what only waited for its turn has not ended the server.
+            result = await self.jobs.run(validate, job, during=self.tries.noted(batch.id))
             telemetry.probe("validation.done")
             if result.problems:
                 return await self._refuse(batch, result.problems)

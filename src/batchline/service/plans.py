@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from batchline.domain import bitmap, plan
-from batchline.domain.model import PlannedShard
+from batchline.domain.model import PlannedShards
 from batchline.domain.plan import PlanEntry
 from batchline.service.scratch import unnamed_file, write_all
 from batchline.telemetry import probe
@@ -112,7 +112,7 @@ class PlanWriter:
             self._counts = [self.entries] if models == 1 else self._group(models)
         return self._counts
 
-    def finish(self, models: Sequence[str], shard_entries: int) -> list[PlannedShard]:
+    def finish(self, models: Sequence[str], shard_entries: int) -> PlannedShards:
         """Put the entries in dispatch order, cut them into shards and make the file durable.
 
         `models` are the batch's models by number. Each shard has one model; models keep the order
@@ -123,28 +123,28 @@ class PlanWriter:
         os.fsync(self._fd)
         probe("plan.synced")
         self._finished = True
+        sizes = array("I")
         shards = []
         first = 0
-        for model, count in zip(models, counts, strict=True):
-            shards += [
-                PlannedShard(first_entry=start, entries=entries, model=model)
-                for start, entries in self._spans(first, first + count, shard_entries)
-            ]
+        for count in counts:
+            before = len(sizes)
+            sizes.extend(self._sizes(first, first + count, shard_entries))
+            shards.append(len(sizes) - before)
             first += count
-        return shards
+        return PlannedShards(models=models, counts=shards, sizes=sizes.tobytes())
 
-    def _spans(self, first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
-        """(first entry, number of entries) of each shard of a model: `most`, or a few less where
-        entries that follow would be torn from the one that they follow."""
+    def _sizes(self, first: int, end: int, most: int) -> Iterator[int]:
+        """How many entries each shard of a model has: `most`, or a few less where entries that
+        follow would be torn from the one that they follow."""
         if not self._follows:
-            for start, entries in plan.shard_spans(end - first, most):
-                yield first + start, entries
+            for _, entries in plan.shard_spans(end - first, most):
+                yield entries
             return
         while first < end:
             stop = min(first + most, end)
             while stop < end and self.entry(stop).prefix_hash == plan.FOLLOWS:
                 stop -= 1
-            yield first, stop - first
+            yield stop - first
             first = stop
 
     def _group(self, models: int) -> list[int]:

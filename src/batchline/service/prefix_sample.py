@@ -13,12 +13,22 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
-from batchline.domain.prefixes import key_of, neighbours, prompt_of, trunk_of
+from batchline.domain.prefixes import (
+    DIGEST_BYTES,
+    KEY_BYTES,
+    key_of,
+    levels_of,
+    neighbours,
+    prompt_of,
+    trunk_of,
+)
 
 _ONE_IN: Final = 256  # some 3 us each, which is what validation takes for a line: 0.4 %
 _LEAST_KEYS: Final = 400  # of a file that has so many lines: 1.3 ms
 _LEAST_BYTES: Final = 8 * 1024 * 1024  # but not more than this for them, where lines are long
-_MOST_KEYS: Final = 16_384  # 3 MB; a file of over two million lines is sampled more thinly
+_MOST_KEYS: Final = (
+    16_384  # 3 MB where prompts are long; a file of over two million lines is sampled more thinly
+)
 _ENOUGH_PAIRS: Final = 1  # strangers with one digest are one in four billion
 _SEED: Final = 0  # the same file always has the same plan
 
@@ -58,7 +68,10 @@ class PrefixSample:
     def _take(self, lines: Sequence[bytes], models: Sequence[int]) -> None:
         assert self._prompt is not None  # noqa: S101  # `look` asked
         for raw, model in zip(lines, models, strict=False):
-            self._keys.setdefault(model, []).append(key_of(self._prompt(raw)))
+            key = key_of(self._prompt(raw))
+            # Zeros are not kept: of a prompt of 500 bytes they are five sixths of the key.
+            key = key[: levels_of(key) * DIGEST_BYTES]
+            self._keys.setdefault(model, []).append(key)
 
     def trunks(self) -> Mapping[int, bytes] | None:
         """What most lines of each model begin with; None when no order is worth its while."""
@@ -67,5 +80,6 @@ class PrefixSample:
         for model, keys in self._keys.items():
             trunks[model] = trunk = trunk_of(keys)
             keys.sort()
-            pairs += sum(neighbours(one, other, trunk) for one, other in pairwise(keys))
+            whole = (key.ljust(KEY_BYTES, b"\0") for key in keys)
+            pairs += sum(neighbours(one, other, trunk) for one, other in pairwise(whole))
         return trunks if pairs >= _ENOUGH_PAIRS else None

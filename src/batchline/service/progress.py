@@ -15,7 +15,7 @@ from batchline.domain.ids import BatchId, ProjectId
 from batchline.domain.lifecycle import TERMINAL, BatchStatus
 from batchline.domain.model import Batch, Counts
 from batchline.service.batches import Batches
-from batchline.service.running import Running
+from batchline.service.running import AtWork, Running
 from batchline.service.waits import Known, Wait, WaitCode, of_batch
 
 # While one of these holds, nobody knows when the batch is done. A turn or a pace is no such thing.
@@ -31,11 +31,8 @@ class Runs(Protocol):
     def running_of(self, project_id: ProjectId) -> Sequence[Running]:
         """The running batches of a project, oldest first."""
 
-    def others_hold(self, running: Running) -> bool:
-        """Whether a worker has a shard of another batch."""
-
-    def share_of(self, running: Running) -> float:
-        """Which part of the shards at work are this batch's, from 0 to 1; 0 when none is."""
+    def at_work(self) -> AtWork:
+        """What workers have now, of all batches."""
 
 
 class Serving(Protocol):
@@ -43,6 +40,14 @@ class Serving(Protocol):
 
     def backends_for(self, model: str) -> Sequence[str]:
         """Names of the backends that list `model`, or whose catalogue is not known yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moment:
+    """What is the same for all batches: gathered once, however many are asked about."""
+
+    known: Known
+    at_work: AtWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,47 +91,57 @@ class ProgressReader:
             InvalidRequest, NotFound: as `Batches.get`.
         """
         batch = await self._batches.get(project_id, batch_id)
-        return self._of(batch, batch.counts, self._runs.find(batch.id))
+        return self._of(batch, batch.counts, self._runs.find(batch.id), self._moment())
 
     def running(self, project_id: ProjectId, *, limit: int) -> Sequence[Progress]:
         """The oldest `limit` running batches of a project, without asking the store."""
+        now = self._moment()
         return [
-            self._of(running.batch, running.meter.counts, running)
+            self._of(running.batch, running.meter.counts, running, now)
             for running in self._runs.running_of(project_id)[:limit]
         ]
 
-    def _of(self, batch: Batch, counts: Counts, running: Running | None) -> Progress:
-        waits = self._waits(batch, running)
+    def _moment(self) -> _Moment:
+        return _Moment(known=self._known(), at_work=self._runs.at_work())
+
+    def _of(self, batch: Batch, counts: Counts, running: Running | None, now: _Moment) -> Progress:
+        waits = self._waits(batch, running, now)
         rates = left = None
-        if batch.status is BatchStatus.IN_PROGRESS and running is not None:
-            rates = running.meter.rates()
+        # The batch of `running()` is as it was when it began: that it was stopped, `running` knows.
+        going = running if running is not None and not running.stopped else None
+        if batch.status is BatchStatus.IN_PROGRESS and going is not None:
+            rates = going.meter.rates()
             if not any(wait.code in _HELD_UP for wait in waits):
                 lines = counts.total - counts.completed - counts.failed
-                left = running.meter.left(
+                left = going.meter.left(
                     lines,
-                    in_flight=self._in_flight(running),
-                    none_waits=not running.has_waiting,
+                    in_flight=self._in_flight(going, now),
+                    none_waits=not going.has_waiting,
                 )
         return Progress(
             batch=batch, counts=counts, at=self._clock(), rates=rates, left=left, waits=waits
         )
 
-    def _in_flight(self, running: Running) -> int:
+    def _in_flight(self, running: Running, now: _Moment) -> int:
         """About how many of its lines are under way: its share of what its backends take."""
-        limits = self._known().limits
+        if not now.at_work.shards:
+            return 0
+        limits = now.known.limits
         names = {name for m in running.models for name in self._backends.backends_for(m)}
-        return round(sum(limits.get(name, 0) for name in names) * self._runs.share_of(running))
+        share = running.meter.shards_at_work / now.at_work.shards
+        return round(sum(limits.get(name, 0) for name in names) * share)
 
-    def _waits(self, batch: Batch, running: Running | None) -> Sequence[Wait]:
-        if batch.status in TERMINAL:
+    def _waits(self, batch: Batch, running: Running | None, now: _Moment) -> Sequence[Wait]:
+        if batch.status in TERMINAL or (running is not None and running.stopped):
             return ()
         return of_batch(
             batch.status,
-            self._known(),
+            now.known,
             serving=[self._backends.backends_for(m) for m in (running.models if running else ())],
-            others_first=running is not None and self._is_passed_over(running),
+            others_first=running is not None and _is_passed_over(running, now),
         )
 
-    def _is_passed_over(self, running: Running) -> bool:
-        """Workers have shards, and none of this batch, which has some to give."""
-        return running.has_waiting and not running.held and self._runs.others_hold(running)
+
+def _is_passed_over(running: Running, now: _Moment) -> bool:
+    """Workers have shards, and none of this batch, which has some to give."""
+    return running.has_waiting and not running.held and now.at_work.batches > 0

@@ -1,7 +1,9 @@
 """Holds committed ranges against the CRC-32C that was stored with them, before they become a file.
 
 A batch of a few megabytes is read in a thread, so that its end does not wait until a child is free;
-a larger one in a child process (`jobs.py`), a page of ranges at a time.
+a larger one in a child process (`jobs.py`), some thousands of ranges at a time. A slow backend's
+batch has a range for every few lines, so they are packed as they come from the store and named
+again only where they are damaged.
 """
 
 from __future__ import annotations
@@ -9,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Sequence
+import struct
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import google_crc32c
 
 from batchline.domain.errors import StoreUnavailable
-from batchline.domain.ids import BatchId
+from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.model import CommittedRange
 from batchline.service.jobs import JobFailed, Jobs
 from batchline.store.contract import BlobStore, Store
@@ -26,7 +30,8 @@ from batchline.store.contract import BlobStore, Store
 IN_A_THREAD_RANGES: Final = 64
 IN_A_THREAD_BYTES: Final = 4 * 1024 * 1024
 
-_PAGE: Final = 10_000  # ranges: a message of a megabyte to the child
+_PAGE: Final = 128  # rows of the store: at 1 KB each while they are taken over
+_JOB_RANGES: Final = 2_048  # a message of 50 KB; between two jobs others may have the child
 _BLOCK_BYTES: Final = 256 * 1024  # stays in the cache between the read and the CRC
 
 
@@ -39,8 +44,10 @@ class Damage(StrEnum):
     CHANGED = "changed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRange:
+_RANGE: Final = struct.Struct("<IQQI")  # number of its path, start, size, CRC
+
+
+class StoredRange(NamedTuple):
     """`size` bytes at `start` of the file at `path`, and their CRC-32C."""
 
     path: str
@@ -51,7 +58,40 @@ class StoredRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckJob:
-    ranges: Sequence[StoredRange]
+    """Ranges, packed: 24 bytes each, and one path for all that are in a file."""
+
+    paths: Sequence[str]
+    ranges: bytes
+
+    @classmethod
+    def of(cls, ranges: Iterable[StoredRange]) -> CheckJob:
+        packed = _Packed()
+        for one in ranges:
+            packed.add(one)
+        return packed.job()
+
+    def __len__(self) -> int:
+        return len(self.ranges) // _RANGE.size
+
+    @property
+    def size(self) -> int:
+        """Bytes in all ranges together."""
+        return sum(size for _, _, size, _ in _RANGE.iter_unpack(self.ranges))
+
+
+class _Packed:
+    """A job that grows."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, int] = {}  # and the number of each
+        self._ranges = bytearray()
+
+    def add(self, one: StoredRange) -> None:
+        number = self._paths.setdefault(one.path, len(self._paths))
+        self._ranges += _RANGE.pack(number, one.start, one.size, one.crc)
+
+    def job(self) -> CheckJob:
+        return CheckJob(paths=list(self._paths), ranges=bytes(self._ranges))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +116,13 @@ def check_ranges(job: CheckJob) -> CheckResult:
         OSError: a file could not be read for a reason that says nothing about its bytes.
     """
     damaged: dict[int, Damage] = {}
-    path, fd = "", -1
+    opened, fd = -1, -1
     try:
-        for at, one in enumerate(job.ranges):
-            if one.path != path:
+        for at, (path, start, size, crc) in enumerate(_RANGE.iter_unpack(job.ranges)):
+            if path != opened:
                 fd = _close(fd)
-                path, fd = one.path, _open(one.path)
-            found = Damage.GONE if fd < 0 else _damage_of(fd, one)
+                opened, fd = path, _open(job.paths[path])
+            found = Damage.GONE if fd < 0 else _damage_of(fd, start, size, crc)
             if found is not None:
                 damaged[at] = found
     finally:
@@ -104,11 +144,11 @@ def _close(fd: int) -> int:
     return -1
 
 
-def _damage_of(fd: int, one: StoredRange) -> Damage | None:
+def _damage_of(fd: int, start: int, size: int, expected: int) -> Damage | None:
     crc = done = 0
-    while done < one.size:
+    while done < size:
         try:
-            block = os.pread(fd, min(_BLOCK_BYTES, one.size - done), one.start + done)
+            block = os.pread(fd, min(_BLOCK_BYTES, size - done), start + done)
         except OSError as exc:
             # The medium gave the bytes up. Anything else (too many files, no memory) passes, and
             # results that were paid for are not given up for it.
@@ -119,7 +159,7 @@ def _damage_of(fd: int, one: StoredRange) -> Damage | None:
             return Damage.SHORT
         crc = google_crc32c.extend(crc, block)
         done += len(block)
-    return None if crc == one.crc else Damage.CHANGED
+    return None if crc == expected else Damage.CHANGED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,30 +177,53 @@ class RangeCheck:
             StoreUnavailable: it could not be found out now.
         """
         found: list[DamagedRange] = []
-        after = 0
-        while page := await self.store.committed_ranges(batch_id, after=after, limit=_PAGE):
-            after = page[-1].sequence
-            known = [one for one in page if one.part.crc is not None]
-            result = await self._check(CheckJob(ranges=[self._stored(one) for one in known]))
-            found += [DamagedRange(known[at], what) for at, what in sorted(result.damaged.items())]
-            if len(page) < _PAGE:
-                break
+        after: int | None = 0
+        while after is not None:
+            job, sequences, after = await self._gather(batch_id, after)
+            result = await self._check(job)
+            if result.damaged:
+                by_sequence = {sequences[at]: what for at, what in result.damaged.items()}
+                found += await self._named(batch_id, by_sequence)
         return found
 
-    def _stored(self, one: CommittedRange) -> StoredRange:
-        part = one.part
-        return StoredRange(
-            path=str(self.blobs.path(part.blob)),
-            start=part.start,
-            size=part.stop - part.start,
-            crc=part.crc or 0,
-        )
+    async def _gather(
+        self, batch_id: BatchId, after: int
+    ) -> tuple[CheckJob, Sequence[int], int | None]:
+        """The next ranges that have a CRC, some thousands of them, and their sequences; after which
+        one it goes on."""
+        packed = _Packed()
+        sequences = array("Q")
+        paths: dict[BlobName, str] = {}  # many ranges are in one segment
+        while len(sequences) < _JOB_RANGES:
+            page = await self.store.committed_ranges(batch_id, after=after, limit=_PAGE)
+            for part, sequence in ((one.part, one.sequence) for one in page):
+                if part.crc is not None:
+                    if part.blob not in paths:
+                        paths[part.blob] = str(self.blobs.path(part.blob))
+                    size = part.stop - part.start
+                    packed.add(StoredRange(paths[part.blob], part.start, size, part.crc))
+                    sequences.append(sequence)
+            if len(page) < _PAGE:
+                return packed.job(), sequences, None
+            after = page[-1].sequence
+        return packed.job(), sequences, after
+
+    async def _named(self, batch_id: BatchId, what: Mapping[int, Damage]) -> list[DamagedRange]:
+        """The damaged ranges, by their sequences, as the store has them; in order."""
+        found: list[DamagedRange] = []
+        after, last = min(what) - 1, max(what)
+        while after < last:
+            page = await self.store.committed_ranges(batch_id, after=after, limit=_PAGE)
+            if not page:
+                break
+            found += [DamagedRange(one, what[one.sequence]) for one in page if one.sequence in what]
+            after = page[-1].sequence
+        return found
 
     async def _check(self, job: CheckJob) -> CheckResult:
-        size = sum(one.size for one in job.ranges)
         try:
-            if len(job.ranges) <= IN_A_THREAD_RANGES and size <= IN_A_THREAD_BYTES:
+            if len(job) <= IN_A_THREAD_RANGES and job.size <= IN_A_THREAD_BYTES:
                 return await asyncio.to_thread(check_ranges, job)
-            return await self.jobs.run(check_ranges, job)
+            return await self.jobs.run(check_ranges, job, urgent=True)
         except (OSError, JobFailed) as exc:
             raise StoreUnavailable(f"the results could not be checked: {exc}") from exc

@@ -115,10 +115,11 @@ class Runner:
     # -- what the API asks -----------------------------------------------------------------
 
     def created(self, batch: Batch) -> None:
-        self._drive(batch.id)
+        if not self._closing:  # the next start takes it up
+            self._drive(batch.id)
 
     async def stop(self, batch: Batch, *, was: BatchStatus) -> Mapping[str, object]:  # noqa: ARG002  # of the contract
-        if batch.status in TERMINAL:
+        if batch.status in TERMINAL or self._closing:  # nothing is dispatched any more
             return {}
         driven = self._drive(batch.id)
         if driven.planning is not None:
@@ -149,7 +150,10 @@ class Runner:
         return len(batches)
 
     async def close(self) -> None:
-        """Let go of every batch where it is; a later `resume` goes on."""
+        """Let go of every batch where it is, and take up none; a later `resume` goes on.
+
+        The executor is drained: of a batch that is cancelled from now on nothing goes out either.
+        """
         self._closing = True
         tasks = [driven.task for driven in self._driven.values() if driven.task is not None]
         for task in tasks:
@@ -206,6 +210,8 @@ class Runner:
 
     async def _plan(self, driven: _Driven, batch: Batch) -> None:
         """Validate until done, cancelled or past the window."""
+        if driven.stop is not None:  # cancelled since its row was read: nobody else would end this
+            return
         planning = asyncio.get_running_loop().create_task(self._planner.plan(batch))
         driven.planning = planning
         try:

@@ -11,6 +11,15 @@ from batchline.executor.contract import Ends
 from batchline.service.pace_meter import PaceMeter
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtWork:
+    """What workers have at one moment: shards of how many batches, and how many shards, without
+    those of which only the last lines still run."""
+
+    batches: int
+    shards: int
+
+
 @dataclass(slots=True, eq=False)
 class Running:
     """One batch in progress: its shards by where they are. Owned by the event loop.

@@ -22,7 +22,7 @@ from batchline.domain.results import Failure
 from batchline.domain.shares import Charge, Turn
 from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
 from batchline.service.pace_meter import PaceMeter
-from batchline.service.running import Running
+from batchline.service.running import AtWork, Running
 from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
 from batchline.store.contract import BlobStore, Store
@@ -129,14 +129,13 @@ class Scheduler:
         found = [one for one in self._running.values() if one.batch.project_id == project_id]
         return sorted(found, key=lambda one: one.batch.sequence)
 
-    def others_hold(self, running: Running) -> bool:
-        """Whether a worker has a shard of another batch."""
-        return any(one.held for one in self._running.values() if one is not running)
-
-    def share_of(self, running: Running) -> float:
-        """Which part of the shards at work are this batch's, from 0 to 1; 0 when none is."""
-        every = sum(one.meter.shards_at_work for one in self._running.values())
-        return running.meter.shards_at_work / every if every else 0.0
+    def at_work(self) -> AtWork:
+        """What workers have now, of all batches."""
+        every = self._running.values()
+        return AtWork(
+            batches=sum(bool(one.held) for one in every),
+            shards=sum(one.meter.shards_at_work for one in every if one.held),
+        )
 
     # -- handing out -----------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ A file that kills the child that validates it is refused after a few children (`
 where a kernel or a supervisor ends the server together with its children, as memory limits of
 containers do, nothing of that is remembered, and the next server would begin again. So what is
 being validated is noted in a file beside the database, and taken out when it is over, however that
-went; what is found there at a start was under way when a server died.
+went; what is found there at a start was under way when a server died, or at the last start that it
+did not come to be tried again.
 
 Not synced: a note that is lost with the power costs one more try.
 """
@@ -44,8 +45,12 @@ class Tries:
         try:
             yield
         finally:
-            self._earlier.pop(batch_id, None)
             self._running.pop(batch_id, None)
+            self._write()
+
+    def over(self, batch_id: BatchId) -> None:
+        """The validation has ended, however, and no server died over it."""
+        if self._earlier.pop(batch_id, None) is not None:
             self._write()
 
     def _write(self) -> None:
@@ -54,5 +59,5 @@ class Tries:
         # A full disk must not keep a batch from being validated.
         with suppress(OSError):
             partial = self._note.with_name(f".{self._note.name}")
-            partial.write_bytes(msgspec.json.encode(self._running))
+            partial.write_bytes(msgspec.json.encode({**self._earlier, **self._running}))
             partial.replace(self._note)

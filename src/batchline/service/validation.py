@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, compress, repeat
 from pathlib import Path
 from typing import Final, cast
@@ -20,7 +20,7 @@ from typing import Final, cast
 from batchline.domain import bitmap, plan
 from batchline.domain.line_faults import quoted
 from batchline.domain.lines import CheckedLine, LineChecker, custom_id_of
-from batchline.domain.model import Endpoint, LineProblem, PlannedShard
+from batchline.domain.model import Endpoint, LineProblem, PlannedShards
 from batchline.service.arranging import arrange, sample_for
 from batchline.service.bad_lines import BadLines, LeftOut
 from batchline.service.duplicates import CustomIds, Suspect
@@ -82,7 +82,7 @@ class ValidationResult:
     skipped_problems: Sequence[LineProblem] = ()
     model: str | None = None
     skipped_crc: int = 0  # CRC-32C of their error lines
-    shards: Sequence[PlannedShard] = ()
+    shards: PlannedShards = field(default_factory=PlannedShards)
     plan_bytes: int = 0
 
 
@@ -130,13 +130,13 @@ def validate(job: ValidationJob) -> ValidationResult:
             shards = planned.finish(list(scan.models), job.shard_entries)
             if skipped is not None and bad.left_out:
                 skipped.keep()
-            models = {shard.model for shard in shards}
+            models = list(compress(shards.models, shards.counts))
             return ValidationResult(
                 lines=planned.entries,
                 skipped=bad.left_out,
                 skipped_problems=tuple(bad.problems),
                 skipped_crc=0 if skipped is None else skipped.crc,
-                model=models.pop() if len(models) == 1 else None,
+                model=models[0] if len(models) == 1 else None,
                 shards=shards,
                 plan_bytes=plan.span(planned.entries, 0)[0],
             )

@@ -6,7 +6,8 @@ no row and hears so. Which status follows is asked of `domain.lifecycle`, never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, case, func, insert, select, update
@@ -34,7 +35,7 @@ _NOT_ADVANCED: Final = frozenset(
 )
 
 # Rows of one INSERT: as one statement they would take 2 KiB each of memory until it is done.
-_SHARDS_AT_ONCE: Final = 250
+_SHARDS_AT_ONCE: Final = 100
 
 _UNFINISHED: Final = sorted(set(BatchStatus) - lifecycle.TERMINAL)
 
@@ -216,7 +217,7 @@ def start(
     batch_id: BatchId,
     *,
     plan: Blob,
-    shards: Sequence[PlannedShard],
+    shards: Iterable[PlannedShard],
     lines: int,
     model: str | None,
     skipped: Skipped | None,
@@ -236,12 +237,9 @@ def start(
     references.register(connection, plan, holder=batch_id, now=now)
     query = select(batch.c.sequence).where(batch.c.id == batch_id)
     sequence = connection.execute(query).scalar_one()
-    for first in range(0, len(shards), _SHARDS_AT_ONCE):
-        some = shards[first : first + _SHARDS_AT_ONCE]
-        connection.execute(
-            insert(shard),
-            [_shard_row(sequence, first + at, planned) for at, planned in enumerate(some)],
-        )
+    numbered = enumerate(shards)
+    while some := [_shard_row(sequence, *one) for one in islice(numbered, _SHARDS_AT_ONCE)]:
+        connection.execute(insert(shard), some)
     if skipped is not None:
         references.register(connection, skipped.blob, holder=batch_id, now=now)
         whole = BlobRange(

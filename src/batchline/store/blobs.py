@@ -34,6 +34,7 @@ SEGMENT_PREFIX: Final = f"{BlobKind.SEGMENT.value}-"  # every segment's name beg
 
 _MIB: Final = 1024 * 1024
 _WRITE_BYTES: Final = _MIB  # a hand-over to a thread costs 50 to 100 µs; a MiB takes ten times that
+_CRC_BYTES: Final = 64 * 1024  # copied at a time, in the cache; the whole would be a MiB more
 _SYNC_BYTES: Final = 8 * _MIB  # else the kernel gathers gigabytes and the last sync takes seconds
 _NAMES_AT_ONCE: Final = 1_000
 _NAME: Final = re.compile(rf"({'|'.join(kind.value for kind in BlobKind)})-[A-Za-z0-9._-]+")
@@ -167,7 +168,9 @@ class LocalBlobWriter:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        self._crc = google_crc32c.extend(self._crc, bytes(data))  # it takes nothing but bytes
+        view = memoryview(data)
+        for at in range(0, len(data), _CRC_BYTES):  # it takes nothing but bytes
+            self._crc = google_crc32c.extend(self._crc, bytes(view[at : at + _CRC_BYTES]))
         self._stored_bytes += len(data)
         self._unsynced_bytes += len(data)
         if self._unsynced_bytes >= _SYNC_BYTES:

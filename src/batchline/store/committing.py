@@ -54,7 +54,11 @@ def pending(connection: Connection, batch_id: BatchId) -> list[PendingShard]:
         .where(batch.c.id == batch_id, _has_unsettled_lines())
         .order_by(shard.c.number)
     )
-    return [PendingShard._make(row) for row in connection.execute(query)]
+    models: dict[str, str] = {}  # else each shard has its own copy of the name
+    return [
+        PendingShard(number, models.setdefault(model, model), deaths)
+        for number, model, deaths in connection.execute(query)
+    ]
 
 
 def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, bytes]]:

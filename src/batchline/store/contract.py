@@ -15,7 +15,7 @@ One set of promises for SQLite and PostgreSQL; `tests/contract/` holds both to t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -270,7 +270,7 @@ class Store(Protocol):
         batch_id: BatchId,
         *,
         plan: Blob,
-        shards: Sequence[PlannedShard],
+        shards: Iterable[PlannedShard],
         lines: int,
         model: str | None,
         skipped: Skipped | None = None,
@@ -278,6 +278,7 @@ class Store(Protocol):
     ) -> bool:
         """VALIDATING to IN_PROGRESS: plan, shard rows (numbers from 0) and counts, at once.
 
+        `shards` may be gone through more than once, and on another thread.
         `lines` are those of the plan. Those of `skipped` are failed, and their error lines the
         beginning of the error file.
 

@@ -1,14 +1,15 @@
 """`Store` on SQLite and PostgreSQL, one set of queries: the asynchronous face of this package.
 
-Each method is one transaction on a small pool of threads; what it does is in the
-modules beside this one (`keys.py`, `files.py`, `uploads.py`, …), as functions on a connection. A
-caller that is cancelled while it waits changes nothing: its transaction goes on to its end.
+Each method is one transaction on a small pool of threads, those that read beside those that write;
+what it does is in the modules beside this one (`keys.py`, `files.py`, `uploads.py`, …), as
+functions on a connection. A caller that is cancelled while it waits changes nothing: its
+transaction goes on to its end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Self, TypeVar
@@ -71,7 +72,8 @@ class Database:
     def __init__(
         self,
         engine: Engine,
-        threads: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+        readers: ThreadPoolExecutor,
         *,
         make_room: Callable[[], bool] | None = None,
     ) -> None:
@@ -79,7 +81,8 @@ class Database:
         self._make_room = make_room
         self._engine = engine
         self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
-        self._threads = threads
+        self._writers = writers
+        self._readers = readers  # may be the same
         self._health = StoreHealth()
 
     @classmethod
@@ -95,8 +98,7 @@ class Database:
             StoreUnavailable: it does not answer, or somebody else has locked it.
             StorageFull: no space for it.
         """
-        threads = ThreadPoolExecutor(threads_for(url), thread_name_prefix="store")
-        database = cls(open_engine(url), threads, make_room=make_room)
+        database = cls(open_engine(url), *threads_for(url), make_room=make_room)
         try:
             await database._call(lambda: migrate(database._engine), writes=True)
         except BaseException:
@@ -105,8 +107,9 @@ class Database:
         return database
 
     async def close(self) -> None:
-        # Not on the pool itself: it is the pool that has to come to its end.
-        await asyncio.to_thread(self._threads.shutdown)
+        # Not on a pool itself: it is the pool that has to come to its end.
+        await asyncio.to_thread(self._writers.shutdown)
+        await asyncio.to_thread(self._readers.shutdown)
         self._engine.dispose()
 
     def trouble(self) -> str | None:
@@ -124,7 +127,8 @@ class Database:
 
     async def _call(self, work: Callable[[], T], *, writes: bool) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._watched, work, writes)
+        threads = self._writers if writes else self._readers
+        return await loop.run_in_executor(threads, self._watched, work, writes)
 
     def _watched(self, work: Callable[[], T], writes: bool) -> T:
         with self._health.watching(writes=writes):
@@ -305,7 +309,7 @@ class Database:
         batch_id: BatchId,
         *,
         plan: Blob,
-        shards: Sequence[PlannedShard],
+        shards: Iterable[PlannedShard],
         lines: int,
         model: str | None,
         skipped: Skipped | None = None,

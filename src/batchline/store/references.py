@@ -8,15 +8,18 @@ reference stays without one, and its bytes may go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, case, delete, exists, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from batchline.domain.ids import BlobName
 from batchline.domain.model import Blob, BlobKind
 from batchline.store import rows
 from batchline.store.tables import blob, blob_reference
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
 
 WORKER_HOLDER: Final = "worker:"
 
@@ -33,6 +36,9 @@ def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sql
     """An INSERT that can have an ON CONFLICT clause."""
     # Both databases know ON CONFLICT and spell it alike; SQLAlchemy has one class for each.
     if connection.dialect.name == "postgresql":
+        # Only here: the start of every command that opens a SQLite database is shorter by it.
+        from sqlalchemy.dialects import postgresql
+
         return postgresql.insert(table)
     return sqlite.insert(table)
 

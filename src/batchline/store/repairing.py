@@ -7,6 +7,9 @@ added. Taking it back is the one thing that makes a settled line unsettled, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import merge
+from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, select, update
@@ -16,7 +19,7 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import Batch, CommittedRange
 from batchline.store import batches, rows
-from batchline.store.tables import OUTPUT, USAGE_COLUMNS, batch, segment_commit, shard
+from batchline.store.tables import ERROR, OUTPUT, USAGE_COLUMNS, batch, segment_commit, shard
 
 _AT_ONCE = 1_000  # values bound in one statement
 
@@ -28,10 +31,25 @@ def committed(
     connection: Connection, batch_id: BatchId, *, after: int, limit: int
 ) -> list[CommittedRange]:
     """See `Store.committed_ranges`."""
+    # By kind, as the index is: for both at once SQLite would read every range of the batch for each
+    # page, and sort them.
+    pages = [
+        _page(connection, batch_id, kind, after=after, limit=limit) for kind in (OUTPUT, ERROR)
+    ]
+    return list(islice(merge(*pages, key=attrgetter("sequence")), limit))
+
+
+def _page(
+    connection: Connection, batch_id: BatchId, kind: str, *, after: int, limit: int
+) -> list[CommittedRange]:
+    of_batch = select(batch.c.sequence).where(batch.c.id == batch_id)
     query = (
         select(segment_commit)
-        .join(batch, batch.c.sequence == segment_commit.c.batch_sequence)
-        .where(batch.c.id == batch_id, segment_commit.c.sequence > after)
+        .where(
+            segment_commit.c.batch_sequence == of_batch.scalar_subquery(),
+            segment_commit.c.kind == kind,
+            segment_commit.c.sequence > after,
+        )
         .order_by(segment_commit.c.sequence)
         .limit(limit)
     )

@@ -10,25 +10,14 @@ import pytest
 from openai import AsyncOpenAI
 
 from batchline.store.database import Database
-from batchline.store.engine import open_engine, sqlite_url
-from batchline.store.schema import migrate
+from batchline.store.engine import sqlite_url
 from tests.contract.api.serving import ApiServer, serving
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, migrated once: 70 ms a test otherwise."""
-    path = tmp_path_factory.mktemp("migrated") / "batchline.db"
-    engine = open_engine(sqlite_url(path))
-    migrate(engine)
-    engine.dispose()
-    return path
-
-
 @pytest.fixture
-def store_url(tmp_path: Path, migrated: Path) -> str:
+def store_url(tmp_path: Path, migrated_sqlite: Path) -> str:
     path = tmp_path / "batchline.db"
-    shutil.copyfile(migrated, path)
+    shutil.copyfile(migrated_sqlite, path)
     return sqlite_url(path)
 
 

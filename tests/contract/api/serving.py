@@ -30,7 +30,7 @@ from batchline.service.keys import Keys
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.progress import ProgressReader
 from batchline.service.results import Results
-from batchline.service.running import Running
+from batchline.service.running import AtWork, Running
 from batchline.service.uploads import UploadLimits, Uploads
 from batchline.service.waits import Known
 from batchline.store.blobs import LocalBlobs
@@ -73,6 +73,7 @@ class Runs:
     """Batches that a test says are running."""
 
     running: dict[BatchId, Running] = field(default_factory=dict)
+    looks: int = 0  # at what is at work
 
     def find(self, batch_id: BatchId) -> Running | None:
         return self.running.get(batch_id)
@@ -80,11 +81,14 @@ class Runs:
     def running_of(self, project_id: ProjectId) -> Sequence[Running]:
         return [one for one in self.running.values() if one.batch.project_id == project_id]
 
-    def others_hold(self, running: Running) -> bool:
-        return any(one.held for one in self.running.values() if one is not running)
+    def at_work(self) -> AtWork:
+        self.looks += 1
+        held = sum(bool(one.held) for one in self.running.values())
+        return AtWork(batches=held, shards=sum(map(_shards, self.running.values())))
 
-    def share_of(self, running: Running) -> float:  # noqa: ARG002  # of the contract
-        return 1.0
+
+def _shards(running: Running) -> int:
+    return running.meter.shards_at_work
 
 
 @dataclass(slots=True)

@@ -204,6 +204,30 @@ async def test_the_metrics_have_no_batch_of_another_project(
     assert batch.id.encode() not in reply.body
 
 
+@pytest.mark.rule("X10")
+async def test_a_batch_that_was_stopped_has_its_counts_and_neither_pace_nor_end(
+    api: ApiServer, store: Database
+) -> None:
+    batch = await under_way(api, store)
+    api.known = Known(gated={"only": "shed: status 429"})
+    api.runs.running[batch.id].stopped = True
+    found = samples((await api.request("GET", "/metrics")).body.decode())
+    of_it = {name for name, labels in found if batch.id in labels}
+    assert of_it == {"batchline_batch_lines", "batchline_batch_expires_timestamp_seconds"}
+
+
+async def test_a_scrape_looks_once_at_what_all_batches_have_however_many_it_shows(
+    api: ApiServer, store: Database
+) -> None:
+    for _ in range(3):
+        await under_way(api, store)
+    api.runs.looks = 0
+    found = samples((await api.request("GET", "/metrics")).body.decode())
+    of_each = {labels for name, labels in found if name.endswith("expires_timestamp_seconds")}
+    assert len(of_each) == 3
+    assert api.runs.looks == 1
+
+
 async def test_every_series_is_documented_and_has_its_type(api: ApiServer) -> None:
     """If this fails, put the series into docs/reference/progress.md."""
     text = (await api.request("GET", "/metrics")).body.decode()

@@ -14,6 +14,8 @@ from batchline.cli.client.estimate import left_of
 from batchline.cli.outcome import CommandFailed
 
 _LABEL: Final = 14
+# Names and metadata are whatever somebody sent: no terminal is to do what they say.
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _MANY: Final = 20  # problems of a refused file that are shown
 
 
@@ -27,7 +29,7 @@ def as_json(shape: object) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    every = [head, *rows]
+    every = [head, *([cell.translate(_CONTROLS) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in every) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -80,7 +82,7 @@ def whole_batch(batch: Shape, progress: Shape | None) -> str:
         *(("metadata", f"{key} = {text}") for key, text in (batch["metadata"] or {}).items()),
         *(("problem", problem) for problem in problems(batch)),
     ]
-    return "\n".join(f"{label:<{_LABEL}}{text}" for label, text in facts)
+    return "\n".join(f"{label:<{_LABEL}}{text.translate(_CONTROLS)}" for label, text in facts)
 
 
 def _going(progress: Shape) -> list[tuple[str, str]]:
@@ -113,7 +115,7 @@ def problems(batch: Shape) -> list[str]:
 
 def _problem(problem: Shape) -> str:
     where = "" if problem["line"] is None else f"line {problem['line']}: "
-    return f"{where}{problem['code']}: {problem['message']}"
+    return f"{where}{problem['code']}: {problem['message']}".translate(_CONTROLS)
 
 
 def ended(api: Api, batch: Shape) -> str:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
-
 from batchline.executor.contract import BackendSettings, Transport, TransportName
 from batchline.executor.intake import Intake
-from batchline.executor.transport.general import GeneralTransport
 from batchline.executor.transport.http1 import Http1Transport
-
-_MADE: Final[Mapping[TransportName, Callable[[BackendSettings, Intake], Transport]]] = {
-    TransportName.GENERAL: GeneralTransport,
-    TransportName.HTTP1: Http1Transport,
-}
 
 
 def transport_for(backend: BackendSettings, intake: Intake | None = None) -> Transport:
@@ -28,4 +19,10 @@ def transport_for(backend: BackendSettings, intake: Intake | None = None) -> Tra
     if name is TransportName.AUTO:
         plain = backend.base_url.startswith("http://")
         name = TransportName.HTTP1 if plain else TransportName.GENERAL
-    return _MADE[name](backend, intake or Intake())
+    intake = intake or Intake()
+    if name is TransportName.HTTP1:
+        return Http1Transport(backend, intake)
+    # Only here: aiohttp is half of what a worker imports, and most have no use for it.
+    from batchline.executor.transport.general import GeneralTransport
+
+    return GeneralTransport(backend, intake)
