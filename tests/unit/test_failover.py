@@ -183,6 +183,24 @@ async def test_a_look_that_began_before_says_nothing_of_what_was_cut_off_after()
     assert desk.settled == [(first, CUT_OFF)]
 
 
+@pytest.mark.parametrize("trouble", [REFUSED, SentUnanswered("no answer", reason="timeout")])
+async def test_what_is_cut_off_during_a_look_that_finds_nobody_is_lost_without_another(
+    trouble: UpstreamError,
+) -> None:
+    """A second look at a backend that hangs would end when the line no longer waits."""
+    desk = Desk()
+    first, second = desk.lines(2)
+    desk.break_(first, CUT_OFF, last=True)
+    await turns()
+    desk.break_(second, CUT_OFF, last=True)
+    await desk.look(trouble)
+    assert desk.settled == []
+    assert list(first.run.returned) == [first, second]
+    assert (first.attempt, second.attempt) == (0, 0)
+    assert desk.backend.looks == 1
+    assert len(desk.faults()) == 1
+
+
 @pytest.mark.parametrize("first", [ALIVE, REFUSED])
 async def test_a_look_at_one_backend_does_not_end_the_wait_for_another(
     first: Answer | UpstreamError,

@@ -59,6 +59,7 @@ _MAX_TOLD_BYTES: Final = 64 * 1024
 
 _NO_USAGE: Final = Usage()
 
+_WHITE: Final = b" \t\r\n"
 # As numbers: to look for a byte as bytes of length one takes ten times as long.
 _LF: Final = 10
 _CR: Final = 13
@@ -216,7 +217,27 @@ def read_usual(raw: bytes) -> tuple[bytes, Usage] | None:
         return None
     if told.error is not UNSET and bytes(told.error) != b"null":
         return None
-    return _one_line(raw), _NO_USAGE if told.usage is None else _usual_usage(told.usage)
+    body = raw.strip(_WHITE)
+    if _LF in body or _CR in body:
+        body = _one_line(body)
+    usage = told.usage
+    if usage is None:
+        return body, _NO_USAGE
+    # Chat, completions and embeddings say prompt and completion, the Responses API input and
+    # output; the names decide, since some backends serve the one shape at the other's path.
+    if (into := usage.prompt_tokens) is UNSET:
+        into, cached = usage.input_tokens, usage.input_tokens_details
+        out, reasoning = usage.output_tokens, usage.output_tokens_details
+    else:
+        cached = usage.prompt_tokens_details
+        out, reasoning = usage.completion_tokens, usage.completion_tokens_details
+    return body, Usage(
+        input_tokens=into,
+        cached_tokens=0 if cached is None else cached.cached_tokens,
+        output_tokens=out,
+        reasoning_tokens=0 if reasoning is None else reasoning.reasoning_tokens,
+        total_tokens=usage.total_tokens,
+    )
 
 
 def usable_body(raw: bytes) -> bytes | None:
@@ -237,7 +258,7 @@ def usable_body(raw: bytes) -> bytes | None:
 def _one_line(valid: bytes) -> bytes:
     """Valid JSON without white space around it and without line breaks, which JSON has only
     between tokens."""
-    body = valid.strip(b" \t\r\n")
+    body = valid.strip(_WHITE)
     if _LF in body:
         body = body.replace(b"\n", b" ")
     if _CR in body:
@@ -271,24 +292,6 @@ def _decode_told(raw: Raw) -> object:
     """What a backend says in a field that may have any shape; None when that is too much to be
     meant."""
     return None if len(memoryview(raw)) > _MAX_TOLD_BYTES else msgspec.json.decode(raw)
-
-
-def _usual_usage(told: _Told) -> Usage:
-    # Chat, completions and embeddings say prompt and completion, the Responses API input and
-    # output; the names decide, since some backends serve the one shape at the other's path.
-    if told.prompt_tokens is UNSET:
-        into, cached = told.input_tokens, told.input_tokens_details
-        out, reasoning = told.output_tokens, told.output_tokens_details
-    else:
-        into, cached = told.prompt_tokens, told.prompt_tokens_details
-        out, reasoning = told.completion_tokens, told.completion_tokens_details
-    return Usage(
-        input_tokens=into,
-        cached_tokens=0 if cached is None else cached.cached_tokens,
-        output_tokens=out,
-        reasoning_tokens=0 if reasoning is None else reasoning.reasoning_tokens,
-        total_tokens=told.total_tokens,
-    )
 
 
 def _tokens(value: object) -> int:

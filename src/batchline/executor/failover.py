@@ -16,7 +16,7 @@ from typing import Final
 from batchline.domain.attempts import Outcome
 from batchline.executor import messages as m
 from batchline.executor.lane import Lane
-from batchline.executor.looks import FULL, LOOK_S, Found, Look, look_at
+from batchline.executor.looks import FULL, LOOK_S, Found, look_at
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
 from batchline.executor.shard_run import Gate, Line, ShardRun
 from batchline.executor.verdict import Verdict
@@ -73,8 +73,8 @@ class Failover:
             return False
         run.in_flight.discard(line)
         self._last[line] = found
-        # The look ends sooner; should it not, the line does not wait for it.
-        run.waiting[line] = asyncio.get_running_loop().call_later(2 * LOOK_S, self._count, line)
+        # The look that is under way and its own end sooner; if not, the line waits no longer.
+        run.waiting[line] = asyncio.get_running_loop().call_later(3 * LOOK_S, self._count, line)
         return True
 
     def close(self) -> None:
@@ -110,7 +110,11 @@ class Failover:
                 if lives or look.found is Found.ALIVE:
                     self._stands(lane, lines)
                 else:
-                    self._lost(lane, lines, look)
+                    wait_s = SILENT_S if look.found is Found.SILENT else None
+                    self._close(lane, Outcome.NOT_SENT, look.reason, trial=False, wait_s=wait_s)
+                    self._lost(lane, lines)
+                    # What was cut off while nothing answered met the same, and needs no look.
+                    self._lost(lane, self._doubtful.pop(lane, {}))
         except Exception as exc:  # noqa: BLE001  # a fault of ours must end the worker loudly
             self._fail(exc)
         finally:
@@ -141,14 +145,12 @@ class Failover:
             del line.run.waiting[line]
             self._settle(line, found)
 
-    def _lost(self, lane: Lane, lines: Mapping[Line, Verdict], look: Look) -> None:
+    def _lost(self, lane: Lane, lines: Mapping[Line, Verdict]) -> None:
         """The attempts do not count; lines that wait go on as soon as somebody takes them.
 
         Those that were lost too often count. Theirs too have the circuit closed, or where a proxy
         answers at once all their attempts would go by in one outage.
         """
-        wait_s = SILENT_S if look.found is Found.SILENT else None
-        self._close(lane, Outcome.NOT_SENT, look.reason, trial=False, wait_s=wait_s)
         free = [line for line in lines if line.losses < FREE_LOSSES]
         for line in lines:
             if line.losses >= FREE_LOSSES and self._is_newest(lane, line):

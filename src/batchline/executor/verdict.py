@@ -15,7 +15,7 @@ from batchline.domain import results
 from batchline.domain.attempts import Outcome, classify
 from batchline.domain.errors import NotSent, SentUnanswered
 from batchline.domain.model import Usage
-from batchline.domain.results import Failure
+from batchline.domain.results import Failure, read_usual, request_id_of, result_line
 from batchline.executor.contract import Answer
 from batchline.executor.looks import page_of
 
@@ -60,12 +60,12 @@ def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> Verdict | No
     status = answer.status
     if not 200 <= status < 300:
         return None
-    read = results.read_usual(answer.body)
+    read = read_usual(answer.body)
     if read is None:
         return None
     body, usage = read
-    request_id = results.request_id_of(answer.headers.get("x-request-id"), line_id)
-    line = results.result_line(line_id, custom_id_raw, status, request_id, body)
+    request_id = request_id_of(answer.headers.get("x-request-id"), line_id)
+    line = result_line(line_id, custom_id_raw, status, request_id, body)
     return Verdict(_ANSWERED, "", line, usage, None, True)
 
 
@@ -74,7 +74,7 @@ def of_answer(
 ) -> Verdict:
     """The verdict on a complete HTTP answer. `now` (Unix seconds) resolves a Retry-After date."""
     status = answer.status
-    request_id = results.request_id_of(answer.headers.get("x-request-id"), line_id)
+    request_id = request_id_of(answer.headers.get("x-request-id"), line_id)
     if 200 <= status < 300:
         read = results.read_success(answer.body)
         if read is None:
@@ -93,7 +93,7 @@ def of_answer(
                 now=now,
             )
         body, usage = read
-        line = results.result_line(line_id, custom_id_raw, status, request_id, body)
+        line = result_line(line_id, custom_id_raw, status, request_id, body)
         return Verdict(_ANSWERED, "", line, usage, answered=True)
     body_or_none = results.usable_body(answer.body)
     code = None if body_or_none is None else results.error_code_of(body_or_none)
@@ -106,7 +106,7 @@ def of_answer(
     return Verdict(
         outcome,
         f"status {status}",
-        results.result_line(line_id, custom_id_raw, status, request_id, shown),
+        result_line(line_id, custom_id_raw, status, request_id, shown),
         retry_after_s=asked_s,
         answered=True,
         cut_off=page != 0 and outcome is Outcome.BROKEN,

@@ -51,7 +51,7 @@ from batchline.executor.run_once import RunOnce
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.shard_run import FENCED, OPEN, Gate, Line, ShardRun
 from batchline.executor.streamed import StreamedAnswer, exchange
-from batchline.executor.verdict import Verdict
+from batchline.executor.verdict import Verdict, of_usual
 from batchline.telemetry import probe
 
 _OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -437,7 +437,13 @@ class Worker:
                     exc, line_id=line.line_id, custom_id_raw=request.custom_id_raw
                 )
             else:
-                found = self._judged(lane, line, answer, request.custom_id_raw)
+                told = answer.headers
+                if REMAINING_REQUESTS in told or REMAINING_TOKENS in told:
+                    self._metering.heard(lane, line, answer)
+                custom_id_raw = request.custom_id_raw
+                found = of_usual(answer, line.line_id, custom_id_raw) or self._judged(
+                    lane, line, answer, custom_id_raw
+                )
             ended = self._apply(lane, line, found)
         finally:
             self._ended(lane, line, ended)
@@ -462,12 +468,15 @@ class Worker:
     def _read(self, line: Line) -> RequestLine | None:
         try:
             run = line.run
-            raw = run.input.read(line.offset, line.length)
-            if len(raw) == line.length:
-                return _as_sent(read_line(raw), run.work.send_as)
+            length = line.length
+            raw = run.input.read(line.offset, length)
+            if len(raw) != length:
+                return None
+            request = read_line(raw)
+            model = run.work.send_as
+            return request if model is None else _as_sent(request, model)
         except (OSError, BlobUnreadable):
-            pass
-        return None
+            return None
 
     def _sent(
         self, lane: Lane, line: Line, body: bytes, pieces: StreamedAnswer | None
@@ -492,14 +501,10 @@ class Worker:
         )
 
     def _judged(self, lane: Lane, line: Line, answer: Answer, custom_id_raw: bytes) -> Verdict:
-        """The verdict on `answer`."""
-        told = answer.headers
-        if REMAINING_REQUESTS in told or REMAINING_TOKENS in told:
-            self._metering.heard(lane, line, answer)
-        line_id = line.line_id
-        return verdict.of_usual(answer, line_id, custom_id_raw) or verdict.of_answer(
+        """The verdict on an unusual answer."""
+        return verdict.of_answer(
             answer,
-            line_id=line_id,
+            line_id=line.line_id,
             custom_id_raw=custom_id_raw,
             model_is_listed=lane.backend in line.run.work.listed_by,
             now=time.time(),
@@ -720,10 +725,8 @@ async def _until_called_off() -> None:
     await asyncio.Event().wait()
 
 
-def _as_sent(request: RequestLine, model: str | None) -> RequestLine:
+def _as_sent(request: RequestLine, model: str) -> RequestLine:
     """The line with the backends' name of its model, where the file has an alias."""
-    if model is None:
-        return request
     return RequestLine(request.custom_id_raw, with_model(request.body, model))
 
 

@@ -154,7 +154,7 @@ def test_a_body_that_there_is_no_memory_for_is_a_fault_of_ours(
 ) -> None:
     """As the general transport has it: the worker ends, and its line is under suspicion."""
 
-    def refuse(self: Connection, status: int) -> None:
+    def refuse(self: Connection, *_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Connection, "_complete", refuse)

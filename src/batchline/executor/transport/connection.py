@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             if exc is None and self._ends_with_connection:
                 try:
-                    self._complete(self._parser.get_status_code())
+                    self._complete(self._answer, self._parser.get_status_code())
                 except Exception as ours:  # noqa: BLE001  # it goes to whoever awaits the answer
                     self._fail_of_ours(ours)
             else:
@@ -232,8 +232,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
 
     def on_message_begin(self) -> None:
-        if self._whole:  # a second answer to one request
-            self._whole = False
+        self._whole = False  # else this would be a second answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -265,9 +264,9 @@ class Connection(asyncio.Protocol):
         if self._handing_over and not self._encoding:
             self._hand_over(data)
             return
-        self._body_bytes += len(data)
         self._body.append(data)
-        if self._body_bytes > self._look_at:
+        self._body_bytes = size = self._body_bytes + len(data)
+        if size > self._look_at:
             self._look()
 
     def _look(self) -> None:
@@ -303,10 +302,11 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         if answer is None or answer.done():
             return  # given up on the way: what is kept has told its whole answer
-        status = self._parser.get_status_code()
+        parser = self._parser
+        status = parser.get_status_code()
         if status >= 200:
-            self._whole = self._parser.should_keep_alive()
-            self._complete(status)
+            self._whole = parser.should_keep_alive()
+            self._complete(answer, status)
         elif status == 101 or self._interim >= MAX_INTERIM:
             self.fail(f"status {status}", reason="malformed")
         else:  # 102 and 103 come before the answer
@@ -322,10 +322,7 @@ class Connection(asyncio.Protocol):
     def _ends_with_connection(self) -> bool:
         return self._in_body and not self._framed
 
-    def _complete(self, status: int) -> None:
-        answer = self._answer
-        if answer is None or answer.done():
-            return
+    def _complete(self, answer: asyncio.Future[Answer], status: int) -> None:
         self.answers += 1
         pieces = self._body
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -159,10 +159,10 @@ class Http1Transport:
         self._in_use.remove(connection)
         if self._first_s is not None:
             self._unheard.remove(connection)
-        if connection.end():
-            self._keep(connection)
-            return True
-        return False
+        if not connection.end():
+            return False
+        self._keep(connection)
+        return True
 
     def _begin(
         self,
