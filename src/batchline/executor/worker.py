@@ -440,10 +440,12 @@ class Worker:
                 told = answer.headers
                 if REMAINING_REQUESTS in told or REMAINING_TOKENS in told:
                     self._metering.heard(lane, line, answer)
-                custom_id_raw = request.custom_id_raw
-                found = of_usual(answer, line.line_id, custom_id_raw) or self._judged(
-                    lane, line, answer, custom_id_raw
-                )
+                usual = of_usual(answer, line.line_id, request.custom_id_raw)
+                if usual is not None:  # nearly always, and nothing is to be decided
+                    self._answered(lane, line, usual)
+                    ended = _DONE
+                    return
+                found = self._judged(lane, line, answer, request.custom_id_raw)
             ended = self._apply(lane, line, found)
         finally:
             self._ended(lane, line, ended)
@@ -525,17 +527,23 @@ class Worker:
             self._unwritten_bytes += kept
             self._writer.dirty(line.run)
 
+    def _answered(self, lane: Lane, line: Line, found: Verdict) -> None:
+        """Do what follows from an answer with a result."""
+        lane.answers += 1
+        if lane.rates is not None:
+            lane.rates.ended(line, _ANSWERED, found.usage)
+        if lane.meter is not None:
+            lane.meter.answered(line.began, found.usage)
+        self._settle(line, found)
+
     def _apply(self, lane: Lane, line: Line, found: Verdict) -> _Ended:
         """Do what follows from the verdict."""
+        if found.outcome is _ANSWERED:
+            self._answered(lane, line, found)
+            return _DONE
         rates = lane.rates
         if rates is not None:
             rates.ended(line, found.outcome, found.usage)
-        if found.outcome is _ANSWERED:  # nearly always, and nothing is to be decided
-            lane.answers += 1
-            if lane.meter is not None:
-                lane.meter.answered(line.began, found.usage)
-            self._settle(line, found)
-            return _DONE
         if found.page:
             found = self._proxies.judged(lane, line, found)
         if found.answered:
