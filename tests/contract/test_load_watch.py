@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+import pytest
+
 from batchline.executor.contract import BackendSettings, Concurrency
 from batchline.executor.engine_load import EngineLoad
 from batchline.executor.load_watch import LOOK_S, LoadWatch
@@ -21,6 +23,7 @@ class Desk:
     """Who wants to know."""
 
     wanted: bool = True
+    fails_at: int = 0  # the load that is not understood, from 1; 0: all are
     loads: list[EngineLoad] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -33,6 +36,8 @@ class Desk:
         assert backend == "engine"
         self.loads.append(load)
         self._changed.set()
+        if len(self.loads) == self.fails_at:
+            raise ZeroDivisionError
 
     async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(SOON_S):
@@ -67,6 +72,18 @@ async def test_a_page_is_found_and_read_twice_a_second_while_it_is_wanted() -> N
         assert desk.loads[0] == EngineLoad(running=5, waiting=0)
         await backend.set_script(Script(others=9))
         await desk.until(lambda: desk.loads[-1].running == 9)
+
+
+async def test_a_fault_of_ours_over_one_page_does_not_end_the_looks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    desk = Desk(fails_at=2)
+    async with (
+        backend_here(Script(others=5)) as backend,
+        watching(backend.base_url, desk, Concurrency.ADAPTIVE),
+    ):
+        await desk.until(lambda: len(desk.loads) >= 4)
+    assert '"kind": "ZeroDivisionError"' in capsys.readouterr().err
 
 
 async def test_a_backend_without_a_page_is_left_alone() -> None:

@@ -26,6 +26,7 @@ from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
 from batchline.executor import messages as m
+from batchline.executor.admission import Admission
 from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
 from batchline.executor.local import (
     FAILING_DEATHS,
@@ -565,6 +566,17 @@ async def test_a_killed_worker_is_lost_once_it_is_reaped_and_another_goes_on(
 
 async def test_a_worker_that_falls_silent_is_killed(tmp_path: Path) -> None:
     async with rig(tmp_path, silent_s=3.0) as it:
+        (worker,), (pid,) = it.workers(), it.pids()
+        os.kill(pid, signal.SIGSTOP)
+        await it.events.until(lambda: worker in it.events.lost)
+        assert is_gone(pid)
+
+
+async def test_a_silent_worker_is_killed_also_when_grants_and_trials_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path, silent_s=3.0) as it:
+        monkeypatch.setattr(Admission, "tick", lambda _: 1 / 0)
         (worker,), (pid,) = it.workers(), it.pids()
         os.kill(pid, signal.SIGSTOP)
         await it.events.until(lambda: worker in it.events.lost)

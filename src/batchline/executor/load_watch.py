@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from batchline import telemetry
 from batchline.domain.errors import UpstreamError
 from batchline.executor.contract import BackendSettings, Concurrency, Transport
 from batchline.executor.engine_load import METRICS, EngineLoad, read_load
@@ -62,16 +63,26 @@ class LoadWatch:
                 if not self._wanted(backend.name):
                     await asyncio.sleep(LOOK_S)
                     continue
-                load = await _read(transport)
-                if load is not None:
+                if await self._look(backend, transport):
                     failures = 0
-                    self._heard(backend.name, load)
                     continue
                 failures = min(failures + 1, _FAILURES)
                 if failures == _FAILURES:
                     await asyncio.sleep(ABSENT_S)
         finally:
             await transport.close()
+
+    async def _look(self, backend: BackendSettings, transport: Transport) -> bool:
+        """Whether there was a page that could be read."""
+        try:
+            load = await _read(transport)
+            if load is not None:
+                self._heard(backend.name, load)
+        except Exception as exc:  # noqa: BLE001  # of ours; it would end the looks at all pages
+            kind = type(exc).__name__
+            telemetry.trouble("engine_page_failed", backend=backend.name, kind=kind)
+            return False
+        return load is not None
 
 
 async def _read(transport: Transport) -> EngineLoad | None:

@@ -237,18 +237,28 @@ class LocalExecutor:
     async def _tick(self) -> None:
         silent = max(1, round(self._settings.silent_s / TICK_S))
         starting = max(silent, round(START_S / TICK_S))
+        due_s = TICK_S
         while True:
             looked_at = time.monotonic() + TICK_S
             while (left_s := looked_at - time.monotonic()) > 0:
                 # Evenly, where a rate limit sets the pace: some services count by the second.
-                await asyncio.sleep(min(left_s, max(self._admission.due_s(), GRANT_S)))
-                self._admission.tick()
+                await asyncio.sleep(min(left_s, max(due_s, GRANT_S)))
+                due_s = self._admit()
             for link in list(self._links.values()):
                 link.silent_beats += 1
                 if link.silent_beats > (silent if link.ready else starting):
                     telemetry.trouble("worker_silent", worker=link.worker)
                     link.silent_beats = 0
                     link.kill()
+
+    def _admit(self) -> float:
+        """Grant and try what is due; the seconds until something is again."""
+        try:
+            self._admission.tick()
+            return self._admission.due_s()
+        except Exception as exc:  # noqa: BLE001  # of ours; nobody would look at silent workers
+            telemetry.trouble("admission_failed", kind=type(exc).__name__)
+            return TICK_S
 
     # -- messages --------------------------------------------------------------------------
 
