@@ -86,8 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{key + ':':<10} {value}")
     measured: dict[str, Measurement] = {}
     leash.tie()  # a server that outlives a killed run takes a core from the next one
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a script's shell has its background programs ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, _stop)
     with (
         tempfile.TemporaryDirectory(prefix="batchline-bench-", dir=options.directory) as work,
         rig(Path(work), size, lambda text: print(f"  {text}", flush=True)) as running,

@@ -64,7 +64,7 @@ PARTS_AND_FLOORS = {
         "refused for the rate",
     ],
     ("limiter", "interactive"): [
-        "adaptive limit, seconds until it is near the best (slowest of the first eight)",
+        "adaptive limit, seconds until it is near the best (slowest of those tuned on)",
         "adaptive limit, share of the best fixed one's tokens (least)",
         "interactive p95 beside an adaptive batch, times alone (worst)",
         "adaptive batch, share of what was spare (least)",
