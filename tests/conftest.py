@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,12 @@ __all__ = [  # fixtures
 # A shared machine may stop for longer than an example takes.
 settings.register_profile("batchline", deadline=None)
 settings.load_profile("batchline")
+
+
+# A script's shell has its background programs ignore it, and what is started here would inherit
+# that: Ctrl-C could not be tried.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

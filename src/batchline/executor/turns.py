@@ -57,6 +57,8 @@ class _Flow:
         for run in self.runs:
             line = run.take()
             if line is not None:
+                if exhausted is None:  # nearly always
+                    return line
                 break
             if not run.has_line:  # else a suspect is in flight, and the next waits for its end
                 exhausted = [*(exhausted or ()), run]
@@ -111,11 +113,6 @@ class Turns:
         """The next line; None when nobody has one now."""
         alone = self._alone
         if alone is not None:
-            for run in alone.runs:  # the oldest nearly always has one
-                line = run.take()
-                if line is not None:
-                    return line
-                break
             line = alone.next_line()
             if not alone.runs:
                 self._drop_empty()
