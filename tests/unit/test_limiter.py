@@ -66,6 +66,7 @@ def test_refusals_are_rare_once_the_limit_is_known() -> None:
 @given(
     st.integers(1, 20),
     st.integers(0, 500),
+    st.integers(0, 40),
     st.lists(
         st.one_of(
             st.tuples(st.integers(0, 50), st.integers(0, 10_000), st.floats(0, 1e6), st.booleans()),
@@ -81,10 +82,12 @@ def test_refusals_are_rare_once_the_limit_is_known() -> None:
     ),
 )
 def test_whatever_is_heard_it_stays_within_its_bounds(
-    floor: int, above: int, heard: list[tuple[object, ...]]
+    floor: int, above: int, good: int, heard: list[tuple[object, ...]]
 ) -> None:
+    """After `good` measurements in a row, each of which is a reason to go up."""
     limiter = AdaptiveLimit(floor=floor, ceiling=floor + above, slowdown=1.3)
-    for number, one in enumerate(heard):
+    up: tuple[object, ...] = (500, 50_000, 500.0, True)
+    for number, one in enumerate([up] * good + heard):
         now = number * REPORT_S
         match one:
             case (int() as in_flight, bool() as first):
