@@ -60,6 +60,7 @@ async def test_a_run_goes_on_after_a_power_cut_and_what_it_said_stays(tmp_path: 
         busy = recording.busy_places()
         ending = [place for place in busy if place > said]
         places = [*chance.choices(busy, k=PLACES), *chance.choices(ending, k=PLACES)]
+        places.append(said + 1)  # when it has just said so: what comes next may sync the same
         started = set(chance.sample(places, k=STARTS))
         player = recording.player()
         for place in sorted(places):
