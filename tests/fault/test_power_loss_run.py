@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ LINES: Final = 100
 PLACES: Final = 12  # while it runs, and as many while it ends
 STARTS: Final = 2
 SAID: Final = b"lines succeeded"
+REFUSED: Final = line_id(LINES // 2)
 SCRIPT: Final = Script(answer=Answer(latency_s=0.005, latency_max_s=0.03))
 
 OUTPUT: Final = "out.jsonl"
@@ -40,22 +42,29 @@ def words(disk: Path, backend: BackendControl) -> list[str]:
     return ["run", *map(str, [disk.parent / "in.jsonl", *options])]
 
 
+# Without an error line the error file is made and removed, and with that the folder synced again.
 @pytest.mark.timeout(180)  # a few seconds, unless the machine is very busy
-async def test_a_run_goes_on_after_a_power_cut_and_what_it_said_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refused", [(), (REFUSED,)], ids=["no error line", "one error line"])
+async def test_a_run_goes_on_after_a_power_cut_and_what_it_said_stays(
+    tmp_path: Path, refused: tuple[str, ...]
+) -> None:
+    script = replace(SCRIPT, by_id={name: (Answer(status=422),) for name in refused})
+    files = {OUTPUT, ERRORS} if refused else {OUTPUT}
     chance = random.Random(SEED)  # noqa: S311  # moments, not secrets
     (tmp_path / "in.jsonl").write_bytes(make_lines(LINES))
     disk, trace = tmp_path / "disk", tmp_path / "trace"
     disk.mkdir()
-    async with backend_process(SCRIPT) as backend:
+    async with backend_process(script) as backend:
         program = [*under_strace(trace), *command.MODULE, *words(disk, backend)]
-        subprocess.run(program, check=True, capture_output=True, timeout=30)
+        ran = subprocess.run(program, check=False, capture_output=True, timeout=30)
+        assert ran.returncode == len(refused), ran.stderr
         wait_recorded(trace)
         recording = Recording.of([trace], disk)
         said = recording.place_of(SAID)
         player = recording.player()
         player.go_to(recording.end)
         ever = {path.name: content for path, content in player.files.ever().items()}
-        assert [str(path) for path in player.files.now()] == [OUTPUT]
+        assert {str(path) for path in player.files.now()} == files
 
         busy = recording.busy_places()
         ending = [place for place in busy if place > said]
@@ -70,22 +79,23 @@ async def test_a_run_goes_on_after_a_power_cut_and_what_it_said_stays(tmp_path: 
                 image.mkdir()
                 write_image(player.files.after_power_cut(survival, chance), image)
                 try:
-                    _look(image, ever, over=place > said)
+                    _look(image, ever, files, over=place > said)
                     if place in started and survival not in CORNERS:
                         started.discard(place)
-                        await _go_on(image, backend, over=place > said)
+                        await _go_on(image, backend, files, over=place > said)
                 except BaseException as exc:
                     exc.add_note(f"seed {SEED}, {survival} at {place} of {recording.end}")
                     raise
                 shutil.rmtree(image)
 
 
-def _look(disk: Path, ever: dict[str, bytes], *, over: bool) -> None:
+def _look(disk: Path, ever: dict[str, bytes], files: set[str], *, over: bool) -> None:
     """`over`: it has said that everything is done."""
     state = disk / STATE
     if over:
-        assert (disk / OUTPUT).read_bytes() == ever[OUTPUT], "another output than was announced"
-        assert not (disk / ERRORS).exists(), "an error file without an error"
+        there = {name: (disk / name).read_bytes() for name in files}
+        assert there == {name: ever[name] for name in files}, "other files than were announced"
+        assert (disk / ERRORS).exists() is (ERRORS in files), "an error file without an error"
         assert not state.exists() or (state / "batchline.sqlite3").exists(), (
             "half of a run would be taken for one that goes on"
         )
@@ -98,7 +108,7 @@ def _look(disk: Path, ever: dict[str, bytes], *, over: bool) -> None:
                 assert not over or statuses == [("completed",)]
 
 
-async def _go_on(disk: Path, backend: BackendControl, *, over: bool) -> None:
+async def _go_on(disk: Path, backend: BackendControl, files: set[str], *, over: bool) -> None:
     """The same command, once more."""
     before = (await backend.stats()).arrivals
     ran = await command.command(*words(disk, backend))
@@ -110,7 +120,8 @@ async def _go_on(disk: Path, backend: BackendControl, *, over: bool) -> None:
         assert "exists already" in ran.stderr
         there.discard(f"{STATE}.removed")
     else:
-        assert ran.returncode == 0, ran.stderr
-    results = [json.loads(line) for line in (disk / OUTPUT).read_bytes().splitlines()]
+        assert ran.returncode == len(files) - 1, ran.stderr
+    lines = [line for name in sorted(files) for line in (disk / name).read_bytes().splitlines()]
+    results = [json.loads(line) for line in lines]
     assert sorted(one["custom_id"] for one in results) == [line_id(n) for n in range(LINES)]
-    assert there == {OUTPUT}
+    assert there == files
