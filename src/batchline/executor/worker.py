@@ -485,7 +485,7 @@ class Worker:
     ) -> Awaitable[Answer]:
         """Send the line; what is given is to be awaited at once, and raises as `Transport.send`."""
         line.attempt += 1
-        headers = {"idempotency-key": line.idempotency_key if line.answers else line.line_id}
+        headers = {"idempotency-key": line.idempotency_key}
         callers = self._aborts.callers
         if callers and lane.backend in callers:
             body = callers[lane.backend].tag(line, body, headers)
