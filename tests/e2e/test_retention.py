@@ -96,7 +96,8 @@ def wait_until_not_found(client: openai.OpenAI, file_id: str) -> None:
 @pytest.mark.rule("F22")
 @pytest.mark.parametrize("how", ["expired", "deleted"])
 async def test_the_input_of_a_running_batch_outlives_its_file(tmp_path: Path, how: str) -> None:
-    lifetime_s = 1 if how == "expired" else DAYS_30
+    # Times are whole seconds: of one second, nothing may be left when the batch is checked.
+    lifetime_s = 3 if how == "expired" else DAYS_30
     settings = {"retention": {**SWEEP, "batch_file_s": lifetime_s}}
     content = make_lines(80)  # more than are in flight: the rest has to be read later
     async with backend_process(HOLD) as backend:
@@ -139,7 +140,7 @@ async def test_rows_and_bytes_agree_after_everything_that_can_happen(tmp_path: P
         "windows": ["24h", "2s"],
         "cancel": {"grace_s": 0.05},
         "expire": {"grace_s": 0.05},
-        "retention": {**SWEEP, "upload_s": 2},
+        "retention": {**SWEEP, "upload_s": 4},
         **REST,
     }
     content = make_lines(150)
