@@ -12,7 +12,7 @@ is slower in proportion, so the knee is about rate / (rate of one request when t
 where that cannot be, there is none, and the level before the last was good enough. From there on it
 tries small steps up and down, larger ones once two in a row were right, stays where neither is
 better, and looks again every few seconds. When the rate at an unchanged level falls, the level goes
-down at once by as much.
+down at once by as much, to a half at most; and back, unless that paid.
 """
 
 from __future__ import annotations
@@ -131,8 +131,7 @@ class Search:
         reference = self._reference
         if reference is None or not self._trying:
             if reference is not None and seen.rate * _SLOWER < reference.rate:
-                self._failures = self._successes = 0
-                self.go(round(seen.level * seen.rate / reference.rate))
+                self._test_a_fall(seen, round(seen.level * seen.rate / reference.rate))
                 return
             self._reference = seen
             if now >= self._hold_until:
@@ -155,6 +154,21 @@ class Search:
             self._step = _FINE_STEP
             self._up = True
             self._hold_until = now + _HOLD_S
+
+    def _test_a_fall(self, seen: _Seen, level: int) -> None:
+        """The rate has fallen: as many as still fit, if it is the capacity that has.
+
+        It may as well be that others of our lines run now, whose prompts are longer for as many
+        tokens; fewer then bring less. So it is a step like any other, and taken back when it does
+        not pay.
+        """
+        self._failures = self._successes = 0
+        self._reference = seen
+        self._up = False
+        self._trying = True
+        self._change(max(level, seen.level // 2))
+        if self.level == seen.level:
+            self._trying = False
 
     def _try(self, level: int) -> None:
         target = math.ceil(level * self._step) if self._up else math.floor(level / self._step)
