@@ -368,6 +368,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         min_in_flight=limits.floor,
         interactive_slowdown=limits.slowdown,
         priority=get("priority", int),
+        asks_places="max_in_flight" not in table,
     )
 
 

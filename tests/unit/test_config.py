@@ -139,7 +139,9 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
             connect_timeout_s=2.0,
             headers={"X-Team": "a", "Authorization": "Bearer sk-1"},
         ),
-        BackendSettings(name="127.0.0.1:8000", base_url="http://127.0.0.1:8000/v1"),
+        BackendSettings(
+            name="127.0.0.1:8000", base_url="http://127.0.0.1:8000/v1", asks_places=True
+        ),
     )
 
 

@@ -94,7 +94,7 @@ class Bytes(bytes):
 
     cut = 0
 
-    def __getitem__(self, key):  # type: ignore[no-untyped-def,override]  # as of bytes
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]  # as of bytes
         found = super().__getitem__(key)
         self.cut += 1 if isinstance(found, int) else len(found)
         return found

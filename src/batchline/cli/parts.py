@@ -11,10 +11,12 @@ from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
 from batchline.config import Settings
-from batchline.executor.catalogue import Catalogue
+from batchline.executor.catalogue import BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
+from batchline.executor.places import ANSWER_S, MOST_PAGE_BYTES, Places
+from batchline.executor.roots import at_root
 from batchline.executor.transport.choice import transport_for
 from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
@@ -54,6 +56,7 @@ class Parts:
     alarms: Alarms
     executor: LocalExecutor
     catalogue: Catalogue
+    places: Places
     scheduler: Scheduler
     runner: Runner
     disk: DiskGuard
@@ -82,6 +85,7 @@ class _Dispatch:
 
     executor: LocalExecutor
     catalogue: Catalogue
+    places: Places
     drains: Drains
 
 
@@ -139,17 +143,30 @@ def _dispatch(
         ),
         on_up=admission.note_up,
     )
+    at_roots = {
+        b.name: transport_for(at_root(b, answer_s=ANSWER_S, most_bytes=MOST_PAGE_BYTES))
+        for b in settings.backends
+        if b.asks_places
+    }
+    for transport in at_roots.values():
+        stack.push_async_callback(transport.close)
+    places = Places(settings.backends, transports=at_roots, heard=admission.set_places)
+
+    def looked(report: BackendReport) -> None:
+        health.looked(report)
+        places.looked(report)
+
     catalogue = Catalogue(
         settings.backends,
         transports=transports,
         aliases=settings.aliases,
         on_change=lambda _: on_room(),
-        on_look=health.looked,
+        on_look=looked,
         answers_lines=admission.has_answered_since,
     )
     drains = Drains(directory.drained, apply=admission.set_drained)
     drains.restore([backend.name for backend in settings.backends])
-    return _Dispatch(executor=executor, catalogue=catalogue, drains=drains)
+    return _Dispatch(executor=executor, catalogue=catalogue, places=places, drains=drains)
 
 
 def _services(
@@ -195,6 +212,7 @@ def _services(
         alarms=alarms,
         executor=dispatch.executor,
         catalogue=dispatch.catalogue,
+        places=dispatch.places,
         scheduler=scheduler,
         runner=runner,
         disk=disk,

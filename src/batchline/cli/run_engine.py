@@ -219,8 +219,10 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_S):
                     await parts.catalogue.refresh_all()
+                    await parts.places.ask()
             background = [
                 tasks.create_task(parts.catalogue.run()),
+                tasks.create_task(parts.places.run()),
                 tasks.create_task(parts.scheduler.run()),
                 tasks.create_task(parts.maintenance.run()),
                 tasks.create_task(parts.disk.run(parts.executor)),

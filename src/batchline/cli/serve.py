@@ -97,7 +97,11 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_S):
                     await parts.catalogue.refresh_all()
-            background = [tasks.create_task(parts.catalogue.run())]
+                    await parts.places.ask()
+            background = [
+                tasks.create_task(parts.catalogue.run()),
+                tasks.create_task(parts.places.run()),
+            ]
             await server.accepting.wait()
             directory.note_listening(settings.server.host, port)
             _say(parts, keys, settings, port)

@@ -38,6 +38,7 @@ class _Desk:
     circuit: Circuit
     pool: PermitPool
     rates: RateDesk
+    ceiling: int  # what was configured, or the engine's places where nothing was
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
     turn_until: float = 0.0  # with fewer permits than workers, others have them then
@@ -87,7 +88,7 @@ class Admission:
                 Standing(
                     name=name,
                     weight=desk.settings.weight,
-                    max_in_flight=desk.settings.max_in_flight,
+                    max_in_flight=desk.ceiling,
                     permits=permits,
                     in_flight=min(permits, in_flight.get(name, 0)),
                     gated=None if circuit.admitting else f"{circuit.outcome}: {circuit.reason}",
@@ -280,6 +281,25 @@ class Admission:
         desk.drained = drained
         self._rebalance(name, desk)
 
+    def set_places(self, name: str, places: int | None) -> None:
+        """The engine runs so many requests at once, and nobody said how many to send: so many.
+
+        None: it does not say (any more); then it is what it is by default.
+        """
+        desk = self._desks[name]
+        settings = desk.settings
+        ceiling = settings.max_in_flight if places is None else max(settings.min_in_flight, places)
+        if ceiling == desk.ceiling:
+            return
+        desk.ceiling = ceiling
+        telemetry.event("backend_places", backend=name, in_flight=ceiling)
+        if desk.steering is not None:
+            desk.steering.set_ceiling(ceiling, now=self._clock())
+            self._follow(name, desk, desk.steering)
+        else:
+            desk.pool.limit = ceiling
+            self._rebalance(name, desk)
+
     def note_down(self, name: str, reason: str, *, silent: bool) -> None:
         """Looks at the backend find nobody: no line need find that out.
 
@@ -324,6 +344,13 @@ def _desk_of(backend: BackendSettings, rates: RateDesk) -> _Desk:
     steering = steering_of(backend)
     if steering is None:
         fixed = FixedLimit(max_in_flight=backend.max_in_flight)
-        return _Desk(backend, Circuit(), PermitPool(fixed.limit()), rates)
-    pool = PermitPool(steering.limit)
-    return _Desk(backend, Circuit(), pool, rates, steering=steering, measure=steering.measure)
+        return _Desk(backend, Circuit(), PermitPool(fixed.limit()), rates, backend.max_in_flight)
+    return _Desk(
+        backend,
+        Circuit(),
+        PermitPool(steering.limit),
+        rates,
+        backend.max_in_flight,
+        steering=steering,
+        measure=steering.measure,
+    )

@@ -61,10 +61,12 @@ class BackendReport:
     connected: bool = True  # at the last look, whether or not it answered
     silent: bool = False  # it did not, at all
     by_proxy: bool = False  # it did not, and a proxy did in its place
+    owners: Sequence[str] = ()  # of its models, as it says: engines are told by that
 
 
 class _Model(msgspec.Struct):
     id: str
+    owned_by: object = None  # a text, or whatever
 
 
 class _ModelList(msgspec.Struct):
@@ -82,6 +84,7 @@ class Listing:
     """
 
     models: Sequence[str] | None = None
+    owners: Sequence[str] = ()
     trouble: str | None = None
     key_refused: bool = False
 
@@ -98,7 +101,8 @@ def read_listing(answer: Answer) -> Listing:
         return Listing(trouble="lists its models in a form that is not OpenAI's")
     if not models:
         return Listing(models=(), trouble="has no models")
-    return Listing(models=tuple(dict.fromkeys(model.id for model in models)))
+    owners = dict.fromkeys(one.owned_by for one in models if isinstance(one.owned_by, str))
+    return Listing(models=tuple(dict.fromkeys(model.id for model in models)), owners=tuple(owners))
 
 
 def after_answer(
@@ -119,6 +123,7 @@ def after_answer(
         connected=True,
         silent=False,
         by_proxy=False,
+        owners=listing.owners,
     )
 
 

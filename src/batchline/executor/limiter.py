@@ -145,6 +145,12 @@ class AdaptiveLimit:
         """Whether the first, fast part of the search is over."""
         return not self._search.ramp
 
+    def set_ceiling(self, now: float, ceiling: int) -> None:
+        """No more than that from now on, however many may be of use."""
+        before = self.measure
+        self._ceiling = max(self._floor, ceiling)
+        self._follow(now, before)
+
     # -- what is heard ---------------------------------------------------------------------
 
     def report(

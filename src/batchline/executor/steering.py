@@ -96,6 +96,10 @@ class Steering:
     def is_settled(self) -> bool:
         return self._limiter.is_settled
 
+    def set_ceiling(self, ceiling: int, *, now: float) -> None:
+        """The most that there may be has changed."""
+        self._limiter.set_ceiling(now, ceiling)
+
     def report(self, worker: str, message: m.LaneReport, *, now: float, order: int) -> None:
         """A worker's word; `order` is the number of the newest that it was given."""
         heard = self._heard.setdefault(worker, _Heard())
