@@ -13,6 +13,7 @@ from bench.engines import (
     KEPT_BACK,
     SECOND_KEPT_BACK,
     SHAPES,
+    THIRD_KEPT_BACK,
     EngineShape,
     Fixed,
     best_fixed,
@@ -24,7 +25,7 @@ from bench.steered import Play
 
 FOUND_BY_S: Final = 30.0
 WITHIN: Final = 0.20
-TUNED_ON: Final = (*SHAPES, *FIRST_KEPT_BACK, *SECOND_KEPT_BACK)
+TUNED_ON: Final = (*SHAPES, *FIRST_KEPT_BACK, *SECOND_KEPT_BACK, *THIRD_KEPT_BACK)
 SEEDS: Final = (1, 2, 3)
 _STRETCH_S: Final = (
     10.0  # over which a limit is looked at: steps up and down are tried all the time
