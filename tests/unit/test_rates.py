@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchline.executor.rates import FULL, SHARE, Kind, Rates, Told, Want
@@ -296,6 +296,13 @@ HEARD = st.one_of(
 )
 
 
+@example([(0.0, ("correct", 1e6)), (0.0, ("told", Told(remaining=0.0, limit=60.0), 0.0))])
+@example(
+    [
+        (0.0, ("correct", 1e6)),
+        (0.0, ("told", Told(remaining=600.0, limit=60.0, reset_s=60.0), 0.0)),
+    ]
+)
 @settings(derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.005, 1.0, 61.0, 4e3]), HEARD), max_size=40))
 def test_after_any_nonsense_a_line_goes_in_the_end(
