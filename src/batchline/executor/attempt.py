@@ -16,7 +16,6 @@ from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.contract import Answer
 from batchline.executor.lane import Lane
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
-from batchline.executor.requests import request_of
 from batchline.executor.settling import Settling
 from batchline.executor.shard_run import Line, ShardRun
 from batchline.executor.shards import Shards
@@ -60,7 +59,7 @@ class Attempts:
         run = line.run
         if run.work.announced:
             await self._announce(line)
-        request = request_of(line)
+        request = run.requests.read(line.index)
         if request is None:
             return UNREADABLE
         body, pieces = request.body, None

@@ -23,7 +23,6 @@ from batchline.executor.circuit import trial_again_s
 from batchline.executor.failover import Failover
 from batchline.executor.lane import Lane
 from batchline.executor.proxies import Proxies
-from batchline.executor.requests import request_of
 from batchline.executor.shard_run import FENCED, OPEN, Line, ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, FAULT, Ended
@@ -165,7 +164,7 @@ class Settling:
 
     def settle_unsent(self, line: Line, failure: Failure) -> None:
         """Settle a line with `failure` that is not sent."""
-        request = request_of(line)
+        request = line.run.requests.read(line.index)
         if request is None:
             line.run.in_flight.discard(line)
             self._shards.unreadable(line.run)

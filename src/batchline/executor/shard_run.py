@@ -18,7 +18,7 @@ from batchline.domain import bitmap, partials, plan
 from batchline.domain.ids import BatchId, line_id_prefix
 from batchline.domain.model import Usage, total_usage
 from batchline.executor.contract import Ends, ShardWork
-from batchline.executor.read_ahead import ReadAhead
+from batchline.executor.requests import Requests
 from batchline.executor.spread import Spread
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class ShardRun:
 
     work: ShardWork
     input_fd: int
-    input: ReadAhead
+    requests: Requests
     entries: bytes  # this shard's part of the plan
     path: str  # of the API, below the transport's base URL
     line_id_prefix: str
@@ -167,7 +167,7 @@ class ShardRun:
         return cls(
             work=work,
             input_fd=input_fd,
-            input=ReadAhead(input_fd),
+            requests=Requests(input_fd, entries, send_as=work.send_as),
             entries=entries,
             path=work.endpoint.removeprefix(_API_PREFIX),
             line_id_prefix=line_id_prefix(shard.key.batch_id),
