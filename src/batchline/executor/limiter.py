@@ -116,6 +116,7 @@ class AdaptiveLimit:
         self._ceiling = ceiling
         self._search = Search(least=floor, most=ceiling)
         self._neighbours = Neighbours(slowdown)
+        self._makes_way = slowdown > 0
         self._roof = Roof()
         self._limit = self._search.level
         self._answers = 0
@@ -291,6 +292,7 @@ class AdaptiveLimit:
             # A page counts tokens only, an answer's latency has its prompt and its queue in it too.
             self._by_page = by_page
             self._search.compare_no_more()
+        self._search.yields = self._makes_way and not by_page  # the page tells of others
         self._search.seen(now, in_hand=in_hand, rate=rate)
 
     def _are_enough(self) -> bool:
