@@ -84,7 +84,7 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     async with engine(Habits(tells_places=True, places=3)) as one:
         backend = BackendSettings(name="a", base_url=f"{one.url}/v1", asks_places=True)
-        transport = transport_for(at_root(backend, answer_s=5.0, most_bytes=1_000))
+        transport = transport_for(at_root(backend, answer_s=30.0, most_bytes=1_000))
         now = [0.0]
         told: list[int | None] = []
         places = Places(
@@ -92,6 +92,7 @@ async def desk() -> AsyncIterator[Desk]:
             transports={"a": transport},
             heard=lambda _, places: told.append(places),
             clock=lambda: now[0],
+            answer_s=30.0,
         )
         yield Desk(places, one, now, told)
         await transport.close()

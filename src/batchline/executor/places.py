@@ -57,11 +57,13 @@ class Places:
         transports: Mapping[str, Transport],
         heard: Callable[[str, int | None], None],
         clock: Callable[[], float] = time.monotonic,
+        answer_s: float = ANSWER_S,
     ) -> None:
         self._names = {backend.name for backend in backends if backend.asks_places}
         self._transports = transports
         self._heard = heard
         self._clock = clock
+        self._answer_s = answer_s
         self._asked_at: dict[str, float] = {}  # of these it is known
         self._told: set[str] = set()  # that have some
         self._due: set[str] = set()
@@ -96,7 +98,7 @@ class Places:
 
     async def _ask(self, name: str) -> None:
         try:
-            answer = await self._transports[name].get_json(PROPS, timeout_s=ANSWER_S)
+            answer = await self._transports[name].get_json(PROPS, timeout_s=self._answer_s)
         except UpstreamError:
             return
         if answer.status == 200:
