@@ -8,6 +8,7 @@ from statistics import median
 from typing import Final
 
 from batchline import telemetry
+from bench import limiter_turns
 from bench.engines import (
     FIRST_KEPT_BACK,
     KEPT_BACK,
@@ -142,7 +143,10 @@ def measure(rig: Rig) -> Measurement:
             )
     rig.say(f"{len(rows)} parts, virtual time; no process of Batchline takes part")
     return Measurement(
-        tables=[Table("The limit in the second half of each part; the worst of three runs", rows)],
+        tables=[
+            Table("The limit in the second half of each part; the worst of three runs", rows),
+            *([limiter_turns.table(SEEDS)] if whole else []),
+        ],
         floors=[
             Floor(
                 "adaptive limit, seconds until it is near the best (slowest of those tuned on)",

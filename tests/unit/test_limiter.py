@@ -15,6 +15,7 @@ from batchline.executor.limiter import AdaptiveLimit, FixedLimit, Look
 from batchline.executor.search import FIRST
 from bench.engines import KEPT_BACK, Engine, EngineShape, steady_rate
 from bench.limiter import FOUND_BY_S, TUNED_ON, WITHIN, found, parts_of, played
+from bench.limiter_turns import by_turns
 from bench.steered import Play
 
 REPORT_S = 0.25
@@ -271,20 +272,8 @@ def test_looks_that_differ_much_are_waited_for_longer() -> None:
 
 def test_two_batches_of_different_kinds_that_take_turns_do_not_take_the_limit_down() -> None:
     """By the rate alone, that of lines with long prompts is of an engine with less capacity."""
-
-    def rate(*, fixed: bool) -> float:
-        shape = EngineShape(name="", knee=64, read_s=0.005, page_age_s=0.0)
-        play = Play(shape=shape, tokens=5.0, fixed=fixed, ceiling=64 if fixed else 1024)
-
-        def turn() -> None:
-            play.tokens = 305.0 - (play.tokens or 0.0)
-            play.later(10.0, turn)
-
-        play.later(10.0, turn)
-        play.run(180.0)
-        return play.rate(30.0, 180.0)
-
-    assert rate(fixed=False) > 0.75 * rate(fixed=True)
+    best = by_turns(every_s=10.0, page=False, fixed=True)
+    assert by_turns(every_s=10.0, page=True) > 0.7 * best
 
 
 def test_a_fixed_limit_is_what_was_configured() -> None:
