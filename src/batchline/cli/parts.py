@@ -28,6 +28,7 @@ from batchline.service.jobs import Jobs
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.progress import ProgressReader
+from batchline.service.project_weights import ProjectWeights
 from batchline.service.range_check import RangeCheck
 from batchline.service.repair import Repair
 from batchline.service.results import Results
@@ -163,6 +164,7 @@ def _services(
     """The use cases, on everything beneath them."""
     store, blobs, disk = storage.store, storage.blobs, storage.disk
     alarms = Alarms()
+    weights = ProjectWeights(store, {name: one.weight for name, one in settings.projects.items()})
     planner = Planner(
         store=store,
         blobs=blobs,
@@ -173,8 +175,11 @@ def _services(
         has_room=lambda: disk.has_room,
         tries=Tries(directory.validating),
         alarms=alarms,
+        weights=weights,
     )
-    runner = _runner(settings, storage, jobs, dispatch.executor, scheduler, planner, alarms)
+    runner = _runner(
+        settings, storage, jobs, dispatch.executor, scheduler, planner, alarms, weights
+    )
     files = Files(
         store,
         blobs,
@@ -233,6 +238,7 @@ def _runner(
     scheduler: Scheduler,
     planner: Planner,
     alarms: Alarms,
+    weights: ProjectWeights,
 ) -> Runner:
     """Who drives batches from their validation to their end."""
     store, blobs = storage.store, storage.blobs
@@ -243,11 +249,15 @@ def _runner(
         planner,
         Repair(
             store=store,
-            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
+            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs, weights=weights),
             alarms=alarms,
         ),
         Finalizer(
-            store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
+            store=store,
+            blobs=blobs,
+            jobs=jobs,
+            output_lifetime_s=settings.retention.output_s,
+            weights=weights,
         ),
         settings=_stop_settings(settings),
     )
