@@ -24,6 +24,7 @@ from bench import (
     dispatch,
     finalize,
     interactive,
+    job_queue,
     limiter,
     listing,
     memory,
@@ -66,6 +67,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "stragglers": stragglers.measure,
         "progress": progress.measure,
         "scheduling": scheduling.measure,
+        "queue": job_queue.measure,
         "routing": routing.measure,
     }
 )
