@@ -113,7 +113,7 @@ def committed(engine: Engine, batch: Batch, segment: Path, ranges: int) -> None:
     with engine.begin() as connection:
         connection.execute(
             insert(segment_commit),
-            [{**row, "start": at, "stop": at + 1} for at in range(ranges)],
+            [{**row, "start": at, "stop": at + 1, "begin": at} for at in range(ranges)],
         )
 
 

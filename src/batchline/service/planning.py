@@ -191,7 +191,7 @@ class Planner:
 
     async def _input_of(self, project_id: ProjectId, file_id: FileId, endpoint: str) -> BatchInput:
         file = await self.store.get_file(project_id, file_id, now=int(self.clock()))
-        ranges = () if file is None else await self.store.file_ranges(file.id)
+        ranges = () if file is None else await self.store.file_ranges(file.id, most=2)
         whole = None
         # One whole blob, as every upload is; `Store.create_batch` takes no other.
         if file is not None and [(one.start, one.stop) for one in ranges] == [(0, file.bytes)]:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, sel
 from batchline.domain.errors import NotFound
 from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import Blob, BlobRange, File, Page
-from batchline.store import references, rows
+from batchline.store import places, references, rows
 from batchline.store.tables import file, file_range
 
 
@@ -32,6 +32,7 @@ def create(connection: Connection, new: File, blob: Blob) -> None:
             "start": 0,
             "stop": blob.bytes,
             "crc": blob.crc,
+            "begin": 0,
         },
     )
 
@@ -117,11 +118,11 @@ def _let_go(connection: Connection, file_ids: Sequence[FileId]) -> None:
     references.drop_held_by(connection, file_ids)
 
 
-def ranges(connection: Connection, file_id: FileId) -> list[BlobRange]:
-    query = (
-        select(file_range)
-        .join(file, file.c.sequence == file_range.c.file_sequence)
-        .where(file.c.id == file_id)
-        .order_by(file_range.c.position)
-    )
-    return [rows.range_of(row) for row in connection.execute(query).mappings()]
+def ranges(
+    connection: Connection, file_id: FileId, *, start: int, stop: int | None, most: int | None
+) -> list[BlobRange]:
+    """See `Store.file_ranges`."""
+    of_file = select(file.c.sequence).where(file.c.id == file_id).scalar_subquery()
+    query = select(*places.columns_of(file_range)).where(file_range.c.file_sequence == of_file)
+    narrowed = places.within(query, start=start, stop=stop, most=most)
+    return places.cut(connection.execute(narrowed).mappings(), start=start, stop=stop)
