@@ -104,6 +104,13 @@ async def jobs(children: Path) -> AsyncIterator[Jobs]:
     await jobs.close()
 
 
+@pytest.fixture
+async def one_child(children: Path) -> AsyncIterator[Jobs]:
+    jobs = Jobs(children, max_children=1)
+    yield jobs
+    await jobs.close()
+
+
 def recorded(children: Path) -> set[int]:
     """The process ids of the children that are on record."""
     return {int(path.name) for path in children.iterdir() if path.name.isdigit()}
@@ -362,8 +369,8 @@ async def test_a_small_job_runs_beside_large_ones_in_a_child_of_its_own(
     await asyncio.gather(*running, return_exceptions=True)
 
 
-async def test_projects_take_turns_and_not_jobs(children: Path) -> None:
-    jobs = Jobs(children, max_children=1)
+async def test_projects_take_turns_and_not_jobs(one_child: Jobs, children: Path) -> None:
+    jobs = one_child
     order: list[str] = []
 
     async def one(project: str) -> None:
@@ -373,13 +380,12 @@ async def test_projects_take_turns_and_not_jobs(children: Path) -> None:
 
     with anyio.fail_after(LIMIT_S):
         await asyncio.gather(*[one("many") for _ in range(4)], one("other"))
-        assert order == ["many", "other", "many", "many", "many"]
-        assert len(recorded(children)) == 1
-    await jobs.close()
+    assert order == ["many", "other", "many", "many", "many"]
+    assert len(recorded(children)) == 1
 
 
-async def test_whoever_gives_up_waiting_leaves_no_place_taken(children: Path) -> None:
-    jobs = Jobs(children, max_children=1)
+async def test_whoever_gives_up_waiting_leaves_no_place_taken(one_child: Jobs) -> None:
+    jobs = one_child
     with anyio.fail_after(LIMIT_S):
         running = [asyncio.create_task(jobs.run(lines.custom_id_of, b"")) for _ in range(6)]
         await asyncio.sleep(0)  # one turn of the loop: the first begins, the others wait
@@ -390,7 +396,6 @@ async def test_whoever_gives_up_waiting_leaves_no_place_taken(children: Path) ->
         ended = await asyncio.gather(*running, return_exceptions=True)
         assert [isinstance(one, asyncio.CancelledError) for one in ended] == [True] * 5 + [False]
         assert await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}') == "a"
-    await jobs.close()
 
 
 async def test_two_children_are_kept_while_jobs_wait_and_one_when_none_does(

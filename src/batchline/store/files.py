@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from batchline.domain.errors import NotFound
 from batchline.domain.ids import FileId, ProjectId
@@ -13,7 +25,7 @@ from batchline.store import places, references, rows
 from batchline.store.tables import file, file_range
 
 
-def is_visible(now: int) -> ColumnElement[bool]:
+def is_visible(now: int | BindParameter[int]) -> ColumnElement[bool]:
     """Neither deleted nor, by the clock, expired; whether a sweep has been there or not."""
     return and_(
         file.c.deleted_at.is_(None), or_(file.c.expires_at.is_(None), file.c.expires_at > now)
@@ -122,7 +134,14 @@ def ranges(
     connection: Connection, file_id: FileId, *, start: int, stop: int | None, most: int | None
 ) -> list[BlobRange]:
     """See `Store.file_ranges`."""
-    of_file = select(file.c.sequence).where(file.c.id == file_id).scalar_subquery()
-    query = select(*places.columns_of(file_range)).where(file_range.c.file_sequence == of_file)
-    narrowed = places.within(query, start=start, stop=stop, most=most)
-    return places.cut(connection.execute(narrowed).mappings(), start=start, stop=stop)
+    values = {"of_file": file_id, **places.values(start=start, stop=stop, most=most)}
+    found = connection.execute(_RANGES, values).mappings()
+    return places.cut(found, start=start, stop=stop)
+
+
+_RANGES: Final = places.within(
+    select(*places.columns_of(file_range)).where(
+        file_range.c.file_sequence
+        == select(file.c.sequence).where(file.c.id == bindparam("of_file")).scalar_subquery()
+    )
+)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Column, RowMapping, Select, Table, func
+from sqlalchemy import Column, RowMapping, Select, Table, bindparam, func
 
 from batchline.domain.model import BlobRange
 from batchline.store import rows
+
+_ALL: Final = 2**62
 
 
 def columns_of(table: Table) -> list[Column[Any]]:
@@ -17,18 +19,27 @@ def columns_of(table: Table) -> list[Column[Any]]:
     return [table.c[name] for name in ("begin", "blob_name", "start", "stop", "crc")]
 
 
-def within(query: Select[Any], *, start: int, stop: int | None, most: int | None) -> Select[Any]:
-    """Narrow a query of one file's ranges to the first `most` of those that hold bytes from
-    `start` to `stop`, in order."""
+def within(query: Select[Any]) -> Select[Any]:
+    """Narrow a query of one file's ranges to the first of those that hold bytes of a part of it,
+    in order; which part, and how many, is said by `values` when it is executed."""
     begin = query.selected_columns.begin
-    if start:
-        # The range that has byte `start` is the last one that begins before it or there.
-        last = query.with_only_columns(func.max(begin)).where(begin <= start)
-        query = query.where(begin >= last.correlate(None).scalar_subquery())
-    if stop is not None:
-        query = query.where(begin < stop)
-    query = query.order_by(begin)
-    return query if most is None else query.limit(most)
+    # The range that has the part's first byte is the last one that begins before it or there.
+    last = query.with_only_columns(func.coalesce(func.max(begin), 0))
+    last = last.where(begin <= bindparam("first_byte")).correlate(None)
+    return (
+        query.where(begin >= last.scalar_subquery(), begin < bindparam("end_byte"))
+        .order_by(begin)
+        .limit(bindparam("most_ranges"))
+    )
+
+
+def values(*, start: int, stop: int | None, most: int | None) -> dict[str, Any]:
+    """Of the parameters of `within`: bytes `start` to `stop`, and of their ranges so many."""
+    return {
+        "first_byte": start,
+        "end_byte": _ALL if stop is None else stop,
+        "most_ranges": _ALL if most is None else most,
+    }
 
 
 def cut(found: Iterable[RowMapping], *, start: int, stop: int | None) -> list[BlobRange]:
@@ -44,10 +55,9 @@ def cut(found: Iterable[RowMapping], *, start: int, stop: int | None) -> list[Bl
         if row["begin"] > at or (end <= at and start):
             break
         lead, trail = at - row["begin"], 0 if stop is None else max(0, end - stop)
-        ranges.append(
-            replace(part, start=part.start + lead, stop=part.stop - trail, lead=lead, trail=trail)
-            if lead or trail
-            else part
-        )
+        if lead or trail:
+            first, last = part.start + lead, part.stop - trail
+            part = replace(part, start=first, stop=last, lead=lead, trail=trail)
+        ranges.append(part)
         at = end
     return ranges

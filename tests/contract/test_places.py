@@ -1,0 +1,482 @@
+"""Parts of files by their places: right, at the cost of what is asked, in bounded memory.
+
+A file of a slow backend's batch of ten million lines has half a million ranges.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final, cast
+
+import google_crc32c
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, event, insert, select, text
+
+from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StoreUnavailable
+from batchline.domain.ids import DEFAULT_PROJECT, BlobName, FileId
+from batchline.domain.lifecycle import BatchEvent
+from batchline.domain.model import Batch, BlobRange
+from batchline.service import manifest
+from batchline.service.alarms import Alarms
+from batchline.service.batches import Batches, BatchRunner
+from batchline.service.files import FileLimits, Files
+from batchline.service.results import Results
+from batchline.store import files as file_rows
+from batchline.store import outputs
+from batchline.store.blobs import LocalBlobs
+from batchline.store.database import Database
+from batchline.store.engine import open_engine
+from batchline.store.tables import batch as batch_table
+from batchline.store.tables import segment_commit
+from tests.contract.store_rows import (
+    NOW,
+    Segment,
+    claimed,
+    commits,
+    finalized,
+    moved,
+    settling,
+    started,
+)
+from tests.support.allocated import allocated
+
+FEW, MANY = 1_000, 4_000
+CHUNK = 1_000
+
+
+async def several_commits(store: Database, seed: int) -> tuple[Batch, bytes, dict[BlobName, bytes]]:
+    """A batch, its output so far, and the bytes of its segments. Lines are 50 bytes each."""
+    chance = random.Random(seed)  # noqa: S311  # sizes, not secrets
+    batch, segments = await started(store, shards=6), [Segment(), Segment()]
+    stored = {segment.name: b"" for segment in segments}
+    output = b""
+    for number in range(6):
+        free = list(range(10))
+        while len(free) > 2:
+            some = [free.pop() for _ in range(chance.randint(1, 3)) if free]
+            segment = chance.choice(segments)
+            one = settling(
+                await claimed(store, batch, number),
+                finished=some[1:],
+                failed=some[:1],
+                segment=segment,
+            )
+            for part in (one.output, one.errors):
+                if part is not None:
+                    data = chance.randbytes(part.stop - part.start)
+                    stored[part.blob] += data
+                    output += data if part is one.output else b""
+            assert await commits(store, one) == [True]
+    return batch, output, stored
+
+
+def bytes_of(ranges: Sequence[BlobRange], stored: dict[BlobName, bytes]) -> bytes:
+    for part in ranges:
+        whole = replace(part, start=part.start - part.lead, stop=part.stop + part.trail)
+        assert 0 <= whole.start < whole.stop <= len(stored[part.blob])
+        assert part.start < part.stop
+    return b"".join(stored[part.blob][part.start : part.stop] for part in ranges)
+
+
+async def test_any_part_of_an_output_is_its_bytes_before_and_after_the_end(
+    store: Database,
+) -> None:
+    batch, output, stored = await several_commits(store, 1)
+    chance = random.Random(2)  # noqa: S311
+    output_file: FileId | None = None
+    for _ in range(2):
+        whole = await store.output_end(batch.id, after=0, limit=10**15, repairs=0, now=NOW + 5)
+        assert whole == len(output)
+        for _ in range(25):
+            start, stop = sorted(chance.sample(range(len(output) + 1), 2))
+            most = chance.choice([1, 2, 5, 100])
+            ranges = await store.committed_output(
+                batch.id, start=start, stop=stop, most=most, repairs=0, now=NOW + 5
+            )
+            assert 1 <= len(ranges) <= most
+            found = bytes_of(ranges, stored)
+            assert output[start:stop].startswith(found)
+            assert most < 100 or found == output[start:stop]
+            if output_file is not None:
+                assert ranges == await store.file_ranges(
+                    output_file, start=start, stop=stop, most=most
+                )
+        if output_file is None:
+            ended = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+            output_file = ended.output_file_id
+            assert output_file is not None
+            assert bytes_of(await store.file_ranges(output_file), stored) == output
+
+
+async def test_what_is_left_closes_up_when_damaged_results_are_taken_out(store: Database) -> None:
+    batch, output, stored = await several_commits(store, 3)
+    every = await store.committed_ranges(batch.id, after=0, limit=1_000)
+    damaged = every[2::4]
+    gone = {(one.part.blob, one.part.start) for one in damaged}
+    before = await store.committed_output(
+        batch.id, start=0, stop=len(output), most=1_000, repairs=0, now=NOW
+    )
+    left = bytes_of([one for one in before if (one.blob, one.start) not in gone], stored)
+    assert 0 < len(left) < len(output)
+    stopped = await moved(store, batch, BatchEvent.CANCEL_REQUESTED)
+    after = await store.unsettle_ranges(
+        batch.id,
+        [one.sequence for one in damaged],
+        from_status=stopped.status,
+        stopping=stopped.stopping,
+        now=NOW + 4,
+    )
+    assert after is not None
+    end = await store.output_end(batch.id, after=0, limit=10**15, repairs=1, now=NOW)
+    assert end == len(left)
+    for start in (0, 60, len(left) - 30):
+        ranges = await store.committed_output(
+            batch.id, start=start, stop=len(left), most=1_000, repairs=1, now=NOW
+        )
+        assert bytes_of(ranges, stored) == left[start:]
+    # Places from before the repair mean nothing any more.
+    assert await store.output_end(batch.id, after=60, limit=9, repairs=0, now=NOW) is None
+    assert not await store.committed_output(batch.id, start=60, stop=90, most=9, repairs=0, now=NOW)
+    ended = await finalized(store, after)
+    assert ended.output_file_id is not None
+    assert bytes_of(await store.file_ranges(ended.output_file_id), stored) == left
+    assert ended.error_file_id is not None
+    errors = await store.file_ranges(ended.error_file_id, start=1)
+    assert sum(one.stop - one.start for one in errors) % 20 == 19
+
+
+# -- cost ------------------------------------------------------------------------------------------
+
+
+async def with_ranges(
+    store: Database, engine: Engine, blobs: LocalBlobs, ranges: int
+) -> tuple[Batch, bytes]:
+    """A batch with so many committed ranges of two bytes, which are in its segment."""
+    batch, segment = await started(store), Segment()
+    shard = await claimed(store, batch)
+    one = settling(shard, finished=[0], segment=segment)
+    assert await commits(store, one) == [True]  # so that the segment is known and held
+    content = os.urandom(ranges) + b"\n" * ranges
+    content = b"".join(bytes([content[at] % 9 + 48, 10]) for at in range(ranges))
+    blobs.path(segment.name).write_bytes(content)
+    row = {"batch_sequence": batch.sequence, "kind": "output", "blob_name": segment.name}
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM segment_commit"))
+        connection.execute(
+            insert(segment_commit),
+            [
+                {
+                    **row,
+                    "start": at,
+                    "stop": at + 2,
+                    "begin": at,
+                    "crc": google_crc32c.value(content[at : at + 2]),
+                }
+                for at in range(0, 2 * ranges, 2)
+            ],
+        )
+        connection.execute(batch_table.update().values(output_bytes=2 * ranges))
+    return batch, content
+
+
+async def test_a_page_costs_what_it_gives_wherever_it_is_and_however_many_there_are(
+    store: Database, engine: Engine, blobs: LocalBlobs
+) -> None:
+    """SQLite counts its own steps."""
+    if engine.dialect.name != "sqlite":
+        pytest.skip("it counts nothing")
+    steps = 0
+
+    @event.listens_for(engine, "connect")
+    def count(connection: sqlite3.Connection, _: object) -> None:
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+
+        connection.set_progress_handler(step, 10)
+
+    def of_a_page(batch: Batch, file_id: FileId | None, start: int) -> int:
+        nonlocal steps
+        steps = 0
+        with engine.begin() as connection:
+            end = outputs.end(connection, batch.id, after=start, limit=40, repairs=0, now=NOW)
+            assert end == start + 40
+            page = outputs.committed(
+                connection, batch.id, start=start, stop=end, most=256, repairs=0, now=NOW
+            )
+            assert len(page) == 20
+            if file_id is not None:
+                page = file_rows.ranges(connection, file_id, start=start, stop=None, most=20)
+                assert len(page) == 20
+        return steps
+
+    engine.dispose()  # so that it connects anew
+    for ends in (False, True):
+        costs = []
+        for ranges in (50, 4_000):
+            batch, _ = await with_ranges(store, engine, blobs, ranges)
+            file_id = None
+            if ends:
+                ended = await finalized(
+                    store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED)
+                )
+                file_id = ended.output_file_id
+                assert file_id is not None
+            costs += [of_a_page(batch, file_id, start) for start in (0, ranges, 2 * ranges - 40)]
+        assert costs[0] > 10
+        assert max(costs) < 2 * min(costs)
+
+
+def files_on(store: Database, blobs: LocalBlobs, **more: Any) -> Files:
+    limits = FileLimits(download_chunk_bytes=CHUNK)
+    return Files(store, blobs, clock=lambda: NOW + 4, limits=limits, **more)
+
+
+def results_on(store: Database, blobs: LocalBlobs) -> Results:
+    batches = Batches(store, cast("BatchRunner", None), clock=lambda: NOW + 4)
+    return Results(store=store, blobs=blobs, batches=batches, clock=lambda: NOW + 4)
+
+
+Opened = tuple[int, AsyncGenerator[bytes, None]]
+
+
+async def download(store: Database, blobs: LocalBlobs, batch: Batch) -> Opened:
+    loaded = await store.load_batch(batch.id)
+    if loaded.output_file_id is None:
+        loaded = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+    assert loaded.output_file_id is not None
+    file, chunks = await files_on(store, blobs).content(DEFAULT_PROJECT, loaded.output_file_id)
+    return file.bytes, chunks
+
+
+async def results(store: Database, blobs: LocalBlobs, batch: Batch) -> Opened:
+    found = await results_on(store, blobs).read(DEFAULT_PROJECT, batch.id, after=0, limit=10**15)
+    return found.size, found.chunks
+
+
+ways = pytest.mark.parametrize("way", [download, results])
+
+
+@ways
+async def test_a_range_costs_no_memory_while_it_is_read(
+    store: Database,
+    engine: Engine,
+    blobs: LocalBlobs,
+    way: Callable[[Database, LocalBlobs, Batch], Any],
+) -> None:
+    async def peak(ranges: int) -> int:
+        batch, content = await with_ranges(store, engine, blobs, ranges)
+        with allocated() as found:
+            size, chunks = await way(store, blobs, batch)
+            assert size == len(content)
+            crc = 0
+            async for chunk in chunks:
+                assert len(chunk) <= CHUNK
+                crc = google_crc32c.extend(crc, chunk)
+        assert crc == google_crc32c.value(content)
+        return found.peak
+
+    await peak(FEW)  # what the first of all costs
+    few, many = await peak(FEW), await peak(MANY)
+    # As a list of ranges it was 250 bytes each.
+    assert (many - few) / (MANY - FEW) < 20
+
+
+# -- what happens meanwhile ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "PAGE", 10)
+    monkeypatch.setattr(manifest, "RETRY_S", 0.001)
+
+
+@pytest.mark.usefixtures("small_pages")
+@ways
+async def test_a_batch_may_end_while_its_results_are_read_and_the_store_be_away_for_a_while(
+    store: Database,
+    engine: Engine,
+    blobs: LocalBlobs,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[Database, LocalBlobs, Batch], Any],
+) -> None:
+    batch, content = await with_ranges(store, engine, blobs, 40)
+    _, chunks = await way(store, blobs, batch)
+    async with aclosing(chunks):
+        found = await anext(chunks)
+        if way is results:
+            await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+        away = 0
+
+        def is_away(query: Any) -> Any:
+            nonlocal away
+            away += 1
+            if away % 3:
+                raise StoreUnavailable("not now")
+            return read(query)
+
+        read = store._read
+        monkeypatch.setattr(store, "_read", is_away)
+        async for chunk in chunks:
+            found += chunk
+    assert found == content
+    assert away > 3
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_a_file_that_is_deleted_while_it_is_read_breaks_off_and_is_no_alarm(
+    store: Database, engine: Engine, blobs: LocalBlobs
+) -> None:
+    batch, _ = await with_ranges(store, engine, blobs, 40)
+    ended = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+    assert ended.output_file_id is not None
+    alarms = Alarms()
+    files = files_on(store, blobs, alarms=alarms)
+    _, chunks = await files.content(DEFAULT_PROJECT, ended.output_file_id)
+    await anext(chunks)
+    await files.delete(DEFAULT_PROJECT, ended.output_file_id)
+    with pytest.raises(BlobUnreadable):
+        async for _ in chunks:
+            pass
+    assert alarms.damaged == 0
+    with pytest.raises(NotFound):
+        await files.content(DEFAULT_PROJECT, ended.output_file_id)
+
+
+async def _add_all(chunks: AsyncGenerator[bytes, None], given: bytearray) -> None:
+    async for chunk in chunks:
+        given += chunk
+
+
+async def _take_all(store: Database, blobs: LocalBlobs, file_id: FileId, given: bytearray) -> None:
+    _, chunks = await files_on(store, blobs).content(DEFAULT_PROJECT, file_id)
+    await _add_all(chunks, given)
+
+
+@pytest.mark.parametrize("position", [0, 20, 39])
+@pytest.mark.usefixtures("small_pages")
+async def test_no_byte_after_a_gap_in_a_manifest_is_given_out(
+    store: Database, engine: Engine, blobs: LocalBlobs, position: int
+) -> None:
+    batch, content = await with_ranges(store, engine, blobs, 40)
+    ended = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
+    assert ended.output_file_id is not None
+    with engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM file_range WHERE position = :position"), {"position": position}
+        )
+    given = bytearray()
+    with pytest.raises(BlobUnreadable):
+        await _take_all(store, blobs, ended.output_file_id, given)
+    assert content[: 2 * position].startswith(given)
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_results_that_are_repaired_while_they_are_read_break_off(
+    store: Database, engine: Engine, blobs: LocalBlobs
+) -> None:
+    batch, content = await with_ranges(store, engine, blobs, 40)
+    _, chunks = await results(store, blobs, batch)
+    given = bytearray(await anext(chunks))
+    stopped = await moved(store, batch, BatchEvent.CANCEL_REQUESTED)
+    repaired = await store.unsettle_ranges(
+        batch.id, [], from_status=stopped.status, stopping=stopped.stopping, now=NOW
+    )
+    assert repaired is not None
+    with pytest.raises(BlobUnreadable):
+        await _add_all(chunks, given)
+    assert content.startswith(given)
+    assert len(given) < len(content)
+    with pytest.raises(InvalidRequest, match="begin again"):
+        await results_on(store, blobs).read(DEFAULT_PROJECT, batch.id, after=2, limit=10)
+
+
+# -- what was there before -------------------------------------------------------------------------
+
+
+_OLD_FILE: Final = """
+INSERT INTO file (id, project_id, purpose, filename, bytes, created_at)
+VALUES (:id, :project, 'batch_output', 'f', 9, 0)
+"""
+_OLD_BATCH: Final = """
+INSERT INTO batch (id, project_id, endpoint, completion_window, input_file_id, status, created_at,
+    expires_at, total, completed, failed, input_tokens, cached_tokens, output_tokens,
+    reasoning_tokens, total_tokens, input_bytes)
+VALUES (:id, :project, '/v1', '24h', 'file-0', 'in_progress', 0, 9, 9, 0, 0, 0, 0, 0, 0, 0, 9)
+"""
+_OLD_COMMIT: Final = """
+INSERT INTO segment_commit (batch_sequence, kind, blob_name, start, stop)
+VALUES (:owner, :kind, 's', :start, :stop)
+"""
+_OLD_RANGE: Final = """
+INSERT INTO file_range (file_sequence, position, blob_name, start, stop)
+VALUES (:owner, :start, 's', :start, :stop)
+"""
+
+
+async def test_ranges_of_an_older_database_get_their_places(empty_url: str) -> None:
+    engine = open_engine(empty_url)
+    config = Config()
+    config.set_main_option("script_location", "batchline.store:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0008")
+    sizes = [
+        (1, "output", 5),
+        (2, "output", 7),
+        (1, "error", 3),
+        (1, "output", 11),
+        (1, "error", 2),
+    ]
+    with engine.begin() as connection:
+        for number in (1, 2):
+            connection.execute(
+                text(_OLD_FILE), {"id": f"file-{number}", "project": DEFAULT_PROJECT}
+            )
+            connection.execute(
+                text(_OLD_BATCH), {"id": f"batch_{number}", "project": DEFAULT_PROJECT}
+            )
+        for position, (owner, kind, size) in enumerate(sizes):
+            row = {"owner": owner, "kind": kind, "start": position, "stop": position + size}
+            connection.execute(text(_OLD_COMMIT), row)
+            connection.execute(text(_OLD_RANGE), row)
+    await (await Database.open(empty_url)).close()
+    with engine.connect() as connection:
+        begins = connection.scalars(text("SELECT begin FROM segment_commit ORDER BY sequence"))
+        assert begins.all() == [0, 0, 0, 5, 3]
+        places = connection.execute(
+            text("SELECT file_sequence, begin FROM file_range ORDER BY file_sequence, position")
+        )
+        assert [tuple(row) for row in places] == [(1, 0), (1, 5), (1, 8), (1, 19), (2, 0)]
+        sums = connection.execute(
+            text("SELECT output_bytes, error_bytes FROM batch ORDER BY sequence")
+        )
+        assert [tuple(row) for row in sums] == [(16, 5), (7, 0)]
+    engine.dispose()
+
+
+async def test_a_batch_counts_the_bytes_that_it_has_committed(
+    store: Database, engine: Engine
+) -> None:
+    batch, output, _ = await several_commits(store, 4)
+    query = select(batch_table.c.output_bytes, batch_table.c.error_bytes)
+    with engine.connect() as connection:
+        found = connection.execute(query.where(batch_table.c.id == batch.id)).one()
+        ends = connection.execute(
+            text(
+                "SELECT kind, MAX(begin + stop - start), SUM(stop - start) FROM segment_commit"
+                " GROUP BY kind ORDER BY kind"
+            )
+        ).all()
+    assert found.output_bytes == len(output)
+    assert [tuple(row) for row in ends] == [
+        ("error", found.error_bytes, found.error_bytes),
+        ("output", len(output), len(output)),
+    ]
