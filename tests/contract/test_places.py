@@ -252,8 +252,9 @@ async def download(store: Database, blobs: LocalBlobs, batch: Batch) -> Opened:
     if loaded.output_file_id is None:
         loaded = await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED))
     assert loaded.output_file_id is not None
-    file, chunks = await files_on(store, blobs).content(DEFAULT_PROJECT, loaded.output_file_id)
-    return file.bytes, chunks
+    files = files_on(store, blobs)
+    file = await files.downloadable(DEFAULT_PROJECT, loaded.output_file_id)
+    return file.bytes, await files.content(file)
 
 
 async def results(store: Database, blobs: LocalBlobs, batch: Batch) -> Opened:
@@ -339,7 +340,8 @@ async def test_a_file_that_is_deleted_while_it_is_read_breaks_off_and_is_no_alar
     assert ended.output_file_id is not None
     alarms = Alarms()
     files = files_on(store, blobs, alarms=alarms)
-    _, chunks = await files.content(DEFAULT_PROJECT, ended.output_file_id)
+    file = await files.downloadable(DEFAULT_PROJECT, ended.output_file_id)
+    chunks = await files.content(file)
     await anext(chunks)
     await files.delete(DEFAULT_PROJECT, ended.output_file_id)
     with pytest.raises(BlobUnreadable):
@@ -347,7 +349,7 @@ async def test_a_file_that_is_deleted_while_it_is_read_breaks_off_and_is_no_alar
             pass
     assert alarms.damaged == 0
     with pytest.raises(NotFound):
-        await files.content(DEFAULT_PROJECT, ended.output_file_id)
+        await files.content(file)
 
 
 async def _add_all(chunks: AsyncGenerator[bytes, None], given: bytearray) -> None:
@@ -356,8 +358,8 @@ async def _add_all(chunks: AsyncGenerator[bytes, None], given: bytearray) -> Non
 
 
 async def _take_all(store: Database, blobs: LocalBlobs, file_id: FileId, given: bytearray) -> None:
-    _, chunks = await files_on(store, blobs).content(DEFAULT_PROJECT, file_id)
-    await _add_all(chunks, given)
+    files = files_on(store, blobs)
+    await _add_all(await files.content(await files.downloadable(DEFAULT_PROJECT, file_id)), given)
 
 
 @pytest.mark.parametrize("position", [0, 20, 39])
