@@ -27,6 +27,7 @@ from bench import (
     job_queue,
     limiter,
     listing,
+    manifests,
     memory,
     prefix,
     progress,
@@ -68,6 +69,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "progress": progress.measure,
         "scheduling": scheduling.measure,
         "queue": job_queue.measure,
+        "ranges": manifests.measure,
         "routing": routing.measure,
     }
 )
