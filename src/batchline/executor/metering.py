@@ -19,7 +19,7 @@ REMAINING_TOKENS: Final = RATE_HEADERS[3]
 
 
 class Metering:
-    """`read` gives the request of a line. A lane without limits has no meter and pays nothing."""
+    """One worker's. A lane without limits has no meter and pays nothing."""
 
     def __init__(
         self,
@@ -27,12 +27,10 @@ class Metering:
         lanes: Mapping[str, Lane],
         *,
         send: Callable[[m.ToControl], None],
-        read: Callable[[Line], RequestLine | None],
     ) -> None:
         self._believed = {backend.name for backend in backends if backend.rate_headers}
         self._lanes = lanes
         self._send = send
-        self._read = read
         for backend in backends:
             if backend.requests_per_minute or backend.tokens_per_minute:
                 # Before the first order came nothing goes: the control process knows the limits.
@@ -65,8 +63,13 @@ class Metering:
             lane.rates = RateMeter(
                 lane.backend,
                 send=self._send,
-                read=self._read,
+                read=_request_of,
                 clock=loop.time,
                 later=loop.call_later,
             )
         return lane.rates
+
+
+def _request_of(line: Line) -> RequestLine | None:
+    """For an estimate of what it takes, before it is read to be sent."""
+    return line.run.requests.peek(line.index)
