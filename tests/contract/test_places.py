@@ -9,7 +9,7 @@ import os
 import random
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -288,6 +288,29 @@ async def test_a_range_costs_no_memory_while_it_is_read(
     few, many = await peak(FEW), await peak(MANY)
     # As a list of ranges it was 250 bytes each.
     assert (many - few) / (MANY - FEW) < 20
+
+
+@ways
+async def test_a_reader_that_takes_its_time_holds_a_page_and_a_chunk(
+    store: Database,
+    engine: Engine,
+    blobs: LocalBlobs,
+    way: Callable[[Database, LocalBlobs, Batch], Any],
+) -> None:
+    batch, _ = await with_ranges(store, engine, blobs, MANY)
+    async with AsyncExitStack() as stack:
+
+        async def begin() -> None:
+            _, chunks = await way(store, blobs, batch)
+            await stack.enter_async_context(aclosing(chunks))
+            await anext(chunks)
+
+        await begin()  # what the first of all costs
+        with allocated() as found:
+            for _ in range(20):
+                await begin()
+    # As a list of all ranges it was a megabyte each.
+    assert found.kept / 20 < 200_000
 
 
 # -- what happens meanwhile ------------------------------------------------------------------------
