@@ -225,7 +225,7 @@ def _services(
             batches,
             scheduler,
             dispatch.catalogue,
-            lambda: _known(dispatch.executor, settings),
+            lambda: _known(dispatch.executor, settings, planner.tries),
         ),
     )
 
@@ -263,7 +263,7 @@ def _runner(
     )
 
 
-def _known(executor: LocalExecutor, settings: Settings) -> Known:
+def _known(executor: LocalExecutor, settings: Settings, tries: Tries) -> Known:
     return Known(
         failing=executor.failing,
         ready_workers=executor.ready_workers,
@@ -272,6 +272,7 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         has_backends=bool(settings.backends),
         limits=executor.admission.limits(),  # where they are learnt, what they are now
         gated=executor.waiting_reasons(),
+        being_checked=tries.running(),
     )
 
 

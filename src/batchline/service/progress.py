@@ -139,6 +139,8 @@ class ProgressReader:
             now.known,
             serving=[self._backends.backends_for(m) for m in (running.models if running else ())],
             others_first=running is not None and _is_passed_over(running, now),
+            checked_later=now.known.being_checked is not None
+            and batch.id not in now.known.being_checked,
         )
 
 

@@ -5,13 +5,14 @@ Pure. `progress.py` gathers the facts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from batchline.domain.attempts import Outcome
+from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import BatchStatus
 
 
@@ -45,7 +46,8 @@ class Known:
     """What is known of the server, at one moment, for all batches.
 
     `gated` says of backends why lines wait for them: `outcome: reason`. `limits` are how many
-    requests each may have in flight.
+    requests each may have in flight. `being_checked` are the batches whose input files are read
+    now; None: not known.
     """
 
     failing: str | None = None
@@ -55,6 +57,7 @@ class Known:
     has_backends: bool = True
     limits: Mapping[str, int] = field(default_factory=dict)
     gated: Mapping[str, str] = field(default_factory=dict)
+    being_checked: Collection[BatchId] | None = None
 
 
 _BY_OUTCOME: Final = MappingProxyType(
@@ -92,14 +95,19 @@ def of_batch(
     *,
     serving: Sequence[Sequence[str]],
     others_first: bool,
+    checked_later: bool = False,
 ) -> Sequence[Wait]:
     """Why nothing, or nothing of one of its models, goes on; empty when nothing is in the way.
 
     `serving` are the backends that may serve it, for each model with lines left. `others_first`:
     there are shards to hand out, no worker has one, and all room is taken by other batches.
+    `checked_later`: it is validating, and other files are read first.
     """
     if status is BatchStatus.VALIDATING:
-        reading = Wait(code=WaitCode.VALIDATING, message="its input file is being checked")
+        message = "its input file is being checked"
+        if checked_later:
+            message = "its input file waits for its turn to be checked"
+        reading = Wait(code=WaitCode.VALIDATING, message=message)
         return [*of_server(known, validating=True), reading]
     if status is not BatchStatus.IN_PROGRESS:
         return []
