@@ -91,7 +91,12 @@ class _Worker:
     def _refused(self, line: Line) -> None:
         self.lane.fault()
         fault = m.BackendFault(
-            BACKEND, Outcome.SHED.value, "status 429", None, line.trial, self.lane.in_flight
+            BACKEND,
+            Outcome.SHED.value,
+            "status 429",
+            None,
+            line.trial is not None,
+            self.lane.in_flight,
         )
         self._play.tell_control(self, fault)
         self.lane.ended(line, answered=False)
