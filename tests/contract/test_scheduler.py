@@ -31,10 +31,13 @@ ENTRIES = 10
 
 
 class OneModel:
-    """Every backend lists it."""
+    """`all_of_it` list it."""
+
+    def __init__(self) -> None:
+        self.all_of_it = ["b"]
 
     def backends_for(self, model: str) -> Sequence[str]:
-        return ["b"] if model == MODEL else []
+        return self.all_of_it if model == MODEL else []
 
     def lists(self, backend: str, model: str) -> bool:
         return bool(backend) and model == MODEL
@@ -59,11 +62,22 @@ class Places:
     open: list[BatchId] = field(default_factory=list)
     gone: bool = False
     given: list[ShardWork] = field(default_factory=list)
+    away: Sequence[str] = ()
+    served: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
 
     def rooms(self) -> Sequence[Room]:
         if not self.shards and not self.others:
             return []
-        return [Room(worker=W, backend="b", shards=self.shards, others=self.others, open=self.open)]
+        return [
+            Room(
+                worker=W,
+                backend="b",
+                shards=self.shards,
+                others=self.others,
+                open=self.open,
+                away=self.away,
+            )
+        ]
 
     def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
         assert worker == W
@@ -77,6 +91,9 @@ class Places:
             self.others -= 1
             self.open.append(work.shard.key.batch_id)
         return True
+
+    def serve(self, model: str, backends: Sequence[str], listed_by: Sequence[str]) -> None:
+        self.served.append((model, list(backends), list(listed_by)))
 
     def set_quarantine(self, wanted: bool) -> None:
         assert not wanted

@@ -9,7 +9,7 @@ from batchline.domain.errors import SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.executor import messages as m
 from batchline.executor.contract import Answer
-from tests.model.worker_world import ASKED, TOLD, Link, Request, World, answer
+from tests.model.worker_world import ASKED, AWAY, TOLD, Link, Request, World, answer
 
 
 def play(world: World, steps: int, batches: Sequence[BatchId]) -> None:
@@ -60,6 +60,9 @@ def play(world: World, steps: int, batches: Sequence[BatchId]) -> None:
         (20, lambda: ends(lambda: answer(200, headers=rng.choice((None, TOLD))))),
         (3, lambda: ends(lambda: answer(500, b"{}"))),
         (2, lambda: ends(lambda: answer(400, b"{}"))),
+        (6, lambda: ends(lambda: answer(404, AWAY))),
+        (0.3, lambda: ends(lambda: answer(501, b"{}"))),
+        (0.3, lambda: world.serve(rng.choice(("m", "n")))),
         (2, lambda: ends(lambda: answer(429, b"{}", headers=rng.choice((None, ASKED))))),
         (1, lambda: ends(lambda: answer(503, b"{}"))),
         (1, lambda: ends(lambda: answer(401, b"{}"))),

@@ -14,7 +14,7 @@ from batchline.executor import routed
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
 from tests.unit.test_lane import Nowhere
 
 
@@ -270,7 +270,9 @@ def test_a_shut_lane_takes_its_trial_from_lines_that_did_not_fail_there() -> Non
     fail(taken["a"], made["a"])
     made["a"].fault()
     made["a"].set_circuit(admitting=False, trials=1)
-    assert [(name, line.index, line.trial) for name, line in take_evenly(made)] == [("a", 2, True)]
+    assert [(name, line.index, line.trial) for name, line in take_evenly(made)] == [
+        ("a", 2, Trial.BACKEND)
+    ]
 
 
 def test_broken_attempts_in_a_row_end_with_one_that_is_answered() -> None:

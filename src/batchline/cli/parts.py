@@ -93,7 +93,11 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
         dispatch = _dispatch(
-            stack, settings, directory, storage.blobs, on_room=lambda: scheduler.on_room()
+            stack,
+            settings,
+            directory,
+            storage.blobs,
+            on_catalogue=lambda: scheduler.on_catalogue(),
         )
         scheduler = Scheduler(
             storage.store,
@@ -120,9 +124,9 @@ def _dispatch(
     directory: DataDirectory,
     blobs: LocalBlobs,
     *,
-    on_room: Callable[[], None],
+    on_catalogue: Callable[[], None],
 ) -> _Dispatch:
-    """`on_room` is told when lines may go where they could not before."""
+    """`on_catalogue` is told when lines may go where they could not before."""
     transports = {b.name: transport_for(b) for b in settings.backends}
     for transport in transports.values():
         stack.push_async_callback(transport.close)
@@ -143,7 +147,7 @@ def _dispatch(
         settings.backends,
         transports=transports,
         aliases=settings.aliases,
-        on_change=lambda _: on_room(),
+        on_change=lambda _: on_catalogue(),
         on_look=health.looked,
         answers_lines=admission.has_answered_since,
     )
@@ -262,6 +266,7 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         has_backends=bool(settings.backends),
         limits=executor.admission.limits(),  # where they are learnt, what they are now
         gated=executor.waiting_reasons(),
+        away={one.name: one.away for one in executor.standings() if one.away},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 
 class Outcome(StrEnum):
@@ -25,6 +25,10 @@ class Outcome(StrEnum):
 
 
 BACKEND_OUTCOMES = frozenset({Outcome.NOT_SENT, Outcome.SHED, Outcome.BLOCKED})
+
+# Hosted services ask for minutes, where a limit of a day is met for more. What asks for longer has
+# the wrong clock or is a proxy's guess as often as not, and one request an hour harms nobody.
+RETRY_AFTER_CAP_S: Final = 3600.0
 
 _QUOTA_CODES = frozenset({"insufficient_quota"})
 
@@ -60,7 +64,7 @@ class RetryPolicy:
     max_attempts: int = 5
     base_s: float = 0.5
     ceiling_s: float = 30.0
-    retry_after_cap_s: float = 3600.0
+    retry_after_cap_s: float = RETRY_AFTER_CAP_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchline import telemetry
-from batchline.domain.attempts import Outcome, RetryPolicy
+from batchline.domain.attempts import RETRY_AFTER_CAP_S, Outcome
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
@@ -66,7 +66,7 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
         on_unreachable: Callable[[str, str], None] | None = None,
         chance: random.Random | None = None,
-        retry_after_cap_s: float = RetryPolicy.retry_after_cap_s,
+        retry_after_cap_s: float = RETRY_AFTER_CAP_S,
         holds: Callable[[str, str, str], bool] = lambda *_: True,
         on_models: Callable[[], None] = lambda: None,
     ) -> None:

@@ -64,7 +64,9 @@ class Holding:
         """The worker has it no more; harmless when that is known."""
         self.handed(key)
         work = self._works.pop(key, None)
-        for backend in work.backends if work is not None else ():
+        if work is None:
+            return
+        for backend in work.backends:
             self._wanting[backend] -= 1
             if not self._wanting[backend]:
                 del self._wanting[backend], self._open[backend]

@@ -80,7 +80,7 @@ class Lane:
         return line
 
     def _held_line(self, room: int) -> Line | None:
-        """A line of a model that the backend did not have: its circuit has to be tried with some."""
+        """A line of a model that the backend did not have: some line has to try its circuit."""
         line = self.held.take()
         if line is None or self.rates is None or self.rates.admits(line, room=room):
             return line

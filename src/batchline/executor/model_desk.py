@@ -131,7 +131,7 @@ class ModelDesk:
         self._say_all(workers)
 
     def _say_all(self, workers: Collection[str]) -> None:
-        for worker in sorted(workers):
+        for worker in sorted({*workers, *self._told}):
             self._say(worker)
         self._on_change()
 
