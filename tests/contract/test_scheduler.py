@@ -110,6 +110,7 @@ class Rig:
     store: Store
     places: Places
     scheduler: Scheduler
+    models: OneModel
 
     async def batch(self, *, project_id: ProjectId = DEFAULT_PROJECT, shards: int = 100) -> BatchId:
         """A batch that runs, known to the scheduler."""
@@ -154,16 +155,16 @@ def rig(store: Store, blobs: LocalBlobs) -> Callable[..., Rig]:
     """A scheduler that has just started, on the store as it is."""
 
     def make(weights: Mapping[str, float] | None = None) -> Rig:
-        places = Places()
+        places, models = Places(), OneModel()
         scheduler = Scheduler(
             store,
             blobs,
             cast("Executor", places),
-            OneModel(),
+            models,
             weights=weights,
             clock=lambda: float(NOW),
         )
-        return Rig(store, places, scheduler)
+        return Rig(store, places, scheduler, models)
 
     return make
 
@@ -284,3 +285,33 @@ async def test_after_a_start_shares_begin_anew_and_nobody_starves(
     fresh = await again.batch(project_id=other_project, shards=40)
     assert Counter(await again.hand_out(20)) == {busy: 10, fresh: 10}
     assert ShardKey(batch_id=busy, number=0) not in {w.shard.key for w in again.places.given}
+
+
+# -- models that come and go -----------------------------------------------------------------------
+
+
+async def test_a_shard_of_a_model_that_is_away_is_given_to_nobody_until_it_is_back(
+    rig: Callable[..., Rig],
+) -> None:
+    """It would only wait there, in the place of others."""
+    it = rig()
+    only = await it.batch()
+    it.places.away = (MODEL,)
+    assert await it.hand_out(2) == []
+    it.places.away = ("another",)
+    assert await it.hand_out(2) == [only, only]
+
+
+async def test_what_is_held_is_told_of_a_backend_that_lists_its_model_later(
+    rig: Callable[..., Rig],
+) -> None:
+    it = rig()
+    await it.batch()
+    it.scheduler.on_catalogue()
+    assert it.places.served == []  # nothing is held
+    await it.hand_out(3)
+    it.models.all_of_it = ["b", "late"]
+    it.scheduler.on_catalogue()
+    assert it.places.served == [(MODEL, ["b", "late"], ["b", "late"])]
+    await it.hand_out(1)
+    assert it.places.given[-1].backends == ["b", "late"]

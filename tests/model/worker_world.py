@@ -48,16 +48,19 @@ class Request:
     backend: str
     worker: str
     custom_id: int
+    model: str
     end: asyncio.Future[Answer]
 
 
 class Backend:
-    """What one backend has in hand, of all workers; `down`: nobody can connect."""
+    """What one backend has in hand, of all workers; `down`: nobody can connect. `lacks`: models
+    that it says it does not have."""
 
     def __init__(self, settings: BackendSettings) -> None:
         self.settings = settings
         self.requests: list[Request] = []
         self.down = False
+        self.lacks: set[str] = set()
         self.most = 0
 
 
@@ -84,10 +87,12 @@ class Wire:
             raise NotSent("nobody there")
         if not before_write():
             raise NotAdmitted("the gate closed")
+        asked = msgspec.json.decode(body)
         request = Request(
             self._backend.settings.name,
             self._worker,
-            msgspec.json.decode(body)["x"],
+            asked["x"],
+            asked["model"],
             asyncio.get_running_loop().create_future(),
         )
         self._world.on_first_byte(request)
@@ -307,6 +312,11 @@ class World:
         batch_id = ids.batch_id(1_750_000_000, number.to_bytes(ids.RANDOM_BYTES, "big"))
         path = self.folder / f"input-{number}"
         plan_path = self.folder / f"plan-{number}"
+        # Of one model, or of two; some backends list it, some only later.
+        models = self.rng.choice((["m"], ["m", "n"]))
+        known = [name for name in self.backends if self.rng.random() < 0.7]
+        known = known or [self.rng.choice(list(self.backends))]
+        of_shard = [self.rng.choice(models) for _ in range(shards)]
         raw, entries, offset = [], [plan.header(followers=once)], 0
         for index in range(shards * lines):
             key = ShardKey(batch_id=batch_id, number=index // lines)
@@ -315,7 +325,7 @@ class World:
             pad = "p" * self.rng.choice(sizes)
             line = (
                 f'{{"custom_id":"c{custom}","method":"POST","url":"/v1/chat/completions",'
-                f'"body":{{"model":"m","x":{custom},"pad":"{pad}"}}}}'
+                f'"body":{{"model":"{of_shard[index // lines]}","x":{custom},"pad":"{pad}"}}}}'
             ).encode()
             follows = once and index % lines and self.rng.random() < 0.4
             prefix = plan.FOLLOWS if follows else self.rng.choice((0, 0, 7, 8, 9))
@@ -324,10 +334,6 @@ class World:
             raw.append(line)
         path.write_bytes(b"\n".join(raw) + b"\n")
         plan_path.write_bytes(b"".join(entries))
-        # Of one model, or of two; some backends list it, some only later.
-        models = self.rng.choice((["m"], ["m", "n"]))
-        known = [name for name in self.backends if self.rng.random() < 0.7]
-        known = known or [self.rng.choice(list(self.backends))]
         for at in range(shards):
             key = ShardKey(batch_id=batch_id, number=at)
             empty = bytes(bitmap.empty(lines))
@@ -335,7 +341,7 @@ class World:
                 key=key,
                 first_entry=at * lines,
                 entries=lines,
-                model=self.rng.choice(models),
+                model=of_shard[at],
                 epoch=0,
                 settled=empty,
                 usage=Usage(),
@@ -426,6 +432,7 @@ class World:
         """Everything works from now on, until nothing is left to do."""
         for name, backend in self.backends.items():
             backend.down = False
+            backend.lacks.clear()
             self.admission.set_drained(name, drained=False)
             self.admission.note_up(name)
         for link in self.links.values():

@@ -143,8 +143,10 @@ class ShardWork:
         """The same, where these may serve it too.
 
         None is taken away: its lines may be in flight there, and a backend that has let go of a
-        model says so for itself.
+        model says so for itself. A shard that no backend served is refused, and stays as it is.
         """
+        if not self.backends:
+            return self
         return replace(
             self,
             backends=list(dict.fromkeys((*self.backends, *backends))),
