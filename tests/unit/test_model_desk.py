@@ -178,6 +178,18 @@ def test_what_the_backend_asks_for_is_waited_for_and_shown(desk: Desk) -> None:
     assert desk.trial() is not None
 
 
+def test_a_model_that_is_listed_again_is_tried_at_once(desk: Desk) -> None:
+    """An adapter that was unloaded leaves the list, and is in it again once it is loaded."""
+    desk.admission.note_models(ONE, ["m", "n"])
+    desk.missed("a", asked_s=3_000.0)
+    desk.admission.note_models(ONE, ["m"])
+    assert desk.trial() is None  # it was there all the time
+    desk.admission.note_models(ONE, ["n"])
+    assert desk.trial() is None
+    desk.admission.note_models(ONE, ["n", "m"])
+    assert desk.trial() is not None
+
+
 @pytest.mark.parametrize("why", ["closed", "drained"])
 def test_a_model_is_not_tried_where_the_backend_takes_no_lines(desk: Desk, why: str) -> None:
     desk.missed("a")

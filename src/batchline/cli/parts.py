@@ -11,7 +11,7 @@ from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
 from batchline.config import Settings
-from batchline.executor.catalogue import Catalogue
+from batchline.executor.catalogue import BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
@@ -143,11 +143,16 @@ def _dispatch(
         ),
         on_up=admission.note_up,
     )
+
+    def changed(report: BackendReport) -> None:
+        admission.note_models(report.name, report.models or ())
+        on_catalogue()
+
     catalogue = Catalogue(
         settings.backends,
         transports=transports,
         aliases=settings.aliases,
-        on_change=lambda _: on_catalogue(),
+        on_change=changed,
         on_look=health.looked,
         answers_lines=admission.has_answered_since,
     )

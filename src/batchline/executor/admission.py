@@ -338,6 +338,10 @@ class Admission:
         if not desk.wanting and desk.circuit.outcome is Outcome.NOT_SENT:
             desk.circuit.answered()
 
+    def note_models(self, name: str, models: Collection[str]) -> None:
+        """The backend's catalogue lists these."""
+        self._desks[name].models.listed(models, self._clock())
+
     # -- time ------------------------------------------------------------------------------
 
     def due_s(self) -> float:

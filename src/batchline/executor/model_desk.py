@@ -37,6 +37,7 @@ class ModelDesk:
         self._on_change = on_change
         self._circuits: dict[str, Circuit] = {}
         self._told: set[str] = set()  # workers whose last word names a model
+        self._listed: Collection[str] = ()  # by the backend, when it was last asked
 
     @property
     def away(self) -> Collection[str]:
@@ -103,6 +104,13 @@ class ModelDesk:
             return
         telemetry.event("model_back", backend=self._backend, model=message.model)
         self._forget([message.model], workers)
+
+    def listed(self, models: Collection[str], now: float) -> None:
+        """What the backend's catalogue has now: a model that was missing there is tried at once."""
+        for model, circuit in self._circuits.items():
+            if model in models and model not in self._listed:
+                circuit.retry_at = min(circuit.retry_at, now)
+        self._listed = models
 
     # -- time ------------------------------------------------------------------------------
 
