@@ -26,7 +26,7 @@ from batchline.executor.lane import Lane
 from batchline.executor.level_meter import REPORT_S, LevelMeter
 from batchline.executor.load_watch import LOOK_S
 from batchline.executor.local import TICK_S
-from batchline.executor.shard_run import Line
+from batchline.executor.shard_run import Line, Trial
 from batchline.executor.turns import Turns
 from bench.engines import Asked, Engine, EngineShape
 
@@ -37,7 +37,7 @@ _REFUSAL_S: Final = 0.005
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    trial: bool = False
+    trial: Trial | None = None
     began: float = 0.0
 
 
