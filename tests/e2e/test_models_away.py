@@ -86,7 +86,7 @@ async def test_a_model_that_is_away_holds_up_its_own_lines_only_also_over_deaths
             missed = Counter(event.status for event in (await backend.log()).of(Kind.ANSWERED))
             assert missed[404] < 10 * PERMITS  # of 3,000 lines: what was in flight, and trials
 
-            running.kill()
+            assert running.terminate() == 0
             running.start()
             client = running.client()
             await progress_when(running, alpha.id, waits_for_a_model)
@@ -96,6 +96,30 @@ async def test_a_model_that_is_away_holds_up_its_own_lines_only_also_over_deaths
             assert conserved(client, ended, first).finished == 1_500
             assert reason_of(running, "both") == ("up", None)
             assert (await backend.stats()).max_in_flight <= PERMITS
+
+
+async def test_in_one_batch_lines_of_other_models_go_on_behind_those_that_wait(
+    tmp_path: Path,
+) -> None:
+    """If this fails, the shards that wait are all that the worker has room for."""
+    names = ("aleph", "alpha", "beta")
+    two_away = Script(models=("beta",), models_answer=listing(*names))
+    async with backend_process(two_away) as backend:
+        settings = settings_of({"three": backend}) | {"allow_mixed_models": True}
+        with server(tmp_path, settings=settings, options=["--workers", "1"]) as running:
+            client = running.client()
+            parts = [make_lines(50, model=one, start=at * 100) for at, one in enumerate(names)]
+            content = b"".join(parts)
+            batch = submit(client, content)
+            stuck = await progress_when(
+                running,
+                batch.id,
+                lambda now: now["request_counts"]["completed"] == 50 and len(now["waiting"]) == 2,
+            )
+            assert {wait["code"] for wait in stuck["waiting"]} == {"model_away"}
+            await backend.set_script(Script(models=names))
+            ended = wait_for(client, batch.id, timeout_s=60)
+            assert conserved(client, ended, content).finished == 150
 
 
 async def test_lines_of_a_model_that_one_replica_lost_go_to_the_other(tmp_path: Path) -> None:
