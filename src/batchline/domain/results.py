@@ -231,12 +231,13 @@ def read_usual(raw: bytes) -> tuple[bytes, Usage] | None:
     else:
         cached = usage.prompt_tokens_details
         out, reasoning = usage.completion_tokens, usage.completion_tokens_details
+    # By position, as are other calls that each line makes: by name they cost twice as much.
     return body, Usage(
-        input_tokens=into,
-        cached_tokens=0 if cached is None else cached.cached_tokens,
-        output_tokens=out,
-        reasoning_tokens=0 if reasoning is None else reasoning.reasoning_tokens,
-        total_tokens=usage.total_tokens,
+        into,
+        0 if cached is None else cached.cached_tokens,
+        out,
+        0 if reasoning is None else reasoning.reasoning_tokens,
+        usage.total_tokens,
     )
 
 

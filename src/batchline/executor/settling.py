@@ -17,6 +17,7 @@ from batchline.domain.attempts import (
     WaitForModel,
     decide,
 )
+from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor import messages as m
 from batchline.executor.byte_budget import ByteBudget
@@ -24,7 +25,6 @@ from batchline.executor.circuit import trial_again_s
 from batchline.executor.failover import Failover
 from batchline.executor.lane import Lane
 from batchline.executor.proxies import Proxies
-from batchline.executor.requests import request_of
 from batchline.executor.shard_run import FENCED, OPEN, Line, ShardRun, Trial
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, FAULT, Ended
@@ -60,19 +60,28 @@ class Settling:
 
     # -- attempts that ended ---------------------------------------------------------------
 
-    def answered(self, lane: Lane, line: Line, found: Verdict) -> None:
+    def answered(self, lane: Lane, line: Line, result: bytes, usage: Usage | None) -> None:
         """Do what follows from an answer with a result."""
         lane.answers += 1
         if lane.rates is not None:
-            lane.rates.ended(line, _ANSWERED, found.usage)
+            lane.rates.ended(line, _ANSWERED, usage)
         if lane.meter is not None:
-            lane.meter.answered(line.began, found.usage)
-        self._settle(line, found)
+            lane.meter.answered(line.began, usage)
+        run = line.run
+        if run.gate is FENCED:
+            run.in_flight.discard(line)
+            return
+        # As `_settle` does: this is every line, and that is a call more.
+        size = run.settle(line, result, usage)
+        budget = self._budget
+        budget.held += size
+        budget.unwritten += size
+        self._dirty(run)
 
     def apply(self, lane: Lane, line: Line, found: Verdict) -> Ended:
         """Do what follows from any verdict."""
-        if found.outcome is _ANSWERED:
-            self.answered(lane, line, found)
+        if found.outcome is _ANSWERED and found.result is not None:
+            self.answered(lane, line, found.result, found.usage)
             return DONE
         rates = lane.rates
         if rates is not None:
@@ -80,7 +89,7 @@ class Settling:
         if found.page:
             found = self._proxies.judged(lane, line, found)
         if found.answered:
-            line.answers += 1
+            line.answered()
             lane.answers += not found.page
         decision = decide(
             found.outcome,
@@ -175,7 +184,7 @@ class Settling:
 
     def settle_unsent(self, line: Line, failure: Failure) -> None:
         """Settle a line with `failure` that is not sent."""
-        request = request_of(line)
+        request = line.run.requests.read(line.index)
         if request is None:
             line.run.in_flight.discard(line)
             self._shards.unreadable(line.run)
@@ -191,10 +200,8 @@ class Settling:
         if run.gate is FENCED or result is None:
             run.in_flight.discard(line)
             return
-        size = run.settle(line, result, succeeded=found.outcome is _ANSWERED, usage=found.usage)
-        budget = self._budget
-        budget.held += size
-        budget.unwritten += size
+        succeeded = found.outcome is _ANSWERED
+        self._budget.keep(run.settle(line, result, found.usage, succeeded=succeeded))
         self._dirty(run)
 
     def _retry_later(self, line: Line, delay_s: float) -> None:

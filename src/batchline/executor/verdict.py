@@ -55,8 +55,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
         return self.outcome is Outcome.SHED and self.reason == _TOO_MANY
 
 
-def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> Verdict | None:
-    """`of_answer`, for an answer as nearly all are; None for any other."""
+def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> tuple[bytes, Usage] | None:
+    """Result and usage of an answer as nearly all are; None for any other: ask `of_answer`."""
     status = answer.status
     if not 200 <= status < 300:
         return None
@@ -65,8 +65,7 @@ def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> Verdict | No
         return None
     body, usage = read
     request_id = request_id_of(answer.headers.get("x-request-id"), line_id)
-    line = result_line(line_id, custom_id_raw, status, request_id, body)
-    return Verdict(_ANSWERED, "", line, usage, None, True)
+    return result_line(line_id, custom_id_raw, status, request_id, body), usage
 
 
 def of_answer(
