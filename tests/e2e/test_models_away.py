@@ -134,6 +134,23 @@ async def test_lines_of_a_model_that_one_replica_lost_go_to_the_other(tmp_path: 
             assert (await has.stats()).max_in_flight <= PERMITS
 
 
+async def test_a_backend_that_turns_out_not_to_have_a_model_that_another_lists_fails_no_line(
+    tmp_path: Path,
+) -> None:
+    """It lists nothing, as some gateways do, and may have anything until it says otherwise."""
+    secretive = Script(models=("other",), models_answer=Answer(status=500))
+    async with backend_process(secretive) as without, backend_process(HOLDING) as has:
+        settings = settings_of({"without": without, "has": has})
+        with server(tmp_path, settings=settings, options=TWO_WORKERS) as running:
+            client = running.client()
+            content = make_lines(300)
+            batch = submit(client, content)
+            await without.wait_for_arrivals(1)
+            await has.stop_holding()
+            ended = wait_for(client, batch.id)
+            assert conserved(client, ended, content).finished == 300
+
+
 async def test_a_batch_whose_model_is_away_is_cancelled_like_any_other(tmp_path: Path) -> None:
     async with backend_process(ALPHA_AWAY) as backend:
         settings = settings_of({"both": backend}) | {"cancel": {"grace_s": 0}}
@@ -194,14 +211,16 @@ async def test_what_a_backend_will_never_do_is_the_lines_answer_at_once(tmp_path
 
 async def test_what_one_backend_will_never_do_is_asked_of_another(tmp_path: Path) -> None:
     unable = Script(answer=Answer(status=501))
-    async with backend_process(unable) as without, backend_process() as able:
+    async with backend_process(unable) as without, backend_process(HOLDING) as able:
         settings = settings_of({"without": without, "able": able}, attempts=5)
         with server(tmp_path, settings=settings) as running:
             client = running.client()
             content = make_lines(60)
-            ended = wait_for(client, submit(client, content).id)
+            batch = submit(client, content)
+            await without.wait_for_arrivals(1)
+            await able.stop_holding()
+            ended = wait_for(client, batch.id)
             assert conserved(client, ended, content).finished == 60
             log = await without.log()
-            assert log.arrivals
             assert set(log.attempts().values()) == {1}
             assert "backend_gated" not in running.log.read_text()
