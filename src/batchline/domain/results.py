@@ -64,7 +64,7 @@ _WHITE: Final = b" \t\r\n"
 _LF: Final = 10
 _CR: Final = 13
 
-_LINE_ID_DIGITS: Final = 32
+REQUEST_ID_DIGITS: Final = 32  # of a line id, where the backend gives none
 _VISIBLE_ASCII: Final = re.compile(r"[!#-\[\]-~]{1,128}")  # without the quote and the backslash
 
 # msgspec.DecodeError and UnicodeDecodeError are both ValueErrors.
@@ -191,7 +191,7 @@ def request_id_of(header: str | None, line_id: str) -> str:
     """
     if header is not None and _VISIBLE_ASCII.fullmatch(header):
         return header
-    return line_id[-_LINE_ID_DIGITS:]
+    return line_id[-REQUEST_ID_DIGITS:]
 
 
 # -- answers -----------------------------------------------------------------------------------
