@@ -30,6 +30,7 @@ from batchline.service.jobs import Jobs
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.progress import ProgressReader
+from batchline.service.project_weights import ProjectWeights
 from batchline.service.range_check import RangeCheck
 from batchline.service.repair import Repair
 from batchline.service.results import Results
@@ -97,7 +98,11 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
         dispatch = _dispatch(
-            stack, settings, directory, storage.blobs, on_room=lambda: scheduler.on_room()
+            stack,
+            settings,
+            directory,
+            storage.blobs,
+            on_catalogue=lambda: scheduler.on_catalogue(),
         )
         scheduler = Scheduler(
             storage.store,
@@ -124,9 +129,9 @@ def _dispatch(
     directory: DataDirectory,
     blobs: LocalBlobs,
     *,
-    on_room: Callable[[], None],
+    on_catalogue: Callable[[], None],
 ) -> _Dispatch:
-    """`on_room` is told when lines may go where they could not before."""
+    """`on_catalogue` is told when lines may go where they could not before."""
     transports = {b.name: transport_for(b) for b in settings.backends}
     for transport in transports.values():
         stack.push_async_callback(transport.close)
@@ -156,11 +161,15 @@ def _dispatch(
         health.looked(report)
         places.looked(report)
 
+    def changed(report: BackendReport) -> None:
+        admission.note_models(report.name, report.models or ())
+        on_catalogue()
+
     catalogue = Catalogue(
         settings.backends,
         transports=transports,
         aliases=settings.aliases,
-        on_change=lambda _: on_room(),
+        on_change=changed,
         on_look=looked,
         answers_lines=admission.has_answered_since,
     )
@@ -180,6 +189,7 @@ def _services(
     """The use cases, on everything beneath them."""
     store, blobs, disk = storage.store, storage.blobs, storage.disk
     alarms = Alarms()
+    weights = ProjectWeights(store, {name: one.weight for name, one in settings.projects.items()})
     planner = Planner(
         store=store,
         blobs=blobs,
@@ -190,8 +200,11 @@ def _services(
         has_room=lambda: disk.has_room,
         tries=Tries(directory.validating),
         alarms=alarms,
+        weights=weights,
     )
-    runner = _runner(settings, storage, jobs, dispatch.executor, scheduler, planner, alarms)
+    runner = _runner(
+        settings, storage, jobs, dispatch.executor, scheduler, planner, alarms, weights
+    )
     files = Files(
         store,
         blobs,
@@ -238,7 +251,7 @@ def _services(
             batches,
             scheduler,
             dispatch.catalogue,
-            lambda: _known(dispatch.executor, settings),
+            lambda: _known(dispatch.executor, settings, planner.tries),
         ),
     )
 
@@ -251,6 +264,7 @@ def _runner(
     scheduler: Scheduler,
     planner: Planner,
     alarms: Alarms,
+    weights: ProjectWeights,
 ) -> Runner:
     """Who drives batches from their validation to their end."""
     store, blobs = storage.store, storage.blobs
@@ -261,17 +275,21 @@ def _runner(
         planner,
         Repair(
             store=store,
-            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
+            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs, weights=weights),
             alarms=alarms,
         ),
         Finalizer(
-            store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
+            store=store,
+            blobs=blobs,
+            jobs=jobs,
+            output_lifetime_s=settings.retention.output_s,
+            weights=weights,
         ),
         settings=_stop_settings(settings),
     )
 
 
-def _known(executor: LocalExecutor, settings: Settings) -> Known:
+def _known(executor: LocalExecutor, settings: Settings, tries: Tries) -> Known:
     return Known(
         failing=executor.failing,
         ready_workers=executor.ready_workers,
@@ -280,6 +298,8 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         has_backends=bool(settings.backends),
         limits=executor.admission.limits(),  # where they are learnt, what they are now
         gated=executor.waiting_reasons(),
+        being_checked=tries.running(),
+        away={one.name: one.away for one in executor.standings() if one.away},
     )
 
 

@@ -86,7 +86,7 @@ class Scheduler:
 
     async def activate(self, batch: Batch) -> Running:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
-        weight = await self._sharing.weight_of(batch.project_id)
+        weight = await self._sharing.weights.of(batch.project_id)
         shards = await self._store.pending_shards(batch.id)
         running = Running(batch=batch, unsettled=len(shards), meter=PaceMeter(batch.counts))
         for shard in reversed(shards):
@@ -136,6 +136,14 @@ class Scheduler:
             batches=sum(bool(one.held) for one in every),
             shards=sum(one.meter.shards_at_work for one in every if one.held),
         )
+
+    def on_catalogue(self) -> None:
+        """A backend came, went, or lists other models: what is held may go to more of them."""
+        for model in {held.model for held in self._held.values()}:
+            serving = self._backends.backends_for(model)
+            name = self._backends.name_at_backends(model)
+            self._executor.serve(name, serving, self._listed_by(serving, model))
+        self._room.set()
 
     # -- handing out -----------------------------------------------------------------------
 
@@ -218,6 +226,8 @@ class Scheduler:
         return waiting[min(waiting)] if waiting else None
 
     def _goes_to(self, room: Room, model: str) -> bool:
+        if room.away and self._backends.name_at_backends(model) in room.away:
+            return False
         serving = self._backends.backends_for(model)
         return room.backend in serving or (not serving and self._backends.known())
 
@@ -248,7 +258,7 @@ class Scheduler:
             input_path=str(self._blobs.path(BlobName(batch.input_blob or ""))),
             plan_path=str(self._blobs.path(BlobName(batch.plan_blob or ""))),
             backends=list(serving),
-            listed_by=[name for name in serving if self._backends.lists(name, shard.model)],
+            listed_by=self._listed_by(serving, shard.model),
             announced=shard.deaths > 0,
             suspects=self._suspects.suspects(shard.key, deaths=shard.deaths) if quarantine else (),
             lost=self._suspects.lost(shard.key),
@@ -256,6 +266,9 @@ class Scheduler:
             refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
             turn=turn,
         )
+
+    def _listed_by(self, serving: Sequence[str], model: str) -> list[str]:
+        return [name for name in serving if self._backends.lists(name, model)]
 
     # -- what the executor tells -----------------------------------------------------------
 
