@@ -35,7 +35,7 @@ def answered(
         answer, line_id=LINE_ID, custom_id_raw=CUSTOM_ID, model_is_listed=listed, now=NOW
     )
     usual = verdict.of_usual(answer, LINE_ID, CUSTOM_ID)
-    assert usual in (None, found)
+    assert usual in (None, (found.result, found.usage))
     assert usual is None or found.outcome is Outcome.ANSWERED
     return found
 

@@ -66,7 +66,7 @@ _WHITE: Final = b" \t\r\n"
 _LF: Final = 10
 _CR: Final = 13
 
-_LINE_ID_DIGITS: Final = 32
+REQUEST_ID_DIGITS: Final = 32  # of a line id, where the backend gives none
 _VISIBLE_ASCII: Final = re.compile(r"[!#-\[\]-~]{1,128}")  # without the quote and the backslash
 
 # msgspec.DecodeError and UnicodeDecodeError are both ValueErrors.
@@ -193,7 +193,7 @@ def request_id_of(header: str | None, line_id: str) -> str:
     """
     if header is not None and _VISIBLE_ASCII.fullmatch(header):
         return header
-    return line_id[-_LINE_ID_DIGITS:]
+    return line_id[-REQUEST_ID_DIGITS:]
 
 
 # -- answers -----------------------------------------------------------------------------------
@@ -233,12 +233,13 @@ def read_usual(raw: bytes) -> tuple[bytes, Usage] | None:
     else:
         cached = usage.prompt_tokens_details
         out, reasoning = usage.completion_tokens, usage.completion_tokens_details
+    # By position, as are other calls that each line makes: by name they cost twice as much.
     return body, Usage(
-        input_tokens=into,
-        cached_tokens=0 if cached is None else cached.cached_tokens,
-        output_tokens=out,
-        reasoning_tokens=0 if reasoning is None else reasoning.reasoning_tokens,
-        total_tokens=usage.total_tokens,
+        into,
+        0 if cached is None else cached.cached_tokens,
+        out,
+        0 if reasoning is None else reasoning.reasoning_tokens,
+        usage.total_tokens,
     )
 
 

@@ -96,7 +96,7 @@ class Attempts:
             self._metering.heard(lane, line, answer)
         usual = of_usual(answer, line.line_id, request.custom_id_raw)
         if usual is not None:  # nearly always, and nothing is to be decided
-            self._answered(lane, line, usual)
+            self._answered(lane, line, usual[0], usual[1])
             return DONE
         found = verdict.of_answer(
             answer,

@@ -16,6 +16,7 @@ from batchline.domain.attempts import (
     WaitForBackend,
     decide,
 )
+from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor import messages as m
 from batchline.executor.byte_budget import ByteBudget
@@ -58,20 +59,19 @@ class Settling:
 
     # -- attempts that ended ---------------------------------------------------------------
 
-    def answered(self, lane: Lane, line: Line, found: Verdict) -> None:
+    def answered(self, lane: Lane, line: Line, result: bytes, usage: Usage | None) -> None:
         """Do what follows from an answer with a result."""
         lane.answers += 1
         if lane.rates is not None:
-            lane.rates.ended(line, _ANSWERED, found.usage)
+            lane.rates.ended(line, _ANSWERED, usage)
         if lane.meter is not None:
-            lane.meter.answered(line.began, found.usage)
+            lane.meter.answered(line.began, usage)
         run = line.run
-        result = found.result
-        if run.gate is FENCED or result is None:
+        if run.gate is FENCED:
             run.in_flight.discard(line)
             return
         # As `_settle` does: this is every line, and that is a call more.
-        size = run.settle(line, result, found.usage)
+        size = run.settle(line, result, usage)
         budget = self._budget
         budget.held += size
         budget.unwritten += size
@@ -79,8 +79,8 @@ class Settling:
 
     def apply(self, lane: Lane, line: Line, found: Verdict) -> Ended:
         """Do what follows from any verdict."""
-        if found.outcome is _ANSWERED:
-            self.answered(lane, line, found)
+        if found.outcome is _ANSWERED and found.result is not None:
+            self.answered(lane, line, found.result, found.usage)
             return DONE
         rates = lane.rates
         if rates is not None:

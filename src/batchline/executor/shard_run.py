@@ -201,7 +201,10 @@ class ShardRun:
             line = unseen
         elif (index := self.cursor) < self.entry_count:  # nearly always, and in as few calls
             self.cursor = index + 1
-            line = self.line_at(index)
+            # As `line_at` does.
+            offset, length, number, _ = _entry(self.entries, index * _ENTRY_BYTES)
+            line_id = "%s%08x" % (self.line_id_prefix, number)  # noqa: UP031
+            line = Line(self, index, offset, length, number, line_id, line_id)
         else:
             return None
         self.in_flight.add(line)

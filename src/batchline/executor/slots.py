@@ -191,10 +191,11 @@ class Slots:
             lane.rates.over(line, written=line.written)
         if run.gate is not OPEN:
             run.note_end(line, aborted=ended is _ABORTED)
-        if ended is UNREADABLE:
-            self._shards.unreadable(run)
-        if line in run.in_flight:  # neither settled nor waiting for a retry
-            run.put_back(line)
+        if not answered:
+            if ended is UNREADABLE:
+                self._shards.unreadable(run)
+            if line in run.in_flight:  # neither settled nor waiting for a retry
+                run.put_back(line)
         if run.returned:
             self.offer(run)
         if held >= budget.limit:
