@@ -71,6 +71,16 @@ async def test_a_run_writes_every_result_and_leaves_nothing_else(tmp_path: Path)
         assert run.leftovers() == []
 
 
+async def test_a_backend_that_does_not_list_its_models_is_not_waited_for(tmp_path: Path) -> None:
+    script = Script(models_answer=Answer(status=404))
+    async with backend_process(script) as backend:
+        run = Run(tmp_path, backend, make_lines(20))
+        ran = await command(*run.words)
+        assert ran.returncode == 0, ran.stderr
+        assert "waiting" not in ran.stderr
+        run.assert_conserved(20)
+
+
 async def test_limits_and_the_rule_of_one_model_do_not_hold_for_a_run(tmp_path: Path) -> None:
     script = Script(models=("one", "two"))
     async with backend_process(script) as backend:

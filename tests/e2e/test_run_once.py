@@ -54,8 +54,9 @@ async def test_a_run_without_a_server_can_do_it_too(tmp_path: Path) -> None:
         for word, calls in (("--run-once", GROUPS + ALONE), ("--no-run-once", LINES)):
             before = (await backend.stats()).arrivals
             output = tmp_path / f"out{word}.jsonl"
-            words = ["run", source, "--output", output, "--upstream", backend.base_url, word]
-            ran = await command(*words)
+            ran = await command(
+                *("run", source, "--output", output, "--upstream", backend.base_url, word)
+            )
             assert ran.returncode == 0, ran.stderr
             assert len(output.read_bytes().splitlines()) == LINES
             assert (await backend.stats()).arrivals - before == calls

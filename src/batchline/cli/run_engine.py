@@ -292,10 +292,11 @@ def _note(parts: Parts, batch: Batch) -> str:
     if disk:
         return f"disk: {disk}"
     backends = backend_health(parts)
-    working = [one for one in backends if one.state == "up"]
+    working = {one.name for one in backends if one.state == "up"}
     if working:
         # A backend that works and is waited for all the same has a rate limit.
-        return "; ".join(f"{one.name}: {one.reason}" for one in working if one.reason)
+        waits = ((one.name, one.waits) for one in parts.executor.standings())
+        return "; ".join(f"{name}: {why}" for name, why in waits if why and name in working)
     return "; ".join(f"waiting for {one.name}: {one.reason or one.state}" for one in backends)
 
 

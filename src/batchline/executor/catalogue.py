@@ -61,6 +61,14 @@ class BackendReport:
     connected: bool = True  # at the last look, whether or not it answered
     silent: bool = False  # it did not, at all
     by_proxy: bool = False  # it did not, and a proxy did in its place
+    key_refused: bool = False
+
+    @property
+    def takes_lines(self) -> bool:
+        """Whether lines go there, as far as looks tell. One that does not list its models may be
+        sent any: that is a trouble to tell of, and keeps nothing waiting."""
+        listed_none = self.models is not None and not self.models
+        return self.reach is Reach.REACHABLE and not self.key_refused and not listed_none
 
 
 class _Model(msgspec.Struct):
@@ -119,6 +127,7 @@ def after_answer(
         connected=True,
         silent=False,
         by_proxy=False,
+        key_refused=listing.key_refused,
     )
 
 
