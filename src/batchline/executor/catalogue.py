@@ -23,6 +23,8 @@ from batchline.domain.results import usable_body
 from batchline.executor.contract import Answer, BackendSettings, Transport
 from batchline.executor.looks import page_of, said_by_proxy
 
+LISTING_BYTES: Final = 8 * 1024 * 1024  # of an answer of `/v1/models`: some 100,000 models
+
 
 class Reach(StrEnum):
     """Whether a backend answers HTTP at all."""
