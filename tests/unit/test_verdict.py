@@ -126,7 +126,7 @@ def test_a_2xx_that_is_no_json_is_broken_and_shows_nothing_of_it(body: bytes) ->
         (400, "invalid_value", False, Outcome.REFUSED),
         (422, "x", False, Outcome.REFUSED),
         (404, "model_not_found", False, Outcome.REFUSED),
-        (404, "model_not_found", True, Outcome.BLOCKED),
+        (404, "model_not_found", True, Outcome.AWAY),
         (404, "not_found", True, Outcome.REFUSED),
         (401, "invalid_api_key", False, Outcome.BLOCKED),
         (402, "x", False, Outcome.BLOCKED),

@@ -338,7 +338,7 @@ def has_error(body: bytes) -> bool:
 def error_code_of(body: bytes) -> str | None:
     """`error.code` of an error answer, or `error.type` where the code is not a string.
 
-    vLLM's way to say that it has no such model is given the API's name.
+    vLLM's and Ollama's ways to say that they have no such model are given the API's name.
     """
     try:
         error = _decode_told(_decode_error(body).error)
@@ -349,4 +349,9 @@ def error_code_of(body: bytes) -> str | None:
     kind = error.get("type")
     if kind == "NotFoundError" and error.get("param") == "model":
         return "model_not_found"
-    return next((e for e in (error.get("code"), kind) if isinstance(e, str)), None)
+    code = error.get("code")
+    if kind == "not_found_error" and code is None:
+        message = error.get("message")  # Ollama's: model "x" not found, try pulling it first
+        if isinstance(message, str) and message.startswith("model "):
+            return "model_not_found"
+    return next((e for e in (code, kind) if isinstance(e, str)), None)

@@ -102,7 +102,7 @@ class Attempts:
             answer,
             line_id=line.line_id,
             custom_id_raw=request.custom_id_raw,
-            model_is_listed=lane.backend in run.work.listed_by,
+            model_is_listed=bool(run.work.listed_by),
             now=time.time(),
         )
         return self._settling.apply(lane, line, found)
