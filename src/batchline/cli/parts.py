@@ -6,12 +6,12 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
 from batchline.config import Settings
-from batchline.executor.catalogue import BackendReport, Catalogue
+from batchline.executor.catalogue import LISTING_BYTES, BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
@@ -132,7 +132,10 @@ def _dispatch(
     on_catalogue: Callable[[], None],
 ) -> _Dispatch:
     """`on_catalogue` is told when lines may go where they could not before."""
-    transports = {b.name: transport_for(b) for b in settings.backends}
+    # What bounds an answer to a line says nothing of how long a list of models may be.
+    transports = {
+        b.name: transport_for(replace(b, max_answer_bytes=LISTING_BYTES)) for b in settings.backends
+    }
     for transport in transports.values():
         stack.push_async_callback(transport.close)
     executor = LocalExecutor(
