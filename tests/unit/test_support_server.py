@@ -15,7 +15,7 @@ from batchline.executor.processes import start_time
 from tests.support.scripted_backend import BackendControl, backend_process
 from tests.support.server import ServerProcess, server, to_toml
 
-GONE_S = 5.0
+GONE_S = 30.0
 
 
 @pytest.fixture
