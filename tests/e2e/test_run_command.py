@@ -176,7 +176,7 @@ async def test_a_second_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_pat
             process.send_signal(signal.SIGINT)
             # Held answers keep it in its grace; the second one does not wait for it.
             process.send_signal(signal.SIGTERM)
-            assert await ended(process, timeout_s=5) == 130
+            assert await ended(process) == 130
         assert not run.output.exists()
         await backend.set_script(Script())
         ran = await command(*run.words)

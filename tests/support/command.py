@@ -71,7 +71,7 @@ def started(
         process.wait()
 
 
-async def ended(process: forked.Forked, *, timeout_s: float = 20.0) -> int:
+async def ended(process: forked.Forked, *, timeout_s: float = 30.0) -> int:
     return await anyio.to_thread.run_sync(lambda: process.wait(timeout_s))
 
 

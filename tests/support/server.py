@@ -115,7 +115,7 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def wait_ended(self, timeout_s: float = 15.0) -> int:
+    def wait_ended(self, timeout_s: float = WAIT_S) -> int:
         """The exit status of a server that is on its way out."""
         assert self._process is not None
         status = self._process.wait(timeout_s)
@@ -305,7 +305,8 @@ def recorded_children(data: Path) -> list[int]:
 
 def is_worker(pid: int) -> bool:
     """Whether a child is one that dispatches."""
-    return "worker_child" in _command(pid)
+    # A forked one has the command of its parent, and a name.
+    return "worker_child" in _command(pid) + _text(Path(f"/proc/{pid}/comm"))
 
 
 # -- what tests do with a server ---------------------------------------------------------------
