@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -165,33 +166,50 @@ class _Process:
 def _nurse(server: socket.socket, server_pid: int) -> str:
     """Fork what is asked for until the server is gone. Returns in the children only."""
     while True:
-        length, files, _, _ = socket.recv_fds(server, LENGTH, 1)
-        if not length:
+        try:
+            wanted, file = _asked(server)
+        except ConnectionError:  # it was killed, with something of ours unread
             os._exit(0)
-        size = int.from_bytes(length, "big")
-        wanted: Wanted = json.loads(server.recv(size, socket.MSG_WAITALL))
         told, tell = os.pipe()
         between = os.fork()
         if between == 0:
             child = os.fork()
             if child == 0:
-                for file in (told, tell):
-                    os.close(file)
+                for one in (told, tell):
+                    os.close(one)
                 server.close()
-                return _become(wanted, files[0], server_pid)
+                return _become(wanted, file, server_pid)
             os.write(tell, child.to_bytes(LENGTH, "big"))
             os._exit(0)
         os.waitpid(between, 0)  # from here on the child is the server's
-        server.sendall(os.read(told, LENGTH))
-        for file in (told, tell, *files):
-            os.close(file)
+        with suppress(ConnectionError):
+            server.sendall(os.read(told, LENGTH))
+        for one in (told, tell, file):
+            os.close(one)
+
+
+def _asked(server: socket.socket) -> tuple[Wanted, int]:
+    """The next request and the child's file.
+
+    Raises:
+        ConnectionError: the server is gone.
+    """
+    length, files, _, _ = socket.recv_fds(server, LENGTH, 1)
+    size = int.from_bytes(length, "big")
+    body = server.recv(size, socket.MSG_WAITALL) if files else b""
+    if not files or len(body) < size:
+        raise ConnectionResetError
+    wanted: Wanted = json.loads(body)
+    return wanted, files[0]
 
 
 def _become(wanted: Wanted, file: int, server_pid: int) -> str:
     """Make of a forked process what an executed one would be; the module whose `main` it runs."""
     for number in _OF_THE_SERVER:
         signal.signal(number, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_NOFILE, resource.prlimit(server_pid, resource.RLIMIT_NOFILE))
+    with suppress(ProcessLookupError):  # the server has been killed meanwhile, and this ends too
+        limit = resource.prlimit(server_pid, resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     if wanted["module"] == JOB:
