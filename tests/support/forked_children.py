@@ -22,8 +22,11 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypedDict
+
+from batchline import telemetry
 
 LENGTH: Final = 8
 WORKER: Final = "batchline.cli.worker_child"
@@ -50,13 +53,15 @@ def adopt() -> str | None:
     ours, theirs = socket.socketpair()
     server = os.getpid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    if os.fork() == 0:
+    nursery = os.fork()
+    if nursery == 0:
         ours.close()
         for number in _OF_THE_SERVER:
             signal.signal(number, signal.SIG_IGN)
         return _nurse(theirs, server)
     theirs.close()
     _Nursery(ours).take_over()
+    telemetry._kill_children = partial(_kill_children_but, nursery)
     return None
 
 
@@ -87,8 +92,6 @@ class _Nursery:
         return _Process(self._fork(WORKER, arguments, fd, options["env"]))
 
     def _start_job(self, theirs: socket.socket, children_dir: Path) -> _Child:
-        from batchline import telemetry
-
         arguments = [FD, str(children_dir), telemetry.armed_spec]
         return _Child(self._fork(JOB, arguments, theirs.fileno(), os.environ))
 
@@ -158,6 +161,16 @@ class _Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def _kill_children_but(nursery: int) -> None:
+    """What the program's own does, which knows of no nursery."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        pid = int(stat.parent.name)
+        with suppress(OSError):  # ended meanwhile
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+            if parent == os.getpid() and pid != nursery:
+                os.kill(pid, signal.SIGKILL)
 
 
 # -- in the nursery ----------------------------------------------------------------------------
