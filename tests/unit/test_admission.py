@@ -492,6 +492,13 @@ def test_that_lines_wait_for_a_rate_is_told_and_gates_nothing(desk: Desk) -> Non
     assert desk.admission.waiting_reasons() == {}
 
 
+def test_one_a_minute_is_one_request(desk: Desk) -> None:
+    desk.limited(requests_per_minute=1)
+    desk.all_want("a")
+    asks(desk, "a")
+    assert desk.admission.waiting_reasons() == {ONE: "rate limit: 1 request a minute"}
+
+
 def test_a_refusal_is_believed_for_an_hour_at_most(desk: Desk) -> None:
     desk.limited(requests_per_minute=600)
     desk.all_want("a")

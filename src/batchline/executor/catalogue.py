@@ -23,6 +23,8 @@ from batchline.domain.results import usable_body
 from batchline.executor.contract import Answer, BackendSettings, Transport
 from batchline.executor.looks import page_of, said_by_proxy
 
+LISTING_BYTES: Final = 8 * 1024 * 1024  # of an answer of `/v1/models`: some 100,000 models
+
 
 class Reach(StrEnum):
     """Whether a backend answers HTTP at all."""
@@ -61,6 +63,14 @@ class BackendReport:
     connected: bool = True  # at the last look, whether or not it answered
     silent: bool = False  # it did not, at all
     by_proxy: bool = False  # it did not, and a proxy did in its place
+    key_refused: bool = False
+
+    @property
+    def takes_lines(self) -> bool:
+        """Whether lines go there, as far as looks tell. One that does not list its models may be
+        sent any: that is a trouble to tell of, and keeps nothing waiting."""
+        listed_none = self.models is not None and not self.models
+        return self.reach is Reach.REACHABLE and not self.key_refused and not listed_none
 
 
 class _Model(msgspec.Struct):
@@ -119,6 +129,7 @@ def after_answer(
         connected=True,
         silent=False,
         by_proxy=False,
+        key_refused=listing.key_refused,
     )
 
 
