@@ -9,8 +9,13 @@ ENGINES := .venv-engines
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := --require-hashes --no-deps
 args ?=
+# Images of containers often forbid compiled modules to be kept. Then all modules of a child are
+# compiled again in every start of one, and each process of the tests rewrites all assertions.
+export PYTHONDONTWRITEBYTECODE :=
 # A choice of tests by args= may leave one of two runs without any (exit code 5); all of them may not.
 none_is_fine = $(if $(args),|| [ $$? -eq 5 ])
+# The campaign is all that is wanted there: not to collect thousands of other tests for it first.
+its_place = $(if $(args),,tests/chaos)
 
 .PHONY: help setup check fix lint types test faults long interop engines bench guards demo fresh chaos power model pins clean
 
@@ -88,11 +93,11 @@ types: $(VENV)/.dev ## mypy, strict
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 10-kill campaign
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long and not engines" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
-	$(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -m campaign $(its_place) $(args) $(none_is_fine)
 
 faults: $(VENV)/.dev ## kill -9 of everybody at every durable step, and 30 more kills: some minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m matrix tests/fault $(args) $(none_is_fine)
-	BATCHLINE_KILLS=30 $(BIN)/python -m pytest -m campaign $(args) $(none_is_fine)
+	BATCHLINE_KILLS=30 $(BIN)/python -m pytest -m campaign $(its_place) $(args) $(none_is_fine)
 
 long: $(VENV)/.dev ## What takes minutes without a fault: small benchmarks, the demo, many cancels
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(args)
@@ -112,7 +117,7 @@ engines: $(VENV)/.dev $(ENGINES)/.installed ## The whole job against a real llam
 
 chaos: $(VENV)/.dev ## The long fault campaign: make chaos SEED=7 N=2000 OUT=board.json
 	BATCHLINE_KILLS=$(or $(N),100) BATCHLINE_SEED=$(SEED) BATCHLINE_SCOREBOARD=$(abspath $(OUT)) \
-		$(BIN)/python -m pytest -m campaign -s $(args)
+		$(BIN)/python -m pytest -m campaign -s $(its_place) $(args)
 
 power: $(VENV)/.dev ## Power cuts, simulated: make power N=300 SEED=7
 	BATCHLINE_IMAGES=$(or $(N),100) BATCHLINE_SEED=$(or $(SEED),) $(BIN)/python -m pytest -m power -s $(args)

@@ -25,7 +25,7 @@ from tests.support.server import START_S, ServerProcess, is_worker
 
 POLL_S: Final = 0.005
 REACHED_S: Final = 1.0  # after the server is ready an armed probe has so long to be reached
-ORPHANS_S: Final = 5.0  # children of a dead server are gone by then, or something is wrong
+ORPHANS_S: Final = 20.0  # children of a dead server are gone by then, or something is wrong
 
 # What of the server's own log says that it ended one of its workers on purpose.
 OWN_KILLS: Final = frozenset({"worker_silent", "gate_not_acknowledged", "batch_fenced"})

@@ -9,6 +9,7 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import anyio
 import pytest
@@ -26,6 +27,8 @@ from batchline.service.keys import Keys
 from batchline.service.maintenance import Deletion
 from batchline.store.database import Database
 from batchline.store.engine import sqlite_url
+
+SOON_S: Final = 30.0
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ async def test_a_client_that_says_nothing_does_not_keep_the_server_from_ending(
     keys: Keys, tmp_path: Path
 ) -> None:
     path = tmp_path / "admin.sock"
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(SOON_S):
         async with admin.serving(path, keys):
             reader, writer = await asyncio.open_unix_connection(path)
             await asked(path, ListKeys())
@@ -173,7 +176,7 @@ async def held(path: Path) -> admin.Hold | None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_S):
         while not holds():  # noqa: ASYNC110  # who holds tells nobody
             await anyio.sleep(0.002)
 

@@ -59,7 +59,7 @@ def free(values: dict[str, int]) -> Callable[[Path], int]:
 async def test_between_the_marks_it_stays_as_it_was(tmp_path: Path) -> None:
     values = {"free": 300 * MIB}
     guard, executor = DiskGuard(tmp_path, SETTINGS, free_bytes=free(values)), Paused()
-    async with asyncio.timeout(5), guarding(guard, executor):
+    async with asyncio.timeout(30), guarding(guard, executor):
         assert guard.has_room
         for now, reason in ((99, REASON), (201, None)):
             executor.changed.clear()
@@ -82,7 +82,7 @@ async def test_a_disk_that_cannot_be_asked_does_not_end_the_watch(
         return answer
 
     guard, executor = DiskGuard(tmp_path, SETTINGS, free_bytes=free_bytes), Paused()
-    async with asyncio.timeout(5), guarding(guard, executor):
+    async with asyncio.timeout(30), guarding(guard, executor):
         await executor.changed.wait()
     assert executor.reason == REASON
 

@@ -43,7 +43,7 @@ from tests.contract.test_jobs import stopped_child
 from tests.support.inputs import line_id, make_lines
 from tests.support.small_disk import fill
 
-LIMIT_S = 20.0
+LIMIT_S = 30.0
 LINES = 10
 SHARD = 4  # shards of 4, 4 and 2 lines
 

@@ -31,7 +31,7 @@ from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.validation import ValidationJob, ValidationResult, validate
 from tests.support.inputs import MODEL, make_lines
 
-LIMIT_S = 20.0
+LIMIT_S = 30.0
 
 
 MIB = 1024 * 1024

@@ -15,7 +15,7 @@ from batchline.executor.load_watch import LOOK_S, LoadWatch
 from batchline.executor.transport.choice import transport_for
 from tests.support.scripted_backend import Script, backend_here
 
-SOON_S = 10.0
+SOON_S = 30.0
 
 
 @dataclass(slots=True)

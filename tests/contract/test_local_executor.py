@@ -46,7 +46,7 @@ from tests.support.scripted_backend import (
     backend_here,
 )
 
-SOON_S: Final = 10.0
+SOON_S: Final = 30.0
 NEVER_S: Final = 3_600.0
 HELD: Final = Script(answer=Answer(hold=True))
 ONE: Final = ids.batch_id(1_750_000_000, hashlib.sha256(b"one").digest()[: ids.RANDOM_BYTES])

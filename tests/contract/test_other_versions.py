@@ -36,7 +36,7 @@ def test_a_child_of_another_version_answers_with_its_own_and_obeys_nothing(
     tmp_path: Path, child: str, first: dict[str, object]
 ) -> None:
     ours, theirs = socket.socketpair()
-    ours.settimeout(15)
+    ours.settimeout(30)
     with ours:
         with theirs:
             process = subprocess.Popen(

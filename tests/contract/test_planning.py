@@ -52,7 +52,7 @@ from tests.contract.store_rows import (
 from tests.support.inputs import MODEL, make_lines
 from tests.support.small_disk import fill
 
-LIMIT_S = 20.0
+LIMIT_S = 30.0
 
 INTERNAL = LineProblem(
     code="server_error", message="The input file could not be validated because of a server error."

@@ -16,7 +16,7 @@ import pytest
 
 from batchline.executor import processes
 
-SOON_S: Final = 10.0
+SOON_S: Final = 30.0
 
 Child = Callable[..., "subprocess.Popen[str]"]
 

@@ -24,7 +24,7 @@ from batchline.executor.contract import ShardWork
 from batchline.executor.segments import MAX_UNANSWERED, SegmentWriter
 from batchline.executor.shard_run import Gate, Line, ShardRun
 
-SOON_S: Final = 10.0
+SOON_S: Final = 30.0
 NEVER_S: Final = 3_600.0  # an interval that no test waits out
 WORKER: Final = "w-0-1"
 ENTRIES: Final = 1_000

@@ -71,7 +71,7 @@ async def test_refusals_end_the_search_and_cost_no_line(tmp_path: Path) -> None:
             assert 0 < refused < 60
 
 
-async def test_others_at_the_engine_are_made_way_for_within_two_seconds(tmp_path: Path) -> None:
+async def test_others_at_the_engine_are_made_way_for_within_a_few_looks(tmp_path: Path) -> None:
     alone = Script(answer=Answer(latency_s=0.05), others=0)
     crowded = Script(answer=Answer(latency_s=0.05), others=2 * CEILING)
     content = make_lines(12 * LINES)
@@ -83,9 +83,9 @@ async def test_others_at_the_engine_are_made_way_for_within_two_seconds(tmp_path
             # While it still doubles it would look once what the engine takes beyond the others.
             running.wait_log("backend_limit_found")
             await backend.set_script(crowded)
-            begun = time.monotonic()
-            await backend.wait_until(in_flight=3)
-            assert time.monotonic() - begun < 2.0
+            before = (await backend.stats()).load_pages
+            looks = (await backend.wait_until(in_flight=3)).load_pages - before
+            assert looks <= 8  # there are two a second, and one or two will do
             assert max(await in_flight_over(backend, 1.0)) <= 3
             await backend.set_script(alone)
             await backend.wait_until(min_in_flight=CEILING)

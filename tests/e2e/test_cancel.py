@@ -86,7 +86,7 @@ async def test_without_grace_running_requests_are_closed_at_once(tmp_path: Path)
             batch = submit(client, content)
             await backend.wait_until(min_in_flight=64)
             client.batches.cancel(batch.id)
-            ended = wait_for(client, batch.id, timeout_s=5)
+            ended = wait_for(client, batch.id)
             stats = await backend.wait_until(in_flight=0, min_aborted=64)
             assert stats.aborted == 64
             summary = conserved(client, ended, content, await backend.log())
@@ -136,7 +136,7 @@ async def test_lines_that_wait_for_a_retry_are_cancelled(tmp_path: Path) -> None
             batch = submit(client, content)
             await backend.wait_until(min_answered=10)
             client.batches.cancel(batch.id)
-            ended = wait_for(client, batch.id, timeout_s=5)
+            ended = wait_for(client, batch.id)
             assert conserved(client, ended, content).cancelled == 10
 
 
@@ -215,7 +215,7 @@ async def test_a_stopped_worker_is_killed_before_the_answer(tmp_path: Path) -> N
             client.batches.cancel(batch.id)
             assert not set(stopped) & set(running.workers())
             told_at = await backend.caught_up()
-            ended = wait_for(client, batch.id, timeout_s=5)
+            ended = wait_for(client, batch.id)
             assert ended.status == "cancelled"
             conserved(client, ended, content)
             assert (await backend.log()).arrived_after(told_at) == []
@@ -234,7 +234,7 @@ async def test_a_backend_that_never_answers_cannot_hold_a_cancel_past_its_cap(
             await backend.wait_until(min_in_flight=64)
             began = time.monotonic()
             client.batches.cancel(batch.id)
-            ended = wait_for(client, batch.id, timeout_s=10)
+            ended = wait_for(client, batch.id)
             assert time.monotonic() - began >= 0.6  # two thirds are for what runs
             assert ended.status == "cancelled"
             assert conserved(client, ended, content).cancelled == 100

@@ -214,10 +214,12 @@ async def test_a_closed_window_ends_requests_in_the_backends_way_too(tmp_path: P
             backend_table(draining.base_url, CancelBy.DRAIN),
             backend_table(called.base_url, CancelBy.CALL),
         ]
-        told = settings(*backends, windows=["1s"], expire={"grace_s": 0.0})
+        told = settings(*backends, windows=["6s"], expire={"grace_s": 0.0})
         with server(tmp_path, settings=told) as running:
             client = running.client()
-            batch = submit(client, content, window="1s")
+            batch = submit(client, content, window="6s")
+            for backend in (draining, called):
+                await backend.wait_until(min_held=AT_ONCE)
             await called.wait_until(in_flight=0, min_called_off=AT_ONCE)
             assert client.batches.retrieve(batch.id).status == "finalizing"
             await draining.stop_holding()

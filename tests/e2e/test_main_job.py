@@ -21,6 +21,7 @@ from tests.support.scripted_backend import (
     backend_process,
 )
 from tests.support.server import (
+    WAIT_S,
     ServerProcess,
     conserved,
     content_of,
@@ -99,7 +100,7 @@ async def test_counts_and_usage_grow_while_a_batch_runs(tmp_path: Path) -> None:
             assert batch.request_counts is not None
             assert batch.request_counts.total == 0
             await backend.wait_until(min_held=len(held))
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + WAIT_S
             while True:
                 now = client.batches.retrieve(batch.id)
                 counts, usage = now.request_counts, now.usage
@@ -223,12 +224,12 @@ async def test_a_batch_past_its_window_expires_with_what_was_done(tmp_path: Path
     script = Script(
         by_id={f"line-{n:07d}": (Answer(hold=True),) for n in range(20, 60)},
     )
-    settings = {"windows": ["3s"], "expire": {"grace_s": 0.1}}
+    settings = {"windows": ["6s"], "expire": {"grace_s": 0.1}}
     async with backend_process(script) as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
             client = running.client()
-            batch = submit(client, content, window="3s")
-            assert batch.expires_at == batch.created_at + 3
+            batch = submit(client, content, window="6s")
+            assert batch.expires_at == batch.created_at + 6
             ended = wait_for(client, batch.id)
             assert ended.status == "expired"
             summary = conserved(client, ended, content, await backend.log())

@@ -138,7 +138,7 @@ async def test_a_cancel_does_not_wait_for_lines_that_wait_for_their_rate(tmp_pat
                 lambda body: body["backends"][0]["reason"] == "rate limit: 1 requests a minute"
             )
             client.batches.cancel(batch.id)
-            ended = wait_for(client, batch.id, timeout_s=5)
+            ended = wait_for(client, batch.id)
             assert ended.status == "cancelled"
             assert conserved(client, ended, content, await backend.log()).finished == 0
 

@@ -10,7 +10,7 @@ from typing import Final
 import openai
 import pytest
 
-from tests.support.inputs import make_lines
+from tests.support.inputs import line_id, make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import TERMINAL, conserved, content_of, server, submit, wait_for
 
@@ -57,8 +57,10 @@ async def test_a_reader_gets_every_output_line_once_through_kills_and_the_end(
     tmp_path: Path, seed: int
 ) -> None:
     content = make_lines(1_200)
-    failing = {f"line-{number:07d}": (Answer(status=400),) for number in range(0, 1_200, 7)}
-    script = Script(answer=Answer(latency_s=0.08), by_id=failing)
+    failing = {line_id(number): (Answer(status=400),) for number in range(0, 1_200, 7)}
+    # One that is held: the batch has not ended when the servers are killed.
+    held = {line_id(1_199): (Answer(hold=True),)}
+    script = Script(answer=Answer(latency_s=0.08), by_id={**failing, **held})
     async with backend_process(script) as backend:
         with server(tmp_path, backend.base_url, options=["--workers", "2"]) as running:
             client = running.client()
@@ -67,6 +69,7 @@ async def test_a_reader_gets_every_output_line_once_through_kills_and_the_end(
             reader.read_until(client, size=30_000)
             assert client.batches.retrieve(batch.id).status == "in_progress"
             running.kill_all()
+            await backend.stop_holding()
             running.start()
             client = running.client()
             reader.read_until(client)
@@ -83,8 +86,9 @@ async def test_a_reader_gets_every_output_line_once_through_kills_and_the_end(
 @pytest.mark.rule("X2")
 async def test_a_reader_of_a_cancelled_batch_gets_what_was_finished(tmp_path: Path) -> None:
     content = make_lines(1_000)
-    async with backend_process(Script(answer=Answer(latency_s=0.05))) as backend:
-        with server(tmp_path, backend.base_url) as running:
+    script = Script(answer=Answer(latency_s=0.05), by_id={line_id(999): (Answer(hold=True),)})
+    async with backend_process(script) as backend:
+        with server(tmp_path, backend.base_url, settings={"cancel": {"grace_s": 0.5}}) as running:
             client = running.client()
             batch = submit(client, content)
             reader = Reader(batch.id, 3)

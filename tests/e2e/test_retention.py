@@ -12,7 +12,15 @@ import pytest
 
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
-from tests.support.server import ServerProcess, conserved, content_of, server, submit, wait_for
+from tests.support.server import (
+    WAIT_S,
+    ServerProcess,
+    conserved,
+    content_of,
+    server,
+    submit,
+    wait_for,
+)
 from tests.support.stored import disagreements, wait_until_rows_and_bytes_agree
 
 DAYS_30 = 30 * 86_400
@@ -27,7 +35,7 @@ def kinds(running: ServerProcess) -> set[str]:
 
 
 def until_gone(running: ServerProcess, kind: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while kind in kinds(running):
         assert time.monotonic() < deadline, kinds(running)
         time.sleep(0.01)
@@ -66,7 +74,7 @@ async def test_outputs_expire_by_their_own_creation_and_the_creators_wish_or_thi
 @pytest.mark.rule("F20")
 @pytest.mark.rule("F22")
 async def test_what_expired_is_not_found_and_then_gone_from_disk(tmp_path: Path) -> None:
-    settings = {"retention": {**SWEEP, "batch_file_s": 4, "output_s": 4}, **REST}
+    settings = {"retention": {**SWEEP, "batch_file_s": 8, "output_s": 8}, **REST}
     content = make_lines(50)
     async with backend_process() as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
@@ -96,8 +104,8 @@ def wait_until_not_found(client: openai.OpenAI, file_id: str) -> None:
 @pytest.mark.rule("F22")
 @pytest.mark.parametrize("how", ["expired", "deleted"])
 async def test_the_input_of_a_running_batch_outlives_its_file(tmp_path: Path, how: str) -> None:
-    # Times are whole seconds: of one second, nothing may be left when the batch is checked.
-    lifetime_s = 3 if how == "expired" else DAYS_30
+    # Times are whole seconds, and it has to live until the batch is made.
+    lifetime_s = 6 if how == "expired" else DAYS_30
     settings = {"retention": {**SWEEP, "batch_file_s": lifetime_s}}
     content = make_lines(80)  # more than are in flight: the rest has to be read later
     async with backend_process(HOLD) as backend:
@@ -118,7 +126,7 @@ async def test_the_input_of_a_running_batch_outlives_its_file(tmp_path: Path, ho
 
 def until_hidden(running: ServerProcess, file_id: str) -> None:
     """Wait until the file's row was hidden, by a delete or a sweep."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     query = "SELECT count(*) FROM file WHERE id = ? AND deleted_at IS NOT NULL"
     with closing(
         sqlite3.connect(f"file:{running.data / 'batchline.sqlite3'}?mode=ro", uri=True)
@@ -140,7 +148,7 @@ async def test_rows_and_bytes_agree_after_everything_that_can_happen(tmp_path: P
         "windows": ["24h", "2s"],
         "cancel": {"grace_s": 0.05},
         "expire": {"grace_s": 0.05},
-        "retention": {**SWEEP, "upload_s": 4},
+        "retention": {**SWEEP, "upload_s": 8},
         **REST,
     }
     content = make_lines(150)

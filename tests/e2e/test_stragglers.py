@@ -43,7 +43,7 @@ async def test_one_line_in_a_hundred_that_takes_for_ever_keeps_no_other_waiting(
         with server(tmp_path, settings=settings(backend, in_flight=64)) as running:
             client = running.client()
             batch = submit(client, content)
-            stats = await backend.wait_until(min_answered=3960, min_held=40, timeout_s=15)
+            stats = await backend.wait_until(min_answered=3960, min_held=40)
             assert (stats.in_flight, stats.held) == (40, 40)
             await until(lambda: completed(client, batch.id) == 3960)
 
@@ -78,12 +78,12 @@ async def test_small_lines_go_beside_large_ones_and_memory_is_bounded_by_the_bud
             client = running.client()
             before = peak_bytes(worker)
             batch = submit(client, content)
-            stats = await backend.wait_until(min_answered=300, min_held=3, timeout_s=15)
+            stats = await backend.wait_until(min_answered=300, min_held=3)
             assert (stats.answered, stats.held, stats.in_flight) == (300, 3, 3)
             for given in range(3, 31, 3):  # three by three, never more
                 await backend.release()
                 stats = await backend.wait_until(
-                    min_answered=300 + given, min_held=min(3, 30 - given), timeout_s=15
+                    min_answered=300 + given, min_held=min(3, 30 - given)
                 )
                 assert stats.held <= 3
             done = wait_for(client, batch.id, "completed")

@@ -166,10 +166,10 @@ async def test_what_the_window_cut_off_is_in_the_error_line_too(tmp_path: Path) 
     content = make_lines(4)
     script = Script(answer=Answer(streams=True, fault=Fault.SILENT))
     async with backend_process(script) as backend:
-        settings = {**streaming(backend.base_url, keep_partial=True), "windows": ["2s"]}
+        settings = {**streaming(backend.base_url, keep_partial=True), "windows": ["6s"]}
         with server(tmp_path, settings=settings) as running:
             client = running.client()
-            ended = wait_for(client, submit(client, content, window="2s").id)
+            ended = wait_for(client, submit(client, content, window="6s").id)
             assert ended.status == "expired"
             assert conserved(client, ended, content).expired == 4
             errors = lines_of(content_of(client, ended.error_file_id))

@@ -36,7 +36,7 @@ from tests.support.server import (
     submit,
     wait_for,
 )
-from tests.support.stored import settled_lines, wait_until_rows_and_bytes_agree
+from tests.support.stored import let_expire, settled_lines, wait_until_rows_and_bytes_agree
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ FEW: Final = 100
 MAX_IN_FLIGHT: Final = 64
 SLOW: Final = Script(answer=Answer(latency_s=0.05))
 HOLD: Final = Script(answer=Answer(hold=True))
-DEATH_S: Final = 15.0
+DEATH_S: Final = 30.0
 BAD_LINE: Final = b'{"custom_id":"bad"}\n'
 
 
@@ -352,12 +352,11 @@ async def _retention(mortal: Mortal) -> None:
     running = mortal.running
     running.start()
     uploads = running.client().uploads
-    file = running.client().files.create(file=("in.jsonl", make_lines(1)), purpose="batch")
+    running.client().files.create(file=("in.jsonl", make_lines(1)), purpose="batch")
     upload = uploads.create(bytes=9, filename="a.txt", mime_type="", purpose="user_data")
     uploads.parts.create(upload.id, data=b"one")
     running.kill_all()
-    while time.time() < max(file.expires_at or 0, upload.expires_at) + 1:
-        time.sleep(POLL_S)
+    let_expire(running.data)
     running.start(probes=mortal.step.armed(mortal.victim), wait=False)
     mortal.await_death()
     assert mortal.client.files.list().data == []
@@ -483,12 +482,11 @@ async def _again_expire(mortal: Mortal) -> None:
     running = mortal.running
     running.start()
     content = make_lines(FEW)
-    batch = submit(running.client(), content, window=WINDOW)
+    batch = submit(running.client(), content)
     await mortal.backend.wait_until(min_held=MAX_IN_FLIGHT)
     running.kill_all()
     at = await mortal.backend.caught_up()
-    while time.time() <= batch.expires_at:  # type: ignore[operator]  # ours is never null
-        time.sleep(POLL_S)
+    let_expire(running.data)
     running.start(probes=mortal.step.armed(mortal.victim), wait=False)
     mortal.await_death()
     ended, summary = mortal.conserved(batch.id, content)
@@ -498,8 +496,9 @@ async def _again_expire(mortal: Mortal) -> None:
 
 # -- all of them -------------------------------------------------------------------------------
 
-WINDOW: Final = "2s"
-_WINDOW_SETTINGS: Final = {"windows": ["24h", WINDOW], "expire": {"grace_s": 0.0}}
+# Long enough for the batch to be under way before it ends, on a busy machine too.
+WINDOW: Final = "6s"
+_AT_ONCE: Final = {"expire": {"grace_s": 0.0}}
 
 PLAYS: Final[Mapping[Scene, Play]] = {
     Scene.BATCH: Play(act=_batch),
@@ -508,14 +507,10 @@ PLAYS: Final[Mapping[Scene, Play]] = {
     Scene.CANCEL: Play(act=_cancel, settings={"cancel": {"grace_s": 0.05}}),
     Scene.FENCE: Play(act=_fence, script=HOLD, settings={"cancel": {"grace_s": 0.5}}),
     Scene.LOSS: Play(act=_loss),
-    Scene.EXPIRE: Play(act=_expire, script=HOLD, settings=_WINDOW_SETTINGS),
+    Scene.EXPIRE: Play(act=_expire, script=HOLD, settings={"windows": ["24h", WINDOW], **_AT_ONCE}),
     Scene.LOST: Play(act=_lost, script=HOLD),
     Scene.DELETE: Play(act=_delete, settings={"worker": {"segment_idle_s": 0.2}}),
-    Scene.RETENTION: Play(
-        act=_retention,
-        settings={"retention": {"sweep_s": 0.05, "batch_file_s": 3, "upload_s": 3}},
-        starts=True,
-    ),
+    Scene.RETENTION: Play(act=_retention, starts=True),
     Scene.PARTS: Play(act=_parts),
     Scene.PARTS_CANCEL: Play(act=_parts_cancel),
     Scene.KEYS: Play(act=_keys),
@@ -524,9 +519,7 @@ PLAYS: Final[Mapping[Scene, Play]] = {
     Scene.AGAIN_CANCEL: Play(
         act=_again_cancel, script=HOLD, settings={"cancel": {"grace_s": 0.0}}, starts=True
     ),
-    Scene.AGAIN_EXPIRE: Play(
-        act=_again_expire, script=HOLD, settings=_WINDOW_SETTINGS, starts=True
-    ),
+    Scene.AGAIN_EXPIRE: Play(act=_again_expire, script=HOLD, settings=_AT_ONCE, starts=True),
 }
 
 

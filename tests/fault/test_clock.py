@@ -50,7 +50,7 @@ def settled(client: openai.OpenAI, batch: Batch) -> int:
 
 
 def until_settled(client: openai.OpenAI, batch: Batch, lines: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while settled(client, batch) < lines:
         assert client.batches.retrieve(batch.id).status == "in_progress"
         assert time.monotonic() < deadline

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Fault, Script, backend_process
-from tests.support.server import POLL_S, conserved, server, submit, wait_for
+from tests.support.server import POLL_S, WAIT_S, conserved, server, submit, wait_for
 from tests.support.small_disk import fill, mounted_disk, occupy, used_bytes
 
 MIB: Final = 1024 * 1024
@@ -45,7 +45,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def wait_committed(client: openai.OpenAI, batch_id: str, lines: int) -> None:
     """Until the counts say that so many lines are settled: their bytes are on the disk then."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + WAIT_S
     while (counts := client.batches.retrieve(batch_id).request_counts) is not None:
         if counts.completed >= lines:
             return

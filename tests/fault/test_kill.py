@@ -18,8 +18,10 @@ from tests.fault.steps import SAMPLED, STEPS, Step, Victim
 from tests.support.inputs import make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import conserved, server, submit, wait_for
+from tests.support.stored import let_expire
 
 LINES = 400
+GONE_S = 30.0  # takes milliseconds
 SLOW = Script(answer=Answer(latency_s=0.05))
 MAX_IN_FLIGHT = 64
 
@@ -72,9 +74,9 @@ async def test_a_killed_server_takes_its_children_with_it(tmp_path: Path) -> Non
             running.kill()
             began = time.monotonic()
             while running.children():
-                assert time.monotonic() - began < 2.0
+                assert time.monotonic() - began < GONE_S
                 time.sleep(0.005)
-            await backend.wait_until(in_flight=0, timeout_s=2)
+            await backend.wait_until(in_flight=0)
 
 
 async def test_a_silent_worker_is_replaced(tmp_path: Path) -> None:
@@ -94,11 +96,13 @@ async def test_a_terminated_server_commits_and_exits_0_and_the_next_one_goes_on(
     tmp_path: Path,
 ) -> None:
     content = make_lines(LINES)
-    async with backend_process(SLOW) as backend:
+    # So slow that not all are sent before the signal comes, on a busy machine too.
+    async with backend_process(Script(answer=Answer(latency_s=0.5))) as backend:
         with server(tmp_path, backend.base_url) as running:
             batch = submit(running.client(), content)
-            await backend.wait_for_arrivals(100)
+            await backend.wait_for_arrivals(70)
             assert running.terminate() == 0
+            await backend.set_script(Script())
             assert running.children() == []
             sent = (await backend.stats()).arrivals
             running.start()
@@ -123,15 +127,14 @@ async def test_a_batch_past_its_window_at_start_expires_before_any_dispatch(
     tmp_path: Path,
 ) -> None:
     content = make_lines(LINES)
-    settings = {"windows": ["3s"], "expire": {"grace_s": 0.0}}
+    settings = {"expire": {"grace_s": 0.0}}
     async with backend_process(Script(answer=Answer(hold=True))) as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
-            batch = submit(running.client(), content, window="3s")
+            batch = submit(running.client(), content)
             await backend.wait_until(min_held=MAX_IN_FLIGHT)
             running.kill_all()
             sent = (await backend.stats()).arrivals
-            while time.time() <= batch.expires_at:  # type: ignore[operator]  # ours is never null
-                time.sleep(0.01)
+            let_expire(running.data)
             running.start()
             ended = wait_for(running.client(), batch.id)
             assert ended.status == "expired"

@@ -39,7 +39,7 @@ LINES: Final = 1_200
 # Two shards: lines 0 to 999, and the rest.
 FIRST, BESIDE, SECOND = line_id(5), line_id(6), line_id(1_100)
 HELD: Final = (Answer(hold=True),)
-DEATH_S: Final = 20.0
+DEATH_S: Final = 30.0
 MAX_ATTEMPTS: Final = 5  # retry.max_attempts
 
 # An answer that fits the memory that a worker is given here once, but not twice: its pieces can be
@@ -126,11 +126,11 @@ async def test_a_restart_in_between_costs_four_more_sends_at_most(tmp_path: Path
 async def test_a_window_that_closes_over_poison_expires_what_is_left(tmp_path: Path) -> None:
     """Every line kills: more than can be found in the time."""
     content = make_lines(200)
-    settings = {"windows": ["3s"], "expire": {"grace_s": 0.0}}
+    settings = {"windows": ["5s"], "expire": {"grace_s": 0.0}}
     async with backend_process(Script(answer=Answer(hold=True))) as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
             client = running.client()
-            batch = submit(client, content, window="3s")
+            batch = submit(client, content, window="5s")
             while client.batches.retrieve(batch.id).status not in TERMINAL:
                 if (await backend.stats()).held:
                     running.signal_workers(signal.SIGKILL)

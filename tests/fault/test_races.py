@@ -28,6 +28,7 @@ from tests.support.late_requests import CancelledBatch, cancel_and_wait, logs_by
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import (
     POLL_S,
+    WAIT_S,
     ServerProcess,
     conserved,
     content_of,
@@ -134,7 +135,9 @@ async def test_a_cancel_beside_the_last_answers_ends_cancelled_or_comes_too_late
             client = running.client()
             seen: Counter[str] = Counter()
             delay_s = 0.0
-            for number in range(16):
+            number = 0
+            while number < 16 or min(seen["completed"], seen["cancelled"]) < 2:
+                assert number < 60, seen
                 start = number * 2
                 content = make_lines(2, start=start)
                 batch = submit(client, content)
@@ -147,9 +150,8 @@ async def test_a_cancel_beside_the_last_answers_ends_cancelled_or_comes_too_late
                 assert conserved(client, ended, content).failed == 0
                 seen[ended.status] += 1
                 delay_s = delay_s * 0.8 if told is None else delay_s * 1.5 + 0.002
+                number += 1
             _say(f"{dict(seen)}")
-            assert seen["completed"] >= 2
-            assert seen["cancelled"] >= 2
 
 
 async def test_a_cancel_while_the_files_of_an_expired_batch_are_written_ends_cancelled(
@@ -157,12 +159,12 @@ async def test_a_cancel_while_the_files_of_an_expired_batch_are_written_ends_can
 ) -> None:
     """The child that writes the lines that never ran is stopped, so that `finalizing` lasts."""
     content = make_lines(100)
-    settings = {"windows": ["5s"], **NO_GRACE}
+    settings = {"windows": ["10s"], **NO_GRACE}
     async with backend_process(HOLD) as backend:
         with server(tmp_path, backend.base_url, settings=settings, start=False) as running:
             running.start(probes="never_run.synced=stop")
             client = running.client()
-            batch = submit(client, content, window="5s")
+            batch = submit(client, content, window="10s")
             await backend.wait_until(min_held=64)
             await backend.release(*(line_id(number) for number in range(10)))
             wait_for(client, batch.id, "finalizing")
@@ -182,7 +184,7 @@ async def test_a_cancel_while_the_files_of_an_expired_batch_are_written_ends_can
 
 def _until_stopped(running: ServerProcess) -> int:
     """The child that a probe has stopped."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while True:
         for pid in running.children():
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -196,20 +198,22 @@ async def test_a_cancel_beside_the_end_of_the_window_ends_in_one_of_the_two_ways
     tmp_path: Path,
 ) -> None:
     count = 16
-    settings = {"windows": ["3s"], **NO_GRACE}
+    settings = {"windows": ["4s"], **NO_GRACE}
     async with backend_process(HOLD) as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
             client = running.client()
             contents = [make_lines(2, start=2 * number) for number in range(count)]
 
             def one(number: int) -> tuple[str, Batch | None]:
-                batch = submit(client, contents[number], window="3s")
-                # From 0.2 s before the end to as much after it; one is too late for certain.
+                batch = submit(client, contents[number], window="4s")
+                # From 0.2 s before the end to as much after it. One is too late for certain, and
+                # one early: a busy machine may be late by more than that.
                 offset_s = 0.4 * number / (count - 1) - 0.2
                 assert batch.expires_at is not None
                 if number == count - 1:
                     wait_for(client, batch.id)
-                time.sleep(max(0.0, batch.expires_at + offset_s - time.time()))
+                if number > 0:
+                    time.sleep(max(0.0, batch.expires_at + offset_s - time.time()))
                 return batch.id, cancel_or_too_late(client, batch.id)
 
             with ThreadPoolExecutor(count) as threads:

@@ -22,7 +22,7 @@ import pytest
 from tests.support.command import ended, started
 from tests.support.inputs import line_id, make_lines
 from tests.support.scripted_backend import Answer, Script, backend_process
-from tests.support.server import POLL_S, ServerProcess, conserved, server, submit, wait_for
+from tests.support.server import POLL_S, WAIT_S, ServerProcess, conserved, server, submit, wait_for
 from tests.support.stored import wait_until_rows_and_bytes_agree
 
 LINES: Final = 120
@@ -48,7 +48,7 @@ def second_signal(number: int) -> Callable[[ServerProcess], None]:
         began = time.monotonic()
         os.kill(running.pid, number)
         assert running.wait_ended() == 1
-        assert time.monotonic() - began < 5.0  # and not the grace of a minute
+        assert time.monotonic() - began < 30.0  # and not the grace of a minute
 
     return end
 
@@ -71,7 +71,7 @@ def hung_up_twice(running: ServerProcess) -> None:
 
 
 def wait_draining(running: ServerProcess) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while "server_draining" not in running.tail():
         assert time.monotonic() < deadline
         time.sleep(POLL_S)

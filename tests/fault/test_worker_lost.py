@@ -111,7 +111,7 @@ async def test_deaths_that_no_line_caused_cost_little_and_blame_nobody(tmp_path:
                 await backend.wait_for_arrivals((await backend.stats()).arrivals + 100)
                 running.signal_workers(signal.SIGKILL)
             # One line at a time would take a minute; 64 of them take 3 s, beside the others.
-            ended = wait_for(client, batch.id, timeout_s=20)
+            ended = wait_for(client, batch.id)
             assert conserved(client, ended, content, await backend.log()).finished == LINES
 
 
@@ -126,7 +126,7 @@ async def test_a_cancel_reaches_the_suspect_shard(tmp_path: Path) -> None:
             await kill_on_arrival(running, backend, 3)
             await backend.wait_until(min_held=1)
             client.batches.cancel(batch.id)
-            ended = wait_for(client, batch.id, timeout_s=5)
+            ended = wait_for(client, batch.id)
             assert ended.status == "cancelled"
             summary = conserved(client, ended, content, await backend.log())
             assert summary.cancelled >= 1  # and what came after the poison, one at a time

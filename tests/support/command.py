@@ -51,16 +51,17 @@ def run(
 
 @contextmanager
 def started(
-    *arguments: str | Path, env: Mapping[str, str] | None = None
+    *arguments: str | Path, env: Mapping[str, str] | None = None, stderr: Path | None = None
 ) -> Iterator[forked.Forked]:
-    """It runs for the length of the block at most; to be signalled and waited for."""
-    with _nothing() as nothing:
+    """It runs for the length of the block at most; to be signalled and waited for. `stderr` is a
+    file for what it says there."""
+    with _nothing() as nothing, (stderr or Path(os.devnull)).open("wb") as said:
         process = forked.start(
             "batchline",
             [str(argument) for argument in arguments],
             stdin=nothing,
             stdout=nothing,
-            stderr=nothing,
+            stderr=said.fileno(),
             env=_environment(env),
         )
     try:
@@ -70,7 +71,7 @@ def started(
         process.wait()
 
 
-async def ended(process: forked.Forked, *, timeout_s: float = 20.0) -> int:
+async def ended(process: forked.Forked, *, timeout_s: float = 30.0) -> int:
     return await anyio.to_thread.run_sync(lambda: process.wait(timeout_s))
 
 

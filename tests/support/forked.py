@@ -3,8 +3,9 @@
 Importing the server costs 0.8 of the 1.4 CPU seconds of an idle start and stop, and the tests start
 some hundreds. Here a parent (`forked_parent.py`, one for each process that runs tests) has imported
 everything and forks a child for each start: the same code from `main()` on, in a real process with
-its own session, environment and output, to be killed as any other. What a test wants to know about
-the start itself (`python -m`, imports, options) it starts with `subprocess` as before.
+its own session, environment and output, to be killed as any other; its children are forked likewise
+(`forked_children.py`). What a test wants to know about the start itself (`python -m`, imports,
+options) it starts with `subprocess` as before.
 """
 
 from __future__ import annotations

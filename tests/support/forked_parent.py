@@ -21,6 +21,8 @@ import threading
 from contextlib import suppress
 from typing import Final, TypedDict
 
+from tests.support import forked_children
+
 LENGTH: Final = 8
 
 # Name of a program to its module; `main()` is called there.
@@ -28,6 +30,8 @@ PROGRAMS: Final = {
     "batchline": "batchline.cli.main",
     "scripted_backend": "tests.support.scripted_backend.__main__",
 }
+# Commands that start children.
+SERVING: Final = (["serve"], ["run"])
 # What these import when they run.
 PRELOADED: Final = (
     *PROGRAMS.values(),
@@ -35,9 +39,11 @@ PRELOADED: Final = (
     "alembic.config",
     "batchline.cli.client.batches",
     "batchline.cli.client.files",
+    forked_children.JOB,
     "batchline.cli.network_disk",
     "batchline.cli.run_engine",
     "batchline.cli.serve",
+    forked_children.WORKER,
     "uvicorn.lifespan.off",
 )
 
@@ -119,8 +125,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     program = serve(connection)
-    if program is not None:
-        _run(program)
+    if program is None:
+        return
+    if sys.platform == "linux" and program == PROGRAMS["batchline"] and sys.argv[1:2] in SERVING:
+        program = forked_children.adopt() or program
+    _run(program)
 
 
 def _make_commands() -> None:

@@ -23,7 +23,8 @@ from tests.support import command, forked, leash
 from tests.support.conserved import Conserved, assert_conserved
 from tests.support.scripted_backend import BackendLog
 
-START_S: Final = 20.0  # a cold start under a loaded test run
+START_S: Final = 30.0  # a cold start under a loaded test run
+WAIT_S: Final = 30.0  # takes milliseconds; this bounds a failure on a machine that is overloaded
 POLL_S: Final = 0.01
 # Unless a test has something else to say of the disk: 16 MiB written in every start add up.
 SMALL_RESERVE: Final = {"reserve_bytes": 1024 * 1024}
@@ -114,7 +115,7 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def wait_ended(self, timeout_s: float = 15.0) -> int:
+    def wait_ended(self, timeout_s: float = WAIT_S) -> int:
         """The exit status of a server that is on its way out."""
         assert self._process is not None
         status = self._process.wait(timeout_s)
@@ -183,7 +184,7 @@ class ServerProcess:
 
     def readiness(self) -> dict[str, Any]:
         """The body of `/healthz/ready`, ready or not."""
-        connection = HTTPConnection(urlsplit(self.origin).netloc, timeout=2)
+        connection = HTTPConnection(urlsplit(self.origin).netloc, timeout=10)
         try:
             connection.request("GET", "/healthz/ready")
             answer = json.loads(connection.getresponse().read())
@@ -193,7 +194,7 @@ class ServerProcess:
         return answer
 
     def wait_readiness(
-        self, holds: Callable[[dict[str, Any]], bool], *, timeout_s: float = 10.0
+        self, holds: Callable[[dict[str, Any]], bool], *, timeout_s: float = WAIT_S
     ) -> dict[str, Any]:
         """Poll readiness until `holds` of it; the body of then."""
         deadline = time.monotonic() + timeout_s
@@ -202,7 +203,7 @@ class ServerProcess:
             time.sleep(POLL_S)
         return body
 
-    def wait_log(self, words: str, *, timeout_s: float = 10.0) -> None:
+    def wait_log(self, words: str, *, timeout_s: float = WAIT_S) -> None:
         """Poll until the server, in any of its starts, or a child has said these words."""
         deadline = time.monotonic() + timeout_s
         while words not in self.log.read_text(errors="replace"):
@@ -244,7 +245,7 @@ class ServerProcess:
                     sizes.append(path.stat().st_size)
         return sorted(sizes)
 
-    def wait_blobs(self, sizes: Sequence[int], *, timeout_s: float = 10.0) -> None:
+    def wait_blobs(self, sizes: Sequence[int], *, timeout_s: float = WAIT_S) -> None:
         """Poll until the blobs on disk have these sizes and there is no other."""
         deadline = time.monotonic() + timeout_s
         while (found := self.blob_sizes()) != sorted(sizes):
@@ -304,7 +305,8 @@ def recorded_children(data: Path) -> list[int]:
 
 def is_worker(pid: int) -> bool:
     """Whether a child is one that dispatches."""
-    return "worker_child" in _command(pid)
+    # A forked one has the command of its parent, and a name.
+    return "worker_child" in _command(pid) + _text(Path(f"/proc/{pid}/comm"))
 
 
 # -- what tests do with a server ---------------------------------------------------------------
@@ -327,7 +329,7 @@ def submit(
 
 
 def wait_for(
-    client: openai.OpenAI, batch_id: str, *statuses: str, timeout_s: float = 30.0
+    client: openai.OpenAI, batch_id: str, *statuses: str, timeout_s: float = WAIT_S
 ) -> Batch:
     """Poll until the batch has one of `statuses` (any terminal one without), or fail."""
     wanted = frozenset(statuses) or TERMINAL

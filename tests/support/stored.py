@@ -18,7 +18,7 @@ from typing import Final
 
 from batchline.domain import lifecycle
 
-AGREE_S: Final = 15.0
+AGREE_S: Final = 30.0
 POLL_S: Final = 0.02
 
 _TERMINAL: Final = json.dumps(sorted(lifecycle.TERMINAL))
@@ -73,6 +73,16 @@ def settled_lines(data: Path) -> int:
                 return 0  # it died in its first start
             (count,) = database.execute("SELECT total(completed + failed) FROM shard").fetchone()
     return int(count)
+
+
+def let_expire(data: Path) -> None:
+    """What has an end of its own (a batch's window, a file, an upload) is past it when a server
+    starts here again: as if it had been down for so long. No server may run."""
+    with closing(sqlite3.connect(data / "batchline.sqlite3")) as database:
+        for table in ("batch", "file", "upload"):
+            # S608: the names are those above.
+            database.execute(f"UPDATE {table} SET expires_at = ?", (int(time.time()) - 1,))  # noqa: S608
+        database.commit()
 
 
 def needs(database: sqlite3.Connection) -> list[tuple[str, str, int]]:

@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 import pytest
 
-ATTACH_S: Final = 10.0
+ATTACH_S: Final = 30.0
 SYNCS: Final = ("fsync", "fdatasync")
 WRITES: Final = ("write", "writev", "pwrite64", "sendto", "sendmsg")
 RENAMES: Final = ("rename", "renameat", "renameat2")

@@ -20,7 +20,7 @@ from batchline.executor.catalogue import (
 from batchline.executor.contract import Answer, BackendSettings
 from batchline.executor.health import is_down
 
-SOON_S = 5.0
+SOON_S = 20.0
 LISTED = b'{"object": "list", "data": [{"id": "m1", "object": "model"}, {"id": "m2"}]}'
 
 

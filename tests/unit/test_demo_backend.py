@@ -25,7 +25,7 @@ from examples.embeddings_backend.app import Backend  # noqa: E402  # as above
 from examples.embeddings_backend.gathering import Gatherer  # noqa: E402  # as above
 
 MODEL = "held-model"
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class HeldEncoder:

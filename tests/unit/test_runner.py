@@ -85,7 +85,7 @@ class Rig:
 async def test_a_cancel_that_overtakes_the_look_at_the_row_has_no_file_validated() -> None:
     rig = Rig()
     rig.runner.created(rig.stored)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await rig.looked.wait()  # the row is read, and the answer is on its way
         rig.stored = a_batch(BatchStatus.CANCELLING)
         await rig.runner.stop(rig.stored, was=BatchStatus.VALIDATING)

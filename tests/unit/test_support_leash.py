@@ -16,7 +16,7 @@ from batchline.executor.processes import start_time
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
-GONE_S = 10.0
+GONE_S = 30.0
 ROOT = Path(__file__).parents[2]
 
 # Ties itself, and starts a child that leads a session, whose own child ignores what is soft.

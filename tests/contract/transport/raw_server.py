@@ -21,7 +21,7 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 MakeTransport = Callable[..., Transport]
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")  # self-made, for this suite only
-SOON_S = 5.0  # everything here takes milliseconds; this bounds a failure
+SOON_S = 20.0  # everything here takes milliseconds; this bounds a failure
 
 IMPLEMENTATIONS: dict[str, Callable[..., Transport]] = {
     "general": GeneralTransport,

@@ -32,7 +32,7 @@ _CALLS: Final = (
     *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
     *("unlink", "unlinkat", "rmdir", "fsync", "fdatasync", "io_uring_setup"),
 )
-END_S: Final = 10.0
+END_S: Final = 30.0
 _LONGEST: Final = 16 * 1024 * 1024  # bytes of one write; no test writes as much at once
 
 _DESCRIPTOR: Final = re.compile(r"(?:(\d+)|AT_FDCWD)<((?:\\x[0-9a-f]{2})*)>(\(deleted\))?")

@@ -21,8 +21,8 @@ from tests.support.scripted_backend.script import Script
 from tests.support.scripted_backend.server import HOST, Release, Server
 from tests.support.scripted_backend.witness import BackendLog, Stats, Wanted, parse_log
 
-STOP_S: Final = 5.0
-WAIT_S: Final = 10.0
+STOP_S: Final = 10.0
+WAIT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -378,6 +378,7 @@ class Connection(asyncio.Protocol):
             answer = script.models_answer or Answer()
             body = answers.catalogue(script.models)
         elif exchange.path == METRICS and script.others is not None:
+            self._witness.load_pages += 1
             answer = Answer(content_type="text/plain; version=0.0.4")
             body = answers.metrics(self._witness.in_flight + script.others)
         else:

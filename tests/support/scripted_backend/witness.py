@@ -75,6 +75,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     open: int
     catalogue_calls: int
+    load_pages: int
     by_status: dict[int, int]
 
 
@@ -179,6 +180,7 @@ class Witness:
         self.max_in_flight = self.in_flight
         self.connections = self.open
         self.catalogue_calls = 0
+        self.load_pages = 0
 
     def note(self, event: Event) -> None:
         """Append an event and keep the counts that follow from it."""
@@ -239,6 +241,7 @@ class Witness:
             connections=self.connections,
             open=self.open,
             catalogue_calls=self.catalogue_calls,
+            load_pages=self.load_pages,
             by_status=dict(self.by_status),
         )
 
