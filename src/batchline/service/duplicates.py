@@ -20,8 +20,9 @@ from batchline.service.scratch import unnamed_file, write_all
 
 SPILL_IDS: Final = 32_768  # 512 KiB of pairs; twice as many cost 2 MiB more and save no time
 
-# A partition is compared in memory, at about 100 bytes an id: up to some 6 MB.
-_PARTITION_IDS: Final = 65_536
+# A partition is compared in memory, at about 100 bytes an id: up to some 3 MB, and of lines of
+# 600 bytes 0.3 MB: a set of more than 4,915 takes four times the room at once.
+_PARTITION_IDS: Final = 32_768
 _MAX_PARTITIONS: Final = 1_024
 _WRITTEN_BUFFERS: Final = 16  # copied together for a write; all at once would be 512 KiB more
 _SHORTEST_LINE_BYTES: Final = 90  # the four keys and nothing in them
