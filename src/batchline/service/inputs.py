@@ -19,7 +19,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 class Block(NamedTuple):
     r"""Consecutive lines: the first begins at `offset`, each is followed by one b"\n".
 
-    `lines` None stands for one line that is longer than allowed: its bytes were skipped. The list is
+    `lines` None stands for one line that is longer than allowed: its bytes were skipped. A list is
     the caller's until it asks for the next block, and is emptied then.
     """
 

@@ -9,16 +9,16 @@ in groups of four, five pairs are to be expected, and one is enough.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice
 from typing import Final
 
 from batchline.domain.prefixes import (
     DIGEST_BYTES,
-    KEY_BYTES,
+    branch,
     key_of,
     levels_of,
-    neighbours,
     prompt_of,
     trunk_of,
 )
@@ -30,6 +30,8 @@ _MOST_KEYS: Final = (
     16_384  # 3 MB where prompts are long; a file of over two million lines is sampled more thinly
 )
 _ENOUGH_PAIRS: Final = 1  # strangers with one digest are one in four billion
+_TRUNK_KEYS: Final = 1_024  # what most of so many begin with is the trunk of all
+_COMPARED_AT_ONCE: Final = 4_096
 _SEED: Final = 0  # the same file always has the same plan
 
 
@@ -48,6 +50,10 @@ class _PackedKeys:
         levels = levels_of(key)
         self._levels.append(levels)
         self._digests += key[: levels * DIGEST_BYTES]
+
+    def some(self, most: int) -> list[bytes]:
+        """At most so many of them, evenly."""
+        return list(islice(self, 0, None, -(-len(self._levels) // most)))
 
     def __iter__(self) -> Iterator[bytes]:
         start = 0
@@ -100,9 +106,18 @@ class PrefixSample:
         """What most lines of each model begin with; None when no order is worth its while."""
         pairs = 0
         trunks = {}
-        for model, packed in self._keys.items():
-            keys = sorted(packed)
-            trunks[model] = trunk = trunk_of(keys)
-            whole = (key.ljust(KEY_BYTES, b"\0") for key in keys)
-            pairs += sum(neighbours(one, other, trunk) for one, other in pairwise(whole))
+        for model, keys in self._keys.items():
+            trunks[model] = trunk = trunk_of(keys.some(_TRUNK_KEYS))
+            pairs += _repeated(array("Q", (branch(key, trunk) for key in keys)))
         return trunks if pairs >= _ENOUGH_PAIRS else None
+
+
+def _repeated(branches: array[int]) -> int:
+    """How many are there again, those that are 0 aside; with a bounded number in memory as objects:
+    a set of sixteen thousand takes a megabyte."""
+    repeated = 0
+    parts = len(branches) // _COMPARED_AT_ONCE + 1
+    for part in range(parts):
+        some = [one for one in branches if one % parts == part and one]
+        repeated += len(some) - len(set(some))
+    return repeated
