@@ -125,7 +125,7 @@ class Link:
 
     def rest(self) -> None:
         """No line is taken any more: a slot that ends would begin others."""
-        self.worker._draining = self.worker._rests = True
+        self.worker._draining = self.worker._slots.rests = True
 
 
 @dataclass(slots=True)
@@ -188,7 +188,7 @@ class World:
             transport=lambda settings: Wire(self, name, self.backends[settings.name]),
             intake=Intake(self.byte_budget),
         )
-        worker._random = self.rng
+        worker._settling.random = self.rng
         self.links[name] = Link(name, worker, self.loop.create_task(worker.run()))
 
     def death(self, link: Link) -> None:
@@ -213,7 +213,12 @@ class World:
             return True
         frame = task.get_coro().cr_frame if hasattr(task.get_coro(), "cr_frame") else None  # type: ignore[union-attr]
         owner = frame.f_locals.get("self") if frame is not None else None
-        return owner in (link.worker, link.worker._failover, link.worker._writer)
+        return owner in (
+            link.worker,
+            link.worker._slots,
+            link.worker._failover,
+            link.worker._writer,
+        )
 
     def _from(self, name: str, message: m.ToControl) -> None:
         link = self.links.get(name)
@@ -437,12 +442,12 @@ class World:
             worker = link.worker
             assert worker._failure is None
             assert not link.task.done(), link.task
-            assert not worker._runs
-            assert (worker._held_bytes, worker._unwritten_bytes) == (0, 0)
+            assert not worker._shards.runs
+            assert (worker._budget.held, worker._budget.unwritten) == (0, 0)
             assert not worker._failover._last, "verdicts that wait for nobody"
             assert not worker._failover._doubtful
             assert not worker._failover._looks
-            assert not worker._handing.unsaid
+            assert not worker._shards.handing.unsaid
             for lane in worker._lanes.values():
                 assert lane.in_flight == 0
                 assert not lane.owes_permits

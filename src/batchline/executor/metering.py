@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from batchline.domain.lines import RequestLine
 from batchline.executor import messages as m
 from batchline.executor.contract import RATE_HEADERS, Answer, BackendSettings
 from batchline.executor.lane import Lane
 from batchline.executor.rate_meter import RateMeter
+from batchline.executor.requests import request_of
 from batchline.executor.shard_run import Line
 
 # What remains, of either kind: an answer without these two tells nothing that would be of use.
@@ -19,7 +19,7 @@ REMAINING_TOKENS: Final = RATE_HEADERS[3]
 
 
 class Metering:
-    """`read` gives the request of a line. A lane without limits has no meter and pays nothing."""
+    """One worker's. A lane without limits has no meter and pays nothing."""
 
     def __init__(
         self,
@@ -27,12 +27,10 @@ class Metering:
         lanes: Mapping[str, Lane],
         *,
         send: Callable[[m.ToControl], None],
-        read: Callable[[Line], RequestLine | None],
     ) -> None:
         self._believed = {backend.name for backend in backends if backend.rate_headers}
         self._lanes = lanes
         self._send = send
-        self._read = read
         for backend in backends:
             if backend.requests_per_minute or backend.tokens_per_minute:
                 # Before the first order came nothing goes: the control process knows the limits.
@@ -65,7 +63,7 @@ class Metering:
             lane.rates = RateMeter(
                 lane.backend,
                 send=self._send,
-                read=self._read,
+                read=request_of,
                 clock=loop.time,
                 later=loop.call_later,
             )
