@@ -119,7 +119,7 @@ class CustomIds:
                 yield self._load(places, at) + buffer
 
     def _places(self, spill: int, first: int, count: int) -> array[int]:
-        """Where `count` buffers from `first` on begin in the spill at `spill`; where the last ends."""
+        """Where `count` buffers from `first` on begin in that spill, and where the last ends."""
         begins = array("I")
         at = spill + first * begins.itemsize
         begins.frombytes(self._read((count + 1) * begins.itemsize, at))
