@@ -77,7 +77,7 @@ def test_one_block_of_lines_is_in_memory_and_its_bytes_are_there_once(tmp_path: 
     path = tmp_path / "input"
     path.write_bytes(line * 4_000)
     with InputFile(str(path), 4_000 * len(line)) as source, allocated() as found:
-        lines = sum(len(some or ()) for _, some in source.blocks(10_000))
+        lines = sum(len(some or ()) for _, some in source.blocks(2**20))
     assert lines == 4_000
     # What is cut up and what comes of it, 33 bytes a line more.
     assert found.peak < 2.3 * BLOCK_BYTES
