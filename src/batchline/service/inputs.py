@@ -83,6 +83,7 @@ class InputFile:
             start = position - held_bytes
             position += len(block)
             lines = block.split(b"\n")
+            del block  # the lines are copies: with them it would be in memory twice
             held_bytes += len(lines[0])
             if held_bytes <= max_line_bytes:
                 held.append(lines[0])
