@@ -21,12 +21,12 @@ async def run(url: str, requests: list[bytes], in_flight: int) -> Ran:
     transport = Http1Transport(BackendSettings(name="raw", base_url=f"{base_url}/v1"))
     bad = 0
     todo: Iterator[bytes] = iter(requests)
-    headers = {"idempotency-key": "batch_req_0123456789abcdef0123456700000001"}
+    key = "batch_req_0123456789abcdef0123456700000001"
 
     async def send_on() -> None:
         nonlocal bad
         for body in todo:
-            answer = await transport.send(path, body, headers=headers, before_write=_admit)
+            answer = await transport.send(path, body, _admit, key)
             bad += answer.status != 200 or not answer.body
 
     wall, cpu = time.perf_counter(), time.process_time()

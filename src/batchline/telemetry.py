@@ -140,7 +140,7 @@ class _Armed:
     countdown: int  # acts when it reaches zero; further hits do nothing
 
 
-_armed: dict[str, _Armed] = {}
+armed: dict[str, _Armed] = {}  # empty but in tests; for who cannot spare a call to find that out
 armed_spec: str = ""  # handed on to children, which arm themselves with it
 
 
@@ -151,14 +151,14 @@ def arm(spec: str) -> None:
         ConfigError: the spec does not parse.
     """
     global armed_spec  # one process, one set of probes, armed once at start
-    _armed.clear()
+    armed.clear()
     armed_spec = spec
     for item in filter(None, (part.strip() for part in spec.split(","))):
         name, _, rest = item.partition("=")
         action, _, hit = rest.partition("@")
         if action not in ACTIONS or (hit and not hit.isdigit()):
             raise ConfigError(f"probe {item!r}: expected NAME=ACTION[@HIT], ACTION of {ACTIONS}")
-        _armed[name] = _Armed(action, int(hit or 1))
+        armed[name] = _Armed(action, int(hit or 1))
 
 
 def probe(name: str) -> bool:
@@ -167,19 +167,19 @@ def probe(name: str) -> bool:
     Returns:
         True where what follows is to be left out, at the points that look at it.
     """
-    if not _armed:
+    if not armed:
         return False
     return _reached(name)
 
 
 def _reached(name: str) -> bool:
-    armed = _armed.get(name)
-    if armed is None:
+    one = armed.get(name)
+    if one is None:
         return False
-    armed.countdown -= 1
-    if armed.countdown != 0:
+    one.countdown -= 1
+    if one.countdown != 0:
         return False
-    match armed.action:
+    match one.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "kill_parent":

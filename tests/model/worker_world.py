@@ -72,9 +72,9 @@ class Wire:
         self,
         path: str,  # noqa: ARG002
         body: bytes,
-        *,
-        headers: Mapping[str, str],  # noqa: ARG002
         before_write: Callable[[], bool],
+        key: str | None = None,  # noqa: ARG002
+        headers: Mapping[str, str] | None = None,  # noqa: ARG002
         pieces: Pieces | None = None,  # noqa: ARG002
     ) -> Answer:
         if self._world.slow and self._world.roll() < 0.5:

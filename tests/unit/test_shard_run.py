@@ -274,7 +274,8 @@ def test_a_line_keeps_its_id_and_its_key_changes_with_each_answer() -> None:
     assert line.idempotency_key == line.line_id
     line.attempt = 3
     assert line.idempotency_key == line.line_id
-    line.answers = 2
+    line.answered()
+    line.answered()
     assert line.idempotency_key == f"{line.line_id}-2"
 
 

@@ -174,12 +174,12 @@ class _Broken:
         self,
         path: str,
         body: bytes,
-        *,
-        headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         pieces: Pieces | None = None,
     ) -> Answer:
-        del path, body, headers, before_write
+        del path, body, key, headers, before_write
         assert pieces is not None
         pieces.begin(head())
         for piece in self._wire:

@@ -112,6 +112,7 @@ class _EmbeddingsLine(msgspec.Struct, gc=False):
 _NUMBERS: Final = (int, float)  # bool is neither here
 
 _decode_parts: Final = msgspec.json.Decoder(_Parts).decode
+_decode_all_parts: Final = msgspec.json.Decoder(_Parts).decode_lines
 _decode_model: Final = msgspec.json.Decoder(_Model).decode
 _decode_custom_id: Final = msgspec.json.Decoder(_CustomId).decode
 _decode_good: Final = msgspec.json.Decoder(_GoodLine).decode
@@ -137,6 +138,21 @@ def read_line(raw: bytes) -> RequestLine:
         # Without the cause: its message may quote what the user sent.
         raise BlobUnreadable("the input no longer holds a request line here") from None
     return RequestLine(bytes(parts.custom_id), bytes(parts.body))
+
+
+def read_lines(raw: bytes) -> list[RequestLine]:
+    """`read_line` of each line in `raw`, blank ones apart, at two thirds of its cost.
+
+    Raises:
+        BlobUnreadable: as `read_line`, of any of them.
+    """
+    try:
+        return [
+            RequestLine(bytes(parts.custom_id), bytes(parts.body))
+            for parts in _decode_all_parts(raw)
+        ]
+    except _UNREADABLE:
+        raise BlobUnreadable("the input no longer holds request lines here") from None
 
 
 def custom_id_raw_at(data: bytes, start: int, stop: int) -> bytes:

@@ -196,9 +196,7 @@ class Caller:
         body = self._call.body.replace("{id}", line.abort_id).encode()
         try:
             async with asyncio.timeout_at(deadline), self._at_once:
-                answer = await self.transport.send(
-                    path, body, headers={}, before_write=lambda: True
-                )
+                answer = await self.transport.send(path, body, before_write=lambda: True)
         except (TimeoutError, NotSent, SentUnanswered):
             return False
         return 200 <= answer.status < 300

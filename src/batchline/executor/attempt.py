@@ -16,14 +16,13 @@ from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.contract import Answer
 from batchline.executor.lane import Lane
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
-from batchline.executor.requests import request_of
 from batchline.executor.settling import Settling
 from batchline.executor.shard_run import Line, ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, UNREADABLE, Ended
 from batchline.executor.streamed import StreamedAnswer, exchange
 from batchline.executor.verdict import of_usual
-from batchline.telemetry import probe
+from batchline.telemetry import armed, probe
 
 _NOT_ADMITTED: Final = Ended.NOT_ADMITTED
 
@@ -60,7 +59,7 @@ class Attempts:
         run = line.run
         if run.work.announced:
             await self._announce(line)
-        request = request_of(line)
+        request = run.requests.read(line.index)
         if request is None:
             return UNREADABLE
         body, pieces = request.body, None
@@ -69,9 +68,16 @@ class Attempts:
             if edited is None:
                 return UNREADABLE
             body, pieces = edited
+        line.attempt += 1
+        if armed:
+            probe("worker.dispatching")
         try:
-            answer = await self._sent(lane, line, body, pieces)
-            probe("worker.answered")
+            if pieces is None and not self._callers:  # nearly always, and in one call less
+                answer = await lane.transport.send(run.path, body, line.admit, line.idempotency_key)
+            else:
+                answer = await self._sent(lane, line, body, pieces)
+            if armed:
+                probe("worker.answered")
             if line.doomed:
                 await _until_called_off()
         except asyncio.CancelledError:
@@ -122,22 +128,17 @@ class Attempts:
     def _sent(
         self, lane: Lane, line: Line, body: bytes, pieces: StreamedAnswer | None
     ) -> Awaitable[Answer]:
-        """Send the line; what is given is to be awaited at once, and raises as `Transport.send`."""
-        line.attempt += 1
-        headers = {"idempotency-key": line.idempotency_key}
-        callers = self._callers
-        if callers and lane.backend in callers:
-            body = callers[lane.backend].tag(line, body, headers)
-        probe("worker.dispatching")
-        path = line.run.path
-        if pieces is None:
-            return lane.transport.send(path, body, headers=headers, before_write=line.admit)
+        """Send the line with an id for calls, or have its answer streamed; as `Transport.send`."""
+        headers: dict[str, str] = {}
+        if lane.backend in self._callers:
+            body = self._callers[lane.backend].tag(line, body, headers)
         return exchange(
             lane.transport,
-            path,
+            line.run.path,
             body,
-            headers=headers,
             before_write=line.admit,
+            key=line.idempotency_key,
+            headers=headers,
             pieces=pieces,
         )
 

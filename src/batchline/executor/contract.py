@@ -331,7 +331,7 @@ RATE_HEADERS: Final = tuple(
 
 
 # A msgspec struct, not a dataclass: one is made for each line, at a fifth of the cost.
-class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A complete HTTP answer. `headers` has lower-case names and only those that are of use:
     `retry-after`, `retry-after-ms`, `x-request-id`, `content-type`, and `RATE_HEADERS`."""
 
@@ -368,12 +368,15 @@ class Transport(Protocol):
         self,
         path: str,
         body: bytes,
-        *,
-        headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         pieces: Pieces | None = None,
     ) -> Answer:
         """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
+
+        `key` goes as the Idempotency-Key. It is one of our own ids: what is in it is not checked.
+        `headers` win over it, as over configured ones.
 
         `before_write` is called once if a connection is had, in the same event-loop step in which
         the first byte of the request is handed to the socket; when it returns False nothing is

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from batchline.domain.lines import RequestLine
 from batchline.executor import messages as m
 from batchline.executor.contract import RATE_HEADERS, Answer, BackendSettings
 from batchline.executor.lane import Lane
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.requests import request_of
 from batchline.executor.shard_run import Line
 
 # What remains, of either kind: an answer without these two tells nothing that would be of use.
@@ -63,8 +63,13 @@ class Metering:
             lane.rates = RateMeter(
                 lane.backend,
                 send=self._send,
-                read=request_of,
+                read=_request_of,
                 clock=loop.time,
                 later=loop.call_later,
             )
         return lane.rates
+
+
+def _request_of(line: Line) -> RequestLine | None:
+    """For an estimate of what it takes, before it is read to be sent."""
+    return line.run.requests.peek(line.index)

@@ -65,13 +65,15 @@ class RunOnce(ShardRun):
                 first = index
         return run
 
-    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> int:
+    def settle(
+        self, line: Line, result: bytes, usage: Usage | None, *, succeeded: bool = True
+    ) -> int:
         """Give `line` its result, and with it every line that is the same request.
 
         Tokens were spent once and are counted once.
         """
         # Not super(): the decorator makes a class with slots anew, and super() means the old one.
-        held = ShardRun.settle(self, line, result, succeeded=succeeded, usage=usage)
+        held = ShardRun.settle(self, line, result, usage, succeeded=succeeded)
         bitmap.mark(self.passed, line.index)
         following = self.followers.pop(line.index, None)
         if not following:
@@ -85,7 +87,7 @@ class RunOnce(ShardRun):
                 self.on_unreadable(self)
                 return held
             copy = with_tail(other.line_id, custom_id_raw, tail)
-            held += ShardRun.settle(self, other, copy, succeeded=succeeded, usage=None)
+            held += ShardRun.settle(self, other, copy, None, succeeded=succeeded)
             if line.attempt:  # else nothing was sent for any of them
                 bitmap.mark(self.saved_lines, index)
         self._run_again(following[fitting:])

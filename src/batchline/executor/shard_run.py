@@ -18,7 +18,7 @@ from batchline.domain import bitmap, partials, plan
 from batchline.domain.ids import BatchId, line_id_prefix
 from batchline.domain.model import Usage, total_usage
 from batchline.executor.contract import Ends, ShardWork
-from batchline.executor.read_ahead import ReadAhead
+from batchline.executor.requests import Requests
 from batchline.executor.spread import Spread
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class Line(msgspec.Struct, eq=False):
     length: int
     line_number: int
     line_id: str
+    idempotency_key: str  # the line id; a suffix after each answered attempt
     attempt: int = 0  # the attempt under way or last ended, from 1; 0 before the first
-    answers: int = 0  # attempts that got an HTTP answer (the Idempotency-Key changes with each)
+    answers: int = 0  # attempts that got an HTTP answer without a result
     written: bool = False  # the first byte of the current attempt was handed to the socket
     trial: bool = False  # this dispatch tries a closed circuit
     held_bytes: int = 0  # what it counts in the worker's byte budget
@@ -99,13 +100,13 @@ class Line(msgspec.Struct, eq=False):
             self.ended_by = how
             self.task.cancel()
 
-    @property
-    def idempotency_key(self) -> str:
-        """The line id; a suffix after each answered attempt, so that a stored 500 is not replayed.
+    def answered(self) -> None:
+        """The attempt got an answer: the next has a key of its own, or a stored 500 is replayed.
 
         An unanswered attempt keeps the key: the backend may have done the work already.
         """
-        return self.line_id if self.answers == 0 else f"{self.line_id}-{self.answers}"
+        self.answers += 1
+        self.idempotency_key = f"{self.line_id}-{self.answers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class ShardRun:
 
     work: ShardWork
     input_fd: int
-    input: ReadAhead
+    requests: Requests
     entries: bytes  # this shard's part of the plan
     path: str  # of the API, below the transport's base URL
     line_id_prefix: str
@@ -166,7 +167,7 @@ class ShardRun:
         return cls(
             work=work,
             input_fd=input_fd,
-            input=ReadAhead(input_fd),
+            requests=Requests(input_fd, entries, send_as=work.send_as),
             entries=entries,
             path=work.endpoint.removeprefix(_API_PREFIX),
             line_id_prefix=line_id_prefix(shard.key.batch_id),
@@ -274,7 +275,7 @@ class ShardRun:
         offset, length, number, _ = _entry(self.entries, index * _ENTRY_BYTES)
         # By this operator in half the time of an f-string.
         line_id = "%s%08x" % (self.line_id_prefix, number)  # noqa: UP031
-        return Line(self, index, offset, length, number, line_id)
+        return Line(self, index, offset, length, number, line_id, line_id)
 
     @property
     def has_line(self) -> bool:
@@ -285,7 +286,9 @@ class ShardRun:
 
     # -- how a line ended ------------------------------------------------------------------
 
-    def settle(self, line: Line, result: bytes, *, succeeded: bool, usage: Usage | None) -> int:
+    def settle(
+        self, line: Line, result: bytes, usage: Usage | None, *, succeeded: bool = True
+    ) -> int:
         """Give `line` its result; the bytes that are held for it from now on.
 
         It is never dispatched again under this epoch.

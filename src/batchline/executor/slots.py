@@ -140,7 +140,6 @@ class Slots:
         budget.held += line.length
         run = line.run
         if run.cursor >= run.entry_count and not run.handed and not run.aside:
-            run.input.forget()
             self._shards.handing.handed_out(run)
         return line
 

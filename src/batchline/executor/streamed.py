@@ -135,16 +135,17 @@ async def exchange(
     path: str,
     body: bytes,
     *,
-    headers: Mapping[str, str],
     before_write: Callable[[], bool],
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     pieces: StreamedAnswer | None,
 ) -> Answer:
     """`Transport.send`, and the answer put together where `pieces` took it; raises as that does."""
     if pieces is None:
-        return await transport.send(path, body, headers=headers, before_write=before_write)
+        return await transport.send(path, body, before_write=before_write, key=key, headers=headers)
     try:
         got = await transport.send(
-            path, body, headers=headers, before_write=before_write, pieces=pieces
+            path, body, before_write=before_write, key=key, headers=headers, pieces=pieces
         )
     except SentUnanswered:
         whole = pieces.answer_that_broke()

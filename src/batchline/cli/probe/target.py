@@ -187,7 +187,6 @@ class Target:
             self._api,
             self.endpoint.removeprefix("/v1"),
             raw,
-            headers={},
             before_write=lambda: True,
             pieces=pieces,
         )

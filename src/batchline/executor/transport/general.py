@@ -88,13 +88,13 @@ class GeneralTransport:
         self,
         path: str,
         body: bytes,
-        *,
-        headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         pieces: Pieces | None = None,
     ) -> Answer:
         """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
-        head = self._heads.post(path, headers, len(body))
+        head = self._heads.post(path, len(body), key, headers)
         total_s = self._settings.total_timeout_s
         return await self._exchange(head, body, before_write, total_s, pieces)
 

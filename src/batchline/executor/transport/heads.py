@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from yarl import URL
@@ -17,8 +18,10 @@ from batchline import __version__
 # What may not stand in a header (RFC 9110, 5.5): one of these in a value is a header smuggled in.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# There are some ten endpoints and headers; to keep more would need a bug of the caller.
+# There are some ten endpoints; to keep more would need a bug of the caller.
 _MOST_KEPT: Final = 64
+_KEY: Final = "idempotency-key"
+_JSON: Final = MappingProxyType({"Content-Type": "application/json"})
 _OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "expect"})
 
 
@@ -38,53 +41,40 @@ class Heads:
         self._repeated = merged(defaults, configured)
         for name, value in self._repeated.items():
             check_header(name, value)
-        self._repeated_names = frozenset(name.lower() for name in self._repeated) | {"content-type"}
-        self._posts: dict[str, str] = {}  # how the head of a POST begins, by path
-        self._gets: dict[str, str] = {}
-        self._new_names: set[str] = set()  # that are not repeated, and may be sent
+        self._keyed: dict[str, str] = {}  # the head of a POST up to the key, by path
 
-    def post(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
-        """The head of a POST of `length` bytes of JSON; `headers` win over configured ones.
+    def post(
+        self, path: str, length: int, key: str | None, headers: Mapping[str, str] | None
+    ) -> bytes:
+        """The head of a POST of `length` bytes of JSON; see `Transport.send`.
 
         Raises:
             ValueError: a header cannot be sent as it is.
         """
-        prefix = self._posts.get(path) or self._prefix("POST", path)
-        known = self._new_names
-        more = ""
-        for name, value in headers.items():
-            # The same few with every request. To ask for printable ones is a fifth of the cost of
-            # looking for control characters.
-            if not (name in known and value.isprintable()):
-                if name.lower() in self._repeated_names:
-                    return self._post_with_overrides(path, headers, length)
-                check_header(name, value)
-                if len(known) < _MOST_KEPT:
-                    known.add(name)
-            more += f"{name}: {value}\r\n"
-        return f"{prefix}{more}Content-Length: {length}\r\n\r\n".encode()
+        if key is None or headers:
+            return self._post(path, length, key, headers or {})
+        prefix = self._keyed.get(path) or self._up_to_key(path)
+        return f"{prefix}{key}\r\nContent-Length: {length}\r\n\r\n".encode()
 
     def get(self, path: str) -> bytes:
         """The head of a GET."""
-        prefix = self._gets.get(path) or self._prefix("GET", path)
-        return f"{prefix}\r\n".encode()
+        return f"{self._spell('GET', path, self._repeated)}\r\n".encode()
 
-    def _prefix(self, method: str, path: str) -> str:
-        repeated = dict(self._repeated)
-        if method == "POST":
-            repeated.setdefault("Content-Type", "application/json")
-        prefix = self._spell(method, path, repeated)
-        kept = self._posts if method == "POST" else self._gets
-        if len(kept) < _MOST_KEPT:
-            kept[path] = prefix
-        return prefix
-
-    def _post_with_overrides(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
-        everything = merged({"Content-Type": "application/json"}, self._repeated)
-        everything = merged(everything, headers)
-        for name, value in everything.items():
+    def _post(self, path: str, length: int, key: str | None, headers: Mapping[str, str]) -> bytes:
+        for name, value in headers.items():
             check_header(name, value)
+        everything = merged(_JSON, self._repeated)
+        if key is not None:
+            everything = merged(everything, {_KEY: key})
+        everything = merged(everything, headers)
         return f"{self._spell('POST', path, everything)}Content-Length: {length}\r\n\r\n".encode()
+
+    def _up_to_key(self, path: str) -> str:
+        spelled = self._spell("POST", path, merged(merged(_JSON, self._repeated), {_KEY: ""}))
+        prefix = spelled.removesuffix("\r\n")
+        if len(self._keyed) < _MOST_KEPT:
+            self._keyed[path] = prefix
+        return prefix
 
     def _spell(self, method: str, path: str, headers: Mapping[str, str]) -> str:
         url = URL(f"{self._base_url}{path}")

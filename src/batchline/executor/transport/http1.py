@@ -68,13 +68,13 @@ class Http1Transport:
         self,
         path: str,
         body: bytes,
-        *,
-        headers: Mapping[str, str],
         before_write: Callable[[], bool],
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         pieces: Pieces | None = None,
     ) -> Coroutine[Any, Any, Answer]:
         """See `Transport.send`. The total timeout covers connecting, sending and the answer."""
-        head = self._heads.post(path, headers, len(body))
+        head = self._heads.post(path, len(body), key, headers)
         return self._exchange(head, body, before_write, self._total_s, pieces)
 
     async def get_json(self, path: str, *, timeout_s: float) -> Answer:
@@ -111,7 +111,11 @@ class Http1Transport:
     ) -> Answer:
         began = self._loop.time()
         ends = began + timeout_s
-        connection = self._take(began)
+        connection = self._idle.pop() if self._idle else None
+        if connection is None or not (
+            connection.usable and began - connection.idle_since < _LOOK_AFTER_S
+        ):
+            connection = self._first_quiet(connection, began)
         if connection is None:
             return await self._anew(head, body, before_write, ends, pieces)
         used = connection.answers > 0
@@ -161,7 +165,11 @@ class Http1Transport:
             self._unheard.remove(connection)
         if not connection.end():
             return False
-        self._keep(connection)
+        if self._sweeper is None or self._is_closed:
+            self._keep(connection)
+        else:  # as that would, without the call
+            connection.idle_since = self._loop.time()
+            self._idle.append(connection)
         return True
 
     def _begin(
@@ -205,14 +213,14 @@ class Http1Transport:
 
     # -- connections -----------------------------------------------------------------------
 
-    def _take(self, now: float) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.usable:
-                continue
-            if now - connection.idle_since < _LOOK_AFTER_S or connection.is_quiet():
-                return connection
-            connection.abort()
+    def _first_quiet(self, connection: Connection | None, now: float) -> Connection | None:
+        """This one, or the first idle one, that may be used; those that may not are let go of."""
+        while connection is not None:
+            if connection.usable:
+                if now - connection.idle_since < _LOOK_AFTER_S or connection.is_quiet():
+                    return connection
+                connection.abort()
+            connection = self._idle.pop() if self._idle else None
         return None
 
     def _keep(self, connection: Connection) -> None:
