@@ -32,7 +32,6 @@ from batchline.domain.model import (
     File,
     LineProblem,
     Page,
-    PendingShard,
     PlannedShard,
     Shard,
     ShardCommit,
@@ -40,6 +39,7 @@ from batchline.domain.model import (
     Upload,
     UploadPart,
 )
+from batchline.domain.pending import PendingShards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +288,7 @@ class Store(Protocol):
 
     # -- shards and commits --------------------------------------------------------------------
 
-    async def pending_shards(self, batch_id: BatchId) -> Sequence[PendingShard]:
+    async def pending_shards(self, batch_id: BatchId) -> PendingShards:
         """Each shard with an unsettled line, by number."""
 
     async def claim_shard(self, key: ShardKey) -> Shard | None:
