@@ -22,7 +22,7 @@ SPILL_IDS: Final = 16_384  # 256 KiB of pairs; more of them cost as much again a
 
 # A partition is compared in memory, at about 100 bytes an id: up to some 3 MB, and of lines of
 # 600 bytes 0.3 MB: a set of more than 4,915 takes four times the room at once.
-_PARTITION_IDS: Final = 32_768
+_PARTITION_IDS: Final = 4_096
 _MAX_PARTITIONS: Final = 1_024
 _WRITTEN_BUFFERS: Final = 16  # copied together for a write; all at once would be 256 KiB more
 _PLACES_AT_ONCE: Final = 64  # partitions of whose buffers it is read at once where they lie

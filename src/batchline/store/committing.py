@@ -65,7 +65,10 @@ def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, b
         .where(batch.c.id == batch_id, _has_unsettled_lines())
         .order_by(shard.c.number)
     )
-    return [(row.first_entry, row.entries, bytes(row.settled)) for row in connection.execute(query)]
+    return [
+        (first, entries, bytes(settled) if any(settled) else b"")
+        for first, entries, settled in connection.execute(query)
+    ]
 
 
 def partials(connection: Connection, batch_id: BatchId) -> list[BlobRange]:

@@ -318,7 +318,11 @@ class Store(Protocol):
         """
 
     async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
-        """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order."""
+        """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order.
+
+        Of a shard with no settled line the bitmap is empty: of a batch that was stopped early that
+        is nearly every one.
+        """
 
     async def partials(self, batch_id: BatchId) -> Sequence[BlobRange]:
         """The committed records of lines that were cut off, oldest first; gone once it has ended.
