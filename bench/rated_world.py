@@ -217,7 +217,9 @@ class Worker:
             run.in_flight.discard(line)
             run.returned.append(line)
             self.lane.fault()
-            self._send(m.BackendFault(BACKEND, "shed", "status 429", asked_s, trial=line.trial))
+            self._send(
+                m.BackendFault(BACKEND, "shed", "status 429", asked_s, trial=line.trial is not None)
+            )
             return
         wait_s = self.meter.refused(line, asked_s, self._world.random.random())
         run.in_flight.discard(line)

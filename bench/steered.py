@@ -26,7 +26,7 @@ from batchline.executor.lane import Lane
 from batchline.executor.level_meter import REPORT_S, LevelMeter
 from batchline.executor.load_watch import LOOK_S
 from batchline.executor.local import TICK_S
-from batchline.executor.shard_run import Line
+from batchline.executor.shard_run import Line, Trial
 from batchline.executor.turns import Turns
 from bench.engines import Asked, Engine, EngineShape
 
@@ -37,7 +37,7 @@ _REFUSAL_S: Final = 0.005
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    trial: bool = False
+    trial: Trial | None = None
     began: float = 0.0
 
 
@@ -91,7 +91,12 @@ class _Worker:
     def _refused(self, line: Line) -> None:
         self.lane.fault()
         fault = m.BackendFault(
-            BACKEND, Outcome.SHED.value, "status 429", None, line.trial, self.lane.in_flight
+            BACKEND,
+            Outcome.SHED.value,
+            "status 429",
+            None,
+            line.trial is not None,
+            self.lane.in_flight,
         )
         self._play.tell_control(self, fault)
         self.lane.ended(line, answered=False)

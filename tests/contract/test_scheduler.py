@@ -31,10 +31,13 @@ ENTRIES = 10
 
 
 class OneModel:
-    """Every backend lists it."""
+    """`all_of_it` list it."""
+
+    def __init__(self) -> None:
+        self.all_of_it = ["b"]
 
     def backends_for(self, model: str) -> Sequence[str]:
-        return ["b"] if model == MODEL else []
+        return self.all_of_it if model == MODEL else []
 
     def lists(self, backend: str, model: str) -> bool:
         return bool(backend) and model == MODEL
@@ -59,11 +62,22 @@ class Places:
     open: list[BatchId] = field(default_factory=list)
     gone: bool = False
     given: list[ShardWork] = field(default_factory=list)
+    away: Sequence[str] = ()
+    served: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
 
     def rooms(self) -> Sequence[Room]:
         if not self.shards and not self.others:
             return []
-        return [Room(worker=W, backend="b", shards=self.shards, others=self.others, open=self.open)]
+        return [
+            Room(
+                worker=W,
+                backend="b",
+                shards=self.shards,
+                others=self.others,
+                open=self.open,
+                away=self.away,
+            )
+        ]
 
     def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
         assert worker == W
@@ -77,6 +91,9 @@ class Places:
             self.others -= 1
             self.open.append(work.shard.key.batch_id)
         return True
+
+    def serve(self, model: str, backends: Sequence[str], listed_by: Sequence[str]) -> None:
+        self.served.append((model, list(backends), list(listed_by)))
 
     def set_quarantine(self, wanted: bool) -> None:
         assert not wanted
@@ -93,6 +110,7 @@ class Rig:
     store: Store
     places: Places
     scheduler: Scheduler
+    models: OneModel
 
     async def batch(self, *, project_id: ProjectId = DEFAULT_PROJECT, shards: int = 100) -> BatchId:
         """A batch that runs, known to the scheduler."""
@@ -137,16 +155,16 @@ def rig(store: Store, blobs: LocalBlobs) -> Callable[..., Rig]:
     """A scheduler that has just started, on the store as it is."""
 
     def make(weights: Mapping[str, float] | None = None) -> Rig:
-        places = Places()
+        places, models = Places(), OneModel()
         scheduler = Scheduler(
             store,
             blobs,
             cast("Executor", places),
-            OneModel(),
+            models,
             weights=weights,
             clock=lambda: float(NOW),
         )
-        return Rig(store, places, scheduler)
+        return Rig(store, places, scheduler, models)
 
     return make
 
@@ -267,3 +285,33 @@ async def test_after_a_start_shares_begin_anew_and_nobody_starves(
     fresh = await again.batch(project_id=other_project, shards=40)
     assert Counter(await again.hand_out(20)) == {busy: 10, fresh: 10}
     assert ShardKey(batch_id=busy, number=0) not in {w.shard.key for w in again.places.given}
+
+
+# -- models that come and go -----------------------------------------------------------------------
+
+
+async def test_a_shard_of_a_model_that_is_away_is_given_to_nobody_until_it_is_back(
+    rig: Callable[..., Rig],
+) -> None:
+    """It would only wait there, in the place of others."""
+    it = rig()
+    only = await it.batch()
+    it.places.away = (MODEL,)
+    assert await it.hand_out(2) == []
+    it.places.away = ("another",)
+    assert await it.hand_out(2) == [only, only]
+
+
+async def test_what_is_held_is_told_of_a_backend_that_lists_its_model_later(
+    rig: Callable[..., Rig],
+) -> None:
+    it = rig()
+    await it.batch()
+    it.scheduler.on_catalogue()
+    assert it.places.served == []  # nothing is held
+    await it.hand_out(3)
+    it.models.all_of_it = ["b", "late"]
+    it.scheduler.on_catalogue()
+    assert it.places.served == [(MODEL, ["b", "late"], ["b", "late"])]
+    await it.hand_out(1)
+    assert it.places.given[-1].backends == ["b", "late"]

@@ -186,6 +186,7 @@ async def test_models_of_one_address_have_limits_of_their_own(tmp_path: Path) ->
                 paced = found["at-paced"]
                 return (
                     found["at-refused"][0] == "gated"
+                    and "shed: status 429, next try in " in found["at-refused"][1]
                     and paced[0] == "up"
                     and paced[1].startswith("rate limit")
                 )

@@ -253,6 +253,9 @@ class HandExecutor:
                 return True
         return False
 
+    def serve(self, model: str, backends: Sequence[str], listed_by: Sequence[str]) -> None:
+        """There is one backend."""
+
     def set_quarantine(self, wanted: bool) -> None:
         """No worker says which line it died of, so there is never a suspect."""
         assert not wanted

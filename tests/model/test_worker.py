@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from batchline.executor import segments
 from batchline.executor.contract import BackendSettings, CancelBy, Concurrency
 from tests.model.loop import QuietLoop
 from tests.model.worker_histories import play
-from tests.model.worker_world import World, answer
+from tests.model.worker_world import AWAY, World, answer
 
 HISTORIES = 60
 STEPS = 800
@@ -152,6 +153,56 @@ def test_a_line_that_is_blocked_alone_does_not_keep_all_others_waiting(tmp_path:
         assert bitmap.count(shard.settled) == 199
         world.heal()
         assert shard.done
+    finally:
+        world.stop()
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def test_a_model_that_is_away_holds_up_no_other_and_costs_a_request_a_trial(tmp_path: Path) -> None:
+    """Two workers, one backend that lists both models and has only `n`. If this fails, all that a
+    server has waits for one model of it that was unloaded, or is asked for over and over."""
+    loop = QuietLoop()
+    asyncio.set_event_loop(loop)
+    rng = random.Random(1)  # noqa: S311
+    backend = BackendSettings(name="b", base_url="http://b/v1", max_in_flight=4)
+    world = World(tmp_path, loop, rng, [backend], workers=2)
+    world.slow = False
+    for number in (1, 2):
+        world.new_batch(number, shards=4, lines=50, sizes=(10,))
+    for at, (key, shard) in enumerate(world.shards.items()):
+        one = replace(shard.work.shard, model="mn"[at % 2])
+        world.shards[key].work = replace(shard.work, shard=one)
+        world.open(list(world.links.values())[at // 2 % 2], world.shards[key])
+    missed = 0
+
+    def pass_time(seconds: float, *, has: str) -> None:
+        nonlocal missed
+        for _ in range(round(seconds * 10)):
+            for link in world.links.values():
+                while link.inbox or link.outbox:
+                    world.deliver(link)
+            for request in list(world.backends["b"].requests):
+                key, _index = world._by_custom_id[request.custom_id]
+                is_there = world.shards[key].work.shard.model in has
+                missed += not is_there
+                world.end(request, answer(200) if is_there else answer(404, AWAY))
+            world.skip(0.1)
+
+    def settled(model: str) -> int:
+        shards = [one for one in world.shards.values() if one.work.shard.model == model]
+        return sum(bitmap.count(one.settled) for one in shards)
+
+    try:
+        pass_time(300.0, has="n")
+        assert (settled("m"), settled("n")) == (0, 200)
+        assert world.admission.standings({})[0].gated is None
+        # What was in flight of both workers, then trials: 0.25 s doubling to 30 s.
+        assert missed <= 4 + 4 + 8 + 300 / 15
+        pass_time(60.0, has="mn")
+        assert settled("m") == 200
+        assert world.is_over
+        world.check_nothing_is_left()
     finally:
         world.stop()
         asyncio.set_event_loop(None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from batchline.domain.errors import SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.executor import messages as m
 from batchline.executor.contract import Answer
-from tests.model.worker_world import ASKED, TOLD, Link, Request, World, answer
+from tests.model.worker_world import ASKED, AWAY, TOLD, Link, Request, World, answer
 
 
 def play(world: World, steps: int, batches: Sequence[BatchId]) -> None:
@@ -24,6 +24,16 @@ def play(world: World, steps: int, batches: Sequence[BatchId]) -> None:
         request = some_request()
         if request is not None:
             world.end(request, how())
+
+    def well(headers: Mapping[str, str] | None) -> None:
+        request = some_request()
+        if request is not None:
+            lacks = request.model in world.backends[request.backend].lacks
+            world.end(request, answer(404, AWAY) if lacks else answer(200, headers=headers))
+
+    def lacks() -> None:
+        backend = rng.choice(list(world.backends.values()))
+        backend.lacks ^= {rng.choice(("m", "n"))}
 
     def unanswered(reason: str) -> Exception:
         return SentUnanswered(f"it was {reason}", reason=reason)
@@ -57,9 +67,13 @@ def play(world: World, steps: int, batches: Sequence[BatchId]) -> None:
     what: list[tuple[float, Callable[[], None]]] = [
         (60, lambda: world.deliver(link())),
         (8, lambda: world.open(link(), rng.choice(list(world.shards.values())))),
-        (20, lambda: ends(lambda: answer(200, headers=rng.choice((None, TOLD))))),
+        (20, lambda: well(rng.choice((None, TOLD)))),
         (3, lambda: ends(lambda: answer(500, b"{}"))),
         (2, lambda: ends(lambda: answer(400, b"{}"))),
+        (1, lambda: ends(lambda: answer(404, AWAY))),
+        (1, lacks),
+        (0.3, lambda: ends(lambda: answer(501, b"{}"))),
+        (0.6, lambda: world.serve(rng.choice(("m", "n")))),
         (2, lambda: ends(lambda: answer(429, b"{}", headers=rng.choice((None, ASKED))))),
         (1, lambda: ends(lambda: answer(503, b"{}"))),
         (1, lambda: ends(lambda: answer(401, b"{}"))),

@@ -33,6 +33,7 @@ from tests.model.loop import QuietLoop
 GOOD = b'{"usage":{"prompt_tokens":20,"completion_tokens":30,"total_tokens":50}}'
 TOLD = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "300"}
 ASKED = {"retry-after": "1"}
+AWAY = b'{"error":{"message":"no such model","type":"x","code":"model_not_found"}}'
 RETRY = RetryPolicy(max_attempts=3, base_s=0.5, ceiling_s=4.0)
 
 
@@ -47,16 +48,19 @@ class Request:
     backend: str
     worker: str
     custom_id: int
+    model: str
     end: asyncio.Future[Answer]
 
 
 class Backend:
-    """What one backend has in hand, of all workers; `down`: nobody can connect."""
+    """What one backend has in hand, of all workers; `down`: nobody can connect. `lacks`: models
+    that it says it does not have."""
 
     def __init__(self, settings: BackendSettings) -> None:
         self.settings = settings
         self.requests: list[Request] = []
         self.down = False
+        self.lacks: set[str] = set()
         self.most = 0
 
 
@@ -83,10 +87,12 @@ class Wire:
             raise NotSent("nobody there")
         if not before_write():
             raise NotAdmitted("the gate closed")
+        asked = msgspec.json.decode(body)
         request = Request(
             self._backend.settings.name,
             self._worker,
-            msgspec.json.decode(body)["x"],
+            asked["x"],
+            asked["model"],
             asyncio.get_running_loop().create_future(),
         )
         self._world.on_first_byte(request)
@@ -157,7 +163,9 @@ class World:
         self.slow = True  # to take a connection
         self.backends = {one.name: Backend(one) for one in backends}
         self.byte_budget = byte_budget
-        self.admission = Admission(backends, tell=self._tell, clock=loop.time, chance=rng)
+        self.admission = Admission(
+            backends, tell=self._tell, clock=loop.time, chance=rng, holds=self._holds
+        )
         self.links: dict[str, Link] = {}
         self.shards: dict[ShardKey, OneShard] = {}
         self.closed: set[BatchId] = set()  # gates that are closed here
@@ -225,6 +233,10 @@ class World:
         if link is not None and not link.dead:
             link.outbox.append(message)
 
+    def _holds(self, worker: str, backend: str, model: str) -> bool:
+        link = self.links.get(worker)
+        return link is not None and link.holding.has(backend, model)
+
     def _tell(self, worker: str, message: m.ToWorker) -> None:
         link = self.links.get(worker)
         if link is not None and not link.dead:
@@ -247,6 +259,10 @@ class World:
                 self.admission.fault(link.name, message)
             case m.TrialOver():
                 self.admission.trial_over(link.name, message)
+            case m.ModelAway():
+                self.admission.model_away(link.name, message)
+            case m.ModelTried():
+                self.admission.model_tried(link.name, message)
             case m.LaneReport():
                 self.admission.lane_report(link.name, message)
             case m.AskRates():
@@ -296,6 +312,11 @@ class World:
         batch_id = ids.batch_id(1_750_000_000, number.to_bytes(ids.RANDOM_BYTES, "big"))
         path = self.folder / f"input-{number}"
         plan_path = self.folder / f"plan-{number}"
+        # Of one model, or of two; some backends list it, some only later.
+        models = self.rng.choice((["m"], ["m", "n"]))
+        known = [name for name in self.backends if self.rng.random() < 0.7]
+        known = known or [self.rng.choice(list(self.backends))]
+        of_shard = [self.rng.choice(models) for _ in range(shards)]
         raw, entries, offset = [], [plan.header(followers=once)], 0
         for index in range(shards * lines):
             key = ShardKey(batch_id=batch_id, number=index // lines)
@@ -304,7 +325,7 @@ class World:
             pad = "p" * self.rng.choice(sizes)
             line = (
                 f'{{"custom_id":"c{custom}","method":"POST","url":"/v1/chat/completions",'
-                f'"body":{{"model":"m","x":{custom},"pad":"{pad}"}}}}'
+                f'"body":{{"model":"{of_shard[index // lines]}","x":{custom},"pad":"{pad}"}}}}'
             ).encode()
             follows = once and index % lines and self.rng.random() < 0.4
             prefix = plan.FOLLOWS if follows else self.rng.choice((0, 0, 7, 8, 9))
@@ -320,7 +341,7 @@ class World:
                 key=key,
                 first_entry=at * lines,
                 entries=lines,
-                model="m",
+                model=of_shard[at],
                 epoch=0,
                 settled=empty,
                 usage=Usage(),
@@ -330,7 +351,8 @@ class World:
                 endpoint="/v1/chat/completions",
                 input_path=str(path),
                 plan_path=str(plan_path),
-                backends=list(self.backends),
+                backends=known,
+                listed_by=known,
             )
             self.shards[key] = OneShard(work, settled=empty)
         return batch_id
@@ -346,6 +368,17 @@ class World:
         link.holding.begin(work)
         self.admission.set_wanting(link.name, link.holding.backends)
         self._tell(link.name, m.OpenShard(work))
+
+    def serve(self, model: str) -> None:
+        """Every backend lists it from now on."""
+        everywhere = list(self.backends)
+        for shard in self.shards.values():
+            if shard.work.model == model:
+                shard.work = shard.work.served_by(everywhere, everywhere)
+        for link in self.links.values():
+            if link.holding.serve(model, everywhere, everywhere):
+                self.admission.set_wanting(link.name, link.holding.backends)
+                self._tell(link.name, m.Serve(model, everywhere, everywhere))
 
     def close_gate(self, batch_id: BatchId, *, grace_s: float, last_s: float) -> None:
         if batch_id in self.closed:
@@ -399,6 +432,7 @@ class World:
         """Everything works from now on, until nothing is left to do."""
         for name, backend in self.backends.items():
             backend.down = False
+            backend.lacks.clear()
             self.admission.set_drained(name, drained=False)
             self.admission.note_up(name)
         for link in self.links.values():
@@ -452,6 +486,7 @@ class World:
                 assert lane.in_flight == 0
                 assert not lane.owes_permits
                 assert not lane.runs, "shards that are over"
+                assert not lane.held, "models that nobody has lines of"
                 assert lane.rates is None or not lane.rates.remembered, (
                     "costs of lines that are over"
                 )

@@ -15,6 +15,7 @@ from batchline.domain.attempts import (
     RetryPolicy,
     Settle,
     WaitForBackend,
+    WaitForModel,
     backoff_s,
     classify,
     decide,
@@ -53,6 +54,17 @@ def test_every_outcome_of_every_attempt_has_its_kind_of_decision(
             assert isinstance(decision, RetryIn if attempt < 5 else Settle)
         case Outcome.NOT_SENT | Outcome.SHED | Outcome.BLOCKED:
             assert decision == WaitForBackend(0.0)
+        case Outcome.AWAY:
+            assert decision == WaitForModel(0.0)
+        case Outcome.UNABLE:
+            assert decision == Settle()
+
+
+@pytest.mark.parametrize("attempt", [1, 4, 5])
+def test_what_a_backend_will_never_do_is_tried_at_one_that_has_not_said_so(attempt: int) -> None:
+    """Within the attempts of the line: when no other takes it, it comes back here."""
+    decision = decide(Outcome.UNABLE, attempt=attempt, policy=POLICY, roll=0.5, elsewhere=True)
+    assert isinstance(decision, RetryIn if attempt < 5 else Settle)
 
 
 def test_the_backends_outcomes_are_those_that_never_use_an_attempt() -> None:
@@ -74,8 +86,8 @@ def test_no_outcome_is_ever_without_a_usable_decision(
         assert outcome not in BACKEND_OUTCOMES
         return
     assert math.isfinite(decision.delay_s)
-    if isinstance(decision, WaitForBackend):
-        assert outcome in BACKEND_OUTCOMES
+    if isinstance(decision, WaitForBackend | WaitForModel):
+        assert outcome in BACKEND_OUTCOMES or outcome is Outcome.AWAY
         assert 0 <= decision.delay_s <= policy.retry_after_cap_s
     else:
         assert outcome is Outcome.BROKEN
@@ -99,10 +111,10 @@ def test_a_line_is_tried_as_often_as_the_policy_says() -> None:
         (-5.0, 0.0),
         (-math.inf, 0.0),
         (0.25, 0.25),
-        (300.0, 300.0),
-        (300.5, 300.0),
-        (86_400.0, 300.0),
-        (math.inf, 300.0),
+        (3_600.0, 3_600.0),
+        (3_600.5, 3_600.0),
+        (86_400.0, 3_600.0),
+        (math.inf, 3_600.0),
     ],
 )
 @pytest.mark.parametrize("outcome", sorted(BACKEND_OUTCOMES))
@@ -119,7 +131,7 @@ def test_a_retry_waits_for_the_longer_of_backoff_and_wish() -> None:
 
     assert delay(0.1, 0.5) == RetryIn(0.5)
     assert delay(7.0, 0.5) == RetryIn(7.0)
-    assert delay(9_999.0, 0.5) == RetryIn(300.0)
+    assert delay(9_999.0, 0.5) == RetryIn(3_600.0)
 
 
 # -- backoff -------------------------------------------------------------------------------------
@@ -168,10 +180,11 @@ def test_the_jitter_is_full_and_stays_in_the_window(
         (429, Outcome.SHED),
         (499, Outcome.REFUSED),
         (500, Outcome.BROKEN),
-        (501, Outcome.BROKEN),
+        (501, Outcome.UNABLE),
         (502, Outcome.BROKEN),
         (503, Outcome.SHED),
         (504, Outcome.BROKEN),
+        (505, Outcome.UNABLE),
         (529, Outcome.BROKEN),
         (599, Outcome.BROKEN),
     ],
@@ -186,7 +199,7 @@ def test_a_status_alone_says_whose_fault_it_is(status: int, outcome: Outcome) ->
     ("status", "code", "listed", "outcome"),
     [
         # The catalogue lists the model, so that it is not found is the backend's fault.
-        (404, "model_not_found", True, Outcome.BLOCKED),
+        (404, "model_not_found", True, Outcome.AWAY),
         (404, "model_not_found", False, Outcome.REFUSED),
         # Only as a 404: with another status it is an answer about this request.
         (400, "model_not_found", True, Outcome.REFUSED),
@@ -196,7 +209,7 @@ def test_a_status_alone_says_whose_fault_it_is(status: int, outcome: Outcome) ->
         (404, None, True, Outcome.REFUSED),
     ],
 )
-def test_a_model_that_is_not_found_blocks_the_backend_only_when_its_catalogue_lists_it(
+def test_a_model_that_is_not_found_is_away_only_when_some_catalogue_lists_it(
     status: int, code: str | None, listed: bool, outcome: Outcome
 ) -> None:
     assert classify(status, error_code=code, model_is_listed=listed) is outcome

@@ -15,7 +15,7 @@ from batchline.executor.contract import Answer
 from batchline.executor.failover import FREE_LOSSES, SILENT_S, Failover
 from batchline.executor.lane import Lane
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
 from batchline.executor.verdict import Verdict
 from tests.unit.test_lane import Nowhere
 from tests.unit.test_routed import lanes, shard, take_evenly
@@ -322,7 +322,7 @@ async def test_a_line_that_was_lost_too_often_counts_and_the_circuit_closes_all_
 async def test_a_full_backend_that_answers_the_look_costs_a_trial_nothing() -> None:
     desk = Desk()
     (line,) = desk.lines(1)
-    line.trial = True
+    line.trial = Trial.BACKEND
     full = msgspec.structs.replace(PAGE, page=503)
     assert desk.break_(line, full, last=True)
     await desk.look(ALIVE)
@@ -385,7 +385,7 @@ async def test_the_last_one_that_admits_is_never_left_alone_for_that(how: str) -
 async def test_a_trial_that_breaks_keeps_the_circuit_closed_while_another_answers() -> None:
     desk = Desk()
     (line,) = desk.lines(1)
-    line.trial = True
+    line.trial = Trial.BACKEND
     assert desk.break_(line, STATUS_500, last=False)
     assert desk.faults() == [("broken", True)]
     line.run.close(Gate.CLOSED)
@@ -396,7 +396,7 @@ async def test_a_trial_that_is_cut_off_is_no_answer_even_of_the_only_backend() -
     desk.made["b"].fault()
     first, second = desk.lines(2)
     desk.made["b"].permits = 0
-    first.trial = second.trial = True
+    first.trial = second.trial = Trial.BACKEND
     assert not desk.break_(first, STATUS_500, last=False)
     assert desk.break_(second, CUT_OFF, last=False)
     assert desk.faults() == [("broken", True)]

@@ -14,6 +14,7 @@ from batchline.executor.holding import Holding
 
 BATCHES = [ids.batch_id(1_750_000_000, bytes([n]) * ids.RANDOM_BYTES) for n in range(2)]
 BACKENDS = ("one", "two", "three")
+MODELS = ("m", "n")
 
 
 def work(number: int, backends: Sequence[str]) -> ShardWork:
@@ -21,7 +22,7 @@ def work(number: int, backends: Sequence[str]) -> ShardWork:
         key=ShardKey(batch_id=BATCHES[number % 2], number=number),
         first_entry=0,
         entries=1,
-        model="m",
+        model=MODELS[number % 2],
         epoch=1,
         settled=bytes(bitmap.empty(1)),
         usage=Usage(),
@@ -34,7 +35,7 @@ def work(number: int, backends: Sequence[str]) -> ShardWork:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(("begin", "handed", "end")),
+            st.sampled_from(("begin", "handed", "end", "serve")),
             st.integers(0, 4),
             st.sets(st.sampled_from(BACKENDS)),
         )
@@ -61,13 +62,30 @@ def test_what_is_counted_is_what_would_be_found_by_looking(
             holding.end(key)
             held.pop(key, None)
             handed.discard(key)
+        elif event == "serve":
+            news = holding.serve(MODELS[number % 2], sorted(backends), [])
+            found = {
+                at: other.served_by(sorted(backends), [])
+                for at, other in held.items()
+                if other.model == MODELS[number % 2]
+            }
+            assert news == any(held[at] != other for at, other in found.items())
+            held |= found
         assert holding.works == held
         assert set(holding.backends) == {name for one in held.values() for name in one.backends}
         for name in BACKENDS:
-            assert list(holding.open_at(name)) == [
+            assert sorted(holding.open_at(name)) == sorted(
                 key.batch_id
                 for key, one in held.items()
                 if key not in handed and name in one.backends
-            ]
+            )
+            for model in MODELS:
+                of_model = [key for key, one in held.items() if one.model == model]
+                assert holding.has(name, model) == any(name in held[k].backends for k in of_model)
+                assert sorted(holding.open_at(name, (model,))) == sorted(
+                    key.batch_id
+                    for key, one in held.items()
+                    if key not in handed and key not in of_model and name in one.backends
+                )
     holding.clear()
     assert (holding.works, set(holding.backends), holding.open_at("one")) == ({}, set(), [])

@@ -127,7 +127,7 @@ def test_a_line_is_a_trial_only_while_the_circuit_is_closed() -> None:
     line.run.put_back(line)
     one.runs.add(line.run)
     one.set_circuit(admitting=True, trials=0)
-    assert [again.trial for again in take_all(one)] == [False]
+    assert [again.trial for again in take_all(one)] == [None]
 
 
 def test_a_trial_needs_a_permit_too() -> None:

@@ -12,7 +12,7 @@ from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor.contract import Answer
 from batchline.executor.lane import Lane
 from batchline.executor.proxies import Proxies
-from batchline.executor.shard_run import Line
+from batchline.executor.shard_run import Line, Trial
 from batchline.executor.verdict import Verdict
 from tests.unit.test_failover import ALIVE, AWAY, PAGE, Looked, turns
 from tests.unit.test_lane import shard_run
@@ -38,7 +38,7 @@ class Desk:
         self.proxies = Proxies(fail=self.failed.append)
 
     def judged(self, found: Verdict, *, trial: bool) -> Verdict:
-        self.line.trial = trial
+        self.line.trial = Trial.BACKEND if trial else None
         return self.proxies.judged(self.lane, self.line, found)
 
     def _try(self) -> None:

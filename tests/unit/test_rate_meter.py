@@ -207,12 +207,12 @@ def test_of_what_answers_tell_the_newest_requests_counts(bench: Bench) -> None:
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def refuse(bench: Bench, line: Line, tokens: float) -> float | None:
+def refuse(bench: Bench, line: Line, tokens: float, *, asked_s: float = 3.0) -> float | None:
     """`line` goes with a grant of `tokens`, and is sent back."""
     bench.meter.set_rates(m.SetRates(B, requests=False, tokens=1_000))
     bench.meter.granted(m.Grant(B, 0, tokens))
     assert bench.meter.admits(line, room=1)
-    wait_s = bench.meter.refused(line, 3.0, 1.0)
+    wait_s = bench.meter.refused(line, asked_s, 1.0)
     if wait_s is not None:
         line.run.in_flight.discard(line)
         line.run.waiting[line] = None  # type: ignore[assignment]  # a timer, to the worker
@@ -263,6 +263,28 @@ def test_a_line_is_never_given_up_while_nothing_else_goes_either(bench: Bench) -
     waits = [refuse(bench, line, 1_000) for _ in range(50)]
     assert None not in waits
     assert waits[-1] == 60.0
+
+
+def test_a_wait_of_more_than_a_minute_is_the_backends_even_with_all_of_the_minute_there(
+    bench: Bench,
+) -> None:
+    """A limit of an hour or a day: the line is no larger for it, and all lines wait, visibly."""
+    line = a_line()
+    bench.meter.ended(a_line(1), Outcome.ANSWERED, None)
+    for _ in range(2 * HOPELESS):
+        assert refuse(bench, line, 1_000, asked_s=600.0) == pytest.approx(0.5)
+        (report,) = bench.news()
+        assert report == m.RatesHeard(B, tokens=-GUESS, refused=True, retry_after_s=600.0)
+    assert _goes_with(bench, line, GUESS)
+
+
+def test_up_to_a_minute_the_wait_is_the_lines_when_it_had_all_of_the_minute(bench: Bench) -> None:
+    line = a_line()
+    while refuse(bench, line, 1_000, asked_s=45.0) != 45.0:
+        bench.news()
+    (report,) = bench.news()
+    assert isinstance(report, m.RatesHeard)
+    assert not report.refused
 
 
 def test_lines_that_will_not_come_back_are_forgotten(bench: Bench) -> None:

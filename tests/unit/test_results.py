@@ -391,6 +391,18 @@ def test_the_quick_reader_and_the_patient_one_agree_on_every_usage(usage: object
             ),
             "model_not_found",
         ),
+        # Ollama, of a model that was deleted (from its sources); another thing may be missing too.
+        (
+            (
+                b'{"error":{"message":"model \\"other\\" not found, try pulling it first",'
+                b'"type":"not_found_error","param":null,"code":null}}'
+            ),
+            "model_not_found",
+        ),
+        (
+            b'{"error":{"message":"file not found","type":"not_found_error","code":null}}',
+            "not_found_error",
+        ),
         # llama.cpp b11549: a prompt that is too long, and while it loads.
         (
             (

@@ -10,11 +10,13 @@ import pytest
 from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId
 from batchline.domain.model import Shard, ShardKey
+from batchline.executor import messages as m
 from batchline.executor import routed
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
+from batchline.executor.rate_meter import RateMeter
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
 from tests.unit.test_lane import Nowhere
 
 
@@ -270,7 +272,9 @@ def test_a_shut_lane_takes_its_trial_from_lines_that_did_not_fail_there() -> Non
     fail(taken["a"], made["a"])
     made["a"].fault()
     made["a"].set_circuit(admitting=False, trials=1)
-    assert [(name, line.index, line.trial) for name, line in take_evenly(made)] == [("a", 2, True)]
+    assert [(name, line.index, line.trial) for name, line in take_evenly(made)] == [
+        ("a", 2, Trial.BACKEND)
+    ]
 
 
 def test_broken_attempts_in_a_row_end_with_one_that_is_answered() -> None:
@@ -296,3 +300,94 @@ def test_a_shard_that_is_over_leaves_no_lane_a_word_of_it() -> None:
         routed.leave(run, made)
         assert not any(lane.runs for lane in made.values())
         assert run.shares == []
+
+
+# -- a backend that lists the model only later -----------------------------------------------------
+
+
+def serve_too(made: dict[str, Lane], run: ShardRun, *backends: str) -> None:
+    """The shard may go to these too, and is offered to all of its lanes."""
+    routed.serve_too(run, run.work.served_by(backends, backends), made)
+    if not routed.lanes_with(run):
+        for name in run.work.backends:
+            made[name].offer(run)
+
+
+GROUPS = [[0] * 48, [7] * 48, [1 + n // 4 for n in range(48)]]
+
+
+@pytest.mark.parametrize("hashes", GROUPS)
+@pytest.mark.parametrize("first", [["a"], ["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize("sent", [0, 5, 48])
+def test_what_is_left_of_a_shard_goes_to_a_backend_that_lists_its_model_later(
+    first: list[str], hashes: list[int], sent: int
+) -> None:
+    """Every line goes once, and none is left to those that were there before."""
+    made = lanes(1.0, 1.0, 1.0)
+    run = shard(made, hashes, backends=first, settled=[3, 9, 20])
+    taken = take_evenly(made, most=sent)
+    back = [line for _, line in taken[:2]]
+    for line in back:
+        run.put_back(line)
+    serve_too(made, run, "c")
+    assert run.work.backends == [*first, "c"]
+    taken = taken[2:] + take_evenly(made)
+    assert sorted(line.index for _, line in taken) == [n for n in range(48) if n not in (3, 9, 20)]
+    if sent < 48:
+        assert "c" in {name for name, _ in taken}
+    assert not run.has_line
+
+
+def test_it_takes_lines_from_a_backend_that_takes_none() -> None:
+    made = lanes(1.0, 1.0)
+    run = shard(made, [0] * 10, backends=["a"])
+    made["a"].fault()
+    assert take_evenly(made) == []
+    serve_too(made, run, "b")
+    assert Counter(name for name, _ in take_evenly(made)) == {"b": 10}
+
+
+def test_only_groups_that_prefer_the_new_backend_move_to_it() -> None:
+    hashes = [1 + n // 4 for n in range(400)]
+    late, early = lanes(1.0, 1.0, 1.0), lanes(1.0, 1.0, 1.0)
+    run = shard(late, hashes, backends=["a", "b"])
+    serve_too(late, run, "c")
+    shard(early, hashes)
+    at = {line.index: name for name, line in take_evenly(early)}
+    assert {line.index: name for name, line in take_evenly(late)} == at
+
+
+def test_what_waits_for_its_rate_at_the_first_backend_is_not_sent_twice() -> None:
+    """A lane remembers whose turn it is: the shard itself, before there were shares of it."""
+    made = lanes(1.0, 1.0)
+    run = shard(made, [7] * 6, backends=["a"])
+    made["a"].rates = meter = RateMeter(
+        "a", send=lambda _: None, read=lambda _: None, clock=lambda: 0.0, later=lambda *_: None
+    )
+    meter.set_rates(m.SetRates("a", requests=True, tokens=None))
+    assert take_evenly(made) == []
+    serve_too(made, run, "b")
+    made["b"].permits = 2
+    taken = take_evenly(made)  # also the line that waited
+    meter.granted(m.Grant("a", 4, 0.0))
+    taken += take_evenly(made)
+    assert sorted(line.index for _, line in taken) == list(range(6))
+
+
+def test_suspects_run_one_at_a_time_also_when_another_backend_comes() -> None:
+    made = lanes(1.0, 1.0)
+    run = shard(made, [0] * 6, backends=["a"], suspects=[1, 4])
+    serve_too(made, run, "b")
+    ((_, line),) = take_evenly(made)
+    run.settle(line, b"", succeeded=True, usage=None)
+    assert [line.index for _, line in take_evenly(made)] == [4]
+
+
+def test_a_model_that_is_held_at_the_new_backend_is_held_for_it_too() -> None:
+    made = lanes(1.0, 1.0)
+    run = shard(made, [0] * 6, backends=["a"])
+    made["b"].hold("m")
+    serve_too(made, run, "b")
+    assert Counter(name for name, _ in take_evenly(made)) == {"a": 6}
+    routed.leave(run, made)
+    assert not any(lane.runs for lane in made.values())

@@ -35,7 +35,7 @@ def answered(
         answer, line_id=LINE_ID, custom_id_raw=CUSTOM_ID, model_is_listed=listed, now=NOW
     )
     usual = verdict.of_usual(answer, LINE_ID, CUSTOM_ID)
-    assert usual in (None, found)
+    assert usual in (None, (found.result, found.usage))
     assert usual is None or found.outcome is Outcome.ANSWERED
     return found
 
@@ -126,7 +126,7 @@ def test_a_2xx_that_is_no_json_is_broken_and_shows_nothing_of_it(body: bytes) ->
         (400, "invalid_value", False, Outcome.REFUSED),
         (422, "x", False, Outcome.REFUSED),
         (404, "model_not_found", False, Outcome.REFUSED),
-        (404, "model_not_found", True, Outcome.BLOCKED),
+        (404, "model_not_found", True, Outcome.AWAY),
         (404, "not_found", True, Outcome.REFUSED),
         (401, "invalid_api_key", False, Outcome.BLOCKED),
         (402, "x", False, Outcome.BLOCKED),

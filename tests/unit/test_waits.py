@@ -24,7 +24,8 @@ def codes(
     status: BatchStatus = BatchStatus.IN_PROGRESS,
     others_first: bool = False,
 ) -> list[str]:
-    found = of_batch(status, known, serving=serving, others_first=others_first)
+    of = {f"m{number}": backends for number, backends in enumerate(serving)}
+    found = of_batch(status, known, serving=of, others_first=others_first)
     return [wait.code.value for wait in found]
 
 
@@ -45,7 +46,7 @@ def test_a_batch_whose_lines_can_go_waits_for_nothing() -> None:
 )
 def test_what_is_wrong_with_a_backend_is_a_code_and_its_own_words(backend: str, code: str) -> None:
     (wait,) = of_batch(
-        BatchStatus.IN_PROGRESS, Known(gated=GATED), serving=[[backend]], others_first=False
+        BatchStatus.IN_PROGRESS, Known(gated=GATED), serving={"m": [backend]}, others_first=False
     )
     assert (wait.code.value, wait.backend) == (code, backend)
     assert wait.message == f"backend {backend}: {GATED[backend]}"
@@ -58,6 +59,28 @@ def test_all_backends_of_a_model_have_to_be_in_the_way() -> None:
 
 def test_of_several_models_each_may_wait() -> None:
     assert codes(Known(gated=GATED), ["x"], ["b"], ["b"]) == ["backend_shed"]
+
+
+AWAY = {"x": {"m0": "away: status 404"}}
+
+
+def test_a_model_that_is_away_is_waited_for_by_its_lines_only() -> None:
+    assert codes(Known(away=AWAY), ["x"]) == ["model_away"]
+    assert codes(Known(away=AWAY), [], ["x"]) == ["model_away"]  # and is not even listed any more
+    assert codes(Known(away=AWAY), ["y"], ["x"]) == []
+    assert codes(Known(away=AWAY), ["x", "y"]) == []  # another one has it
+    assert codes(Known(away=AWAY, gated=GATED), ["x", "a"]) == [
+        "model_away",
+        "backend_unreachable",
+    ]
+
+
+def test_a_model_that_is_away_is_named_with_the_backends_own_words() -> None:
+    (wait,) = of_batch(
+        BatchStatus.IN_PROGRESS, Known(away=AWAY), serving={"m0": ["x"]}, others_first=False
+    )
+    assert wait.backend == "x"
+    assert wait.message == "backend x: model m0: away: status 404"
 
 
 @pytest.mark.parametrize(

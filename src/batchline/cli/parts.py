@@ -11,7 +11,7 @@ from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
 from batchline.config import Settings
-from batchline.executor.catalogue import Catalogue
+from batchline.executor.catalogue import BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
@@ -93,7 +93,11 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
         jobs = Jobs(directory.children)
         stack.push_async_callback(jobs.close)
         dispatch = _dispatch(
-            stack, settings, directory, storage.blobs, on_room=lambda: scheduler.on_room()
+            stack,
+            settings,
+            directory,
+            storage.blobs,
+            on_catalogue=lambda: scheduler.on_catalogue(),
         )
         scheduler = Scheduler(
             storage.store,
@@ -120,9 +124,9 @@ def _dispatch(
     directory: DataDirectory,
     blobs: LocalBlobs,
     *,
-    on_room: Callable[[], None],
+    on_catalogue: Callable[[], None],
 ) -> _Dispatch:
-    """`on_room` is told when lines may go where they could not before."""
+    """`on_catalogue` is told when lines may go where they could not before."""
     transports = {b.name: transport_for(b) for b in settings.backends}
     for transport in transports.values():
         stack.push_async_callback(transport.close)
@@ -139,11 +143,16 @@ def _dispatch(
         ),
         on_up=admission.note_up,
     )
+
+    def changed(report: BackendReport) -> None:
+        admission.note_models(report.name, report.models or ())
+        on_catalogue()
+
     catalogue = Catalogue(
         settings.backends,
         transports=transports,
         aliases=settings.aliases,
-        on_change=lambda _: on_room(),
+        on_change=changed,
         on_look=health.looked,
         answers_lines=admission.has_answered_since,
     )
@@ -262,6 +271,7 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         has_backends=bool(settings.backends),
         limits=executor.admission.limits(),  # where they are learnt, what they are now
         gated=executor.waiting_reasons(),
+        away={one.name: one.away for one in executor.standings() if one.away},
     )
 
 

@@ -46,7 +46,7 @@ def backend_health(parts: Parts) -> Sequence[BackendHealth]:
         BackendHealth(
             name=report.name,
             state=_state(report, standings[report.name]),
-            reason=standings[report.name].waits or report.trouble,
+            reason=standings[report.name].reason or report.trouble,
             models=report.models or (),
         )
         for report in parts.catalogue.report()
@@ -80,7 +80,7 @@ def _shown(report: BackendReport, standing: Standing) -> ShownBackend:
         circuit=standing.gated or "admits",
         drained=standing.drained,
         quiet=standing.quiet,
-        reason=standing.waits or report.trouble,
+        reason=standing.reason or report.trouble,
         models=None if report.models is None else list(report.models),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 
 class Outcome(StrEnum):
@@ -20,9 +20,15 @@ class Outcome(StrEnum):
     NOT_SENT = "not_sent"  # no byte left: the backend is down
     SHED = "shed"  # 429, 503: the backend is full
     BLOCKED = "blocked"  # 401, 402, 403, quota, billing: every line would meet the same
+    AWAY = "away"  # 404 of a model that is listed: every line of that model would meet the same
+    UNABLE = "unable"  # 501, 505: this backend will never do it, another one may
 
 
 BACKEND_OUTCOMES = frozenset({Outcome.NOT_SENT, Outcome.SHED, Outcome.BLOCKED})
+
+# Hosted services ask for minutes, where a limit of a day is met for more. What asks for longer has
+# the wrong clock or is a proxy's guess as often as not, and one request an hour harms nobody.
+RETRY_AFTER_CAP_S: Final = 3600.0
 
 _QUOTA_CODES = frozenset({"insufficient_quota"})
 
@@ -31,8 +37,8 @@ def classify(status: int, *, error_code: str | None, model_is_listed: bool) -> O
     """What an HTTP answer with `status` means for its line.
 
     `error_code` is `error.code` (or `error.type` where the code is null) of the answer's body when
-    it could be read. `model_is_listed` says that the backend's own catalogue lists the line's
-    model, so that its `model_not_found` is a fault of the backend and not of the line.
+    it could be read. `model_is_listed` says that some backend's own catalogue lists the line's
+    model, so that a `model_not_found` is a fault of the backend and not of the line.
     """
     if 200 <= status < 300:
         return Outcome.ANSWERED
@@ -41,9 +47,11 @@ def classify(status: int, *, error_code: str | None, model_is_listed: bool) -> O
     if status in (401, 402, 403):
         return Outcome.BLOCKED
     if status == 404 and error_code == "model_not_found" and model_is_listed:
-        return Outcome.BLOCKED
+        return Outcome.AWAY
     if status in (429, 503):
         return Outcome.SHED
+    if status in (501, 505):
+        return Outcome.UNABLE
     if status == 408 or status >= 500:
         return Outcome.BROKEN
     return Outcome.REFUSED
@@ -56,7 +64,7 @@ class RetryPolicy:
     max_attempts: int = 5
     base_s: float = 0.5
     ceiling_s: float = 30.0
-    retry_after_cap_s: float = 300.0
+    retry_after_cap_s: float = RETRY_AFTER_CAP_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,14 @@ class WaitForBackend:
     delay_s: float
 
 
-Decision = Settle | RetryIn | WaitForBackend
+@dataclass(frozen=True, slots=True)
+class WaitForModel:
+    """The line goes back unharmed; its model is held at that backend for at least `delay_s`."""
+
+    delay_s: float
+
+
+Decision = Settle | RetryIn | WaitForBackend | WaitForModel
 
 
 def backoff_s(attempt: int, policy: RetryPolicy, roll: float) -> float:
@@ -95,11 +110,12 @@ def decide(
     policy: RetryPolicy,
     roll: float,
     retry_after_s: float | None = None,
+    elsewhere: bool = False,
 ) -> Decision:
     """What follows `outcome` of attempt `attempt` (from 1).
 
     `roll` is a random number in [0, 1). `retry_after_s` is what the backend asked for; it is
-    believed up to `policy.retry_after_cap_s`.
+    believed up to `policy.retry_after_cap_s`. `elsewhere`: another backend has not tried the line.
     """
     asked_s = min(max(retry_after_s or 0.0, 0.0), policy.retry_after_cap_s)
     match outcome:
@@ -111,5 +127,11 @@ def decide(
             return RetryIn(max(backoff_s(attempt, policy, roll), asked_s))
         case Outcome.NOT_SENT | Outcome.SHED | Outcome.BLOCKED:
             return WaitForBackend(asked_s)
+        case Outcome.AWAY:
+            return WaitForModel(asked_s)
+        case Outcome.UNABLE:
+            if not elsewhere or attempt >= policy.max_attempts:
+                return Settle()
+            return RetryIn(backoff_s(attempt, policy, roll))
         case _:
             assert_never(outcome)

@@ -148,7 +148,7 @@ class UploadPart:
     created_at: int
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens summed over successful responses; what a backend does not tell counts as 0."""
 
     input_tokens: int = 0

@@ -64,7 +64,7 @@ _WHITE: Final = b" \t\r\n"
 _LF: Final = 10
 _CR: Final = 13
 
-_LINE_ID_DIGITS: Final = 32
+REQUEST_ID_DIGITS: Final = 32  # of a line id, where the backend gives none
 _VISIBLE_ASCII: Final = re.compile(r"[!#-\[\]-~]{1,128}")  # without the quote and the backslash
 
 # msgspec.DecodeError and UnicodeDecodeError are both ValueErrors.
@@ -191,7 +191,7 @@ def request_id_of(header: str | None, line_id: str) -> str:
     """
     if header is not None and _VISIBLE_ASCII.fullmatch(header):
         return header
-    return line_id[-_LINE_ID_DIGITS:]
+    return line_id[-REQUEST_ID_DIGITS:]
 
 
 # -- answers -----------------------------------------------------------------------------------
@@ -231,12 +231,13 @@ def read_usual(raw: bytes) -> tuple[bytes, Usage] | None:
     else:
         cached = usage.prompt_tokens_details
         out, reasoning = usage.completion_tokens, usage.completion_tokens_details
+    # By position, as are other calls that each line makes: by name they cost twice as much.
     return body, Usage(
-        input_tokens=into,
-        cached_tokens=0 if cached is None else cached.cached_tokens,
-        output_tokens=out,
-        reasoning_tokens=0 if reasoning is None else reasoning.reasoning_tokens,
-        total_tokens=usage.total_tokens,
+        into,
+        0 if cached is None else cached.cached_tokens,
+        out,
+        0 if reasoning is None else reasoning.reasoning_tokens,
+        usage.total_tokens,
     )
 
 
@@ -335,7 +336,7 @@ def has_error(body: bytes) -> bool:
 def error_code_of(body: bytes) -> str | None:
     """`error.code` of an error answer, or `error.type` where the code is not a string.
 
-    vLLM's way to say that it has no such model is given the API's name.
+    vLLM's and Ollama's ways to say that they have no such model are given the API's name.
     """
     try:
         error = _decode_told(_decode_error(body).error)
@@ -346,4 +347,9 @@ def error_code_of(body: bytes) -> str | None:
     kind = error.get("type")
     if kind == "NotFoundError" and error.get("param") == "model":
         return "model_not_found"
-    return next((e for e in (error.get("code"), kind) if isinstance(e, str)), None)
+    code = error.get("code")
+    if kind == "not_found_error" and code is None:
+        message = error.get("message")  # Ollama's: model "x" not found, try pulling it first
+        if isinstance(message, str) and message.startswith("model "):
+            return "model_not_found"
+    return next((e for e in (code, kind) if isinstance(e, str)), None)

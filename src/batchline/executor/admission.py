@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchline import telemetry
-from batchline.domain.attempts import Outcome
+from batchline.domain.attempts import RETRY_AFTER_CAP_S, Outcome
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
 from batchline.executor.engine_load import EngineLoad
 from batchline.executor.limiter import FixedLimit
+from batchline.executor.model_desk import ModelDesk
 from batchline.executor.permits import PermitPool
 from batchline.executor.rate_desk import RateDesk
 from batchline.executor.standing import Standing
 from batchline.executor.steering import Steering, steering_of
 
-_RETRY_AFTER_CAP_S = 300.0
 # Looks go on meanwhile, and one that is answered ends it; but lines may fare better than looks.
 SILENT_WAIT_S: Final = 60.0
 TURN_S: Final = 1.0  # for which some workers have the permits, where there are not enough for all
@@ -38,6 +38,7 @@ class _Desk:
     circuit: Circuit
     pool: PermitPool
     rates: RateDesk
+    models: ModelDesk
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
     turn_until: float = 0.0  # with fewer permits than workers, others have them then
@@ -65,13 +66,28 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
         on_unreachable: Callable[[str, str], None] | None = None,
         chance: random.Random | None = None,
+        retry_after_cap_s: float = RETRY_AFTER_CAP_S,
+        holds: Callable[[str, str, str], bool] = lambda *_: True,
+        on_models: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_unreachable` hears of a backend, and why, whose circuit closed over that."""
+        """`on_unreachable` hears of a backend, and why, whose circuit closed over that.
+
+        `holds` says whether a worker has shards for a backend of a model, by its name there;
+        `on_models` hears when a model went away from a backend, or came back.
+        """
         self._tell = tell
         self._on_unreachable = on_unreachable
         self._clock = clock
         self._random = chance or random.Random()  # noqa: S311  # jitter, not a secret
-        self._desks = {b.name: _desk_of(b, RateDesk(b, tell=tell, now=clock())) for b in backends}
+        self._retry_after_cap_s = retry_after_cap_s
+        self._desks = {
+            b.name: _desk_of(
+                b,
+                RateDesk(b, tell=tell, now=clock(), retry_after_cap_s=retry_after_cap_s),
+                ModelDesk(b.name, tell=tell, holds=_at(b.name, holds), on_change=on_models),
+            )
+            for b in backends
+        }
 
     def waiting_reasons(self) -> Mapping[str, str]:
         """Backend to why lines wait for it: a closed circuit, a person who drained it, or a pace
@@ -90,9 +106,10 @@ class Admission:
                     max_in_flight=desk.settings.max_in_flight,
                     permits=permits,
                     in_flight=min(permits, in_flight.get(name, 0)),
-                    gated=None if circuit.admitting else f"{circuit.outcome}: {circuit.reason}",
+                    gated=None if circuit.admitting else circuit.shown(now),
                     drained=desk.drained,
                     paced=desk.rates.reason(now),
+                    away=desk.models.reasons(now),
                 )
             )
         return found
@@ -100,6 +117,10 @@ class Admission:
     def limits(self) -> Mapping[str, int]:
         """Backend to how many requests may be in flight there now."""
         return {name: desk.pool.limit for name, desk in self._desks.items()}
+
+    def models_away(self, backend: str) -> Collection[str]:
+        """The models, by its names for them, that the backend does not have now."""
+        return self._desks[backend].models.away
 
     def is_wanted(self, backend: str) -> bool:
         """Whether some worker has lines for it."""
@@ -130,6 +151,7 @@ class Admission:
                 if one_permit:
                     desk.single.add(worker)
                 self._tell(worker, m.SetCircuit(name, admitting=desk.circuit.admitting))
+                desk.models.wanted_by(worker)
                 desk.rates.wanted_by(worker)
             else:
                 desk.rates.gone(worker)
@@ -149,6 +171,7 @@ class Admission:
                 desk.steering.gone(worker)
             desk.rates.gone(worker)
             desk.circuit.trial_returned(worker, self._clock())
+            desk.models.gone(worker, self._clock())
             self._rebalance(name, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
@@ -190,7 +213,7 @@ class Admission:
             desk,
             Outcome(message.outcome),
             message.reason,
-            asked_s=min(message.retry_after_s or 0.0, _RETRY_AFTER_CAP_S),
+            asked_s=self._believed(message.retry_after_s),
             trial=message.trial,
         )
         # Once a backend has gone away, refusals tell of that and not of its limit.
@@ -204,6 +227,9 @@ class Admission:
                 pool=desk.pool,
             )
             self._follow(message.backend, desk, desk.steering)
+
+    def _believed(self, retry_after_s: float | None) -> float:
+        return min(retry_after_s or 0.0, self._retry_after_cap_s)
 
     def _close(
         self,
@@ -263,6 +289,21 @@ class Admission:
         for other in sorted(desk.wanting):
             self._tell(other, m.SetCircuit(message.backend, admitting=True))
 
+    def model_away(self, worker: str, message: m.ModelAway) -> None:
+        desk = self._desks[message.backend]
+        desk.models.missed(
+            worker,
+            message,
+            desk.wanting,
+            self._clock(),
+            asked_s=self._believed(message.retry_after_s),
+            roll=self._random.random(),
+        )
+
+    def model_tried(self, worker: str, message: m.ModelTried) -> None:
+        desk = self._desks[message.backend]
+        desk.models.tried(worker, message, desk.wanting, self._clock())
+
     def rates_asked(self, worker: str, message: m.AskRates) -> None:
         desk = self._desks[message.backend]
         if worker in desk.wanting:
@@ -297,6 +338,10 @@ class Admission:
         if not desk.wanting and desk.circuit.outcome is Outcome.NOT_SENT:
             desk.circuit.answered()
 
+    def note_models(self, name: str, models: Collection[str]) -> None:
+        """The backend's catalogue lists these."""
+        self._desks[name].models.listed(models, self._clock())
+
     # -- time ------------------------------------------------------------------------------
 
     def due_s(self) -> float:
@@ -310,6 +355,9 @@ class Admission:
         now = self._clock()
         for name, desk in self._desks.items():
             desk.rates.serve(now)
+            if desk.models.away:
+                admits = desk.circuit.admitting and not desk.drained
+                desk.models.tick(desk.wanting, now, admits=admits, chance=self._random)
             if now >= desk.turn_until:
                 desk.turn_until = now + TURN_S
                 if desk.pool.pass_on(desk.takers, single=desk.single & desk.takers):
@@ -320,10 +368,16 @@ class Admission:
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))
 
 
-def _desk_of(backend: BackendSettings, rates: RateDesk) -> _Desk:
+def _at(backend: str, holds: Callable[[str, str, str], bool]) -> Callable[[str, str], bool]:
+    return lambda worker, model: holds(worker, backend, model)
+
+
+def _desk_of(backend: BackendSettings, rates: RateDesk, models: ModelDesk) -> _Desk:
     steering = steering_of(backend)
     if steering is None:
         fixed = FixedLimit(max_in_flight=backend.max_in_flight)
-        return _Desk(backend, Circuit(), PermitPool(fixed.limit()), rates)
+        return _Desk(backend, Circuit(), PermitPool(fixed.limit()), rates, models)
     pool = PermitPool(steering.limit)
-    return _Desk(backend, Circuit(), pool, rates, steering=steering, measure=steering.measure)
+    return _Desk(
+        backend, Circuit(), pool, rates, models, steering=steering, measure=steering.measure
+    )

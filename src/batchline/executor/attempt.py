@@ -96,13 +96,13 @@ class Attempts:
             self._metering.heard(lane, line, answer)
         usual = of_usual(answer, line.line_id, request.custom_id_raw)
         if usual is not None:  # nearly always, and nothing is to be decided
-            self._answered(lane, line, usual)
+            self._answered(lane, line, usual[0], usual[1])
             return DONE
         found = verdict.of_answer(
             answer,
             line_id=line.line_id,
             custom_id_raw=request.custom_id_raw,
-            model_is_listed=lane.backend in run.work.listed_by,
+            model_is_listed=bool(run.work.listed_by),
             now=time.time(),
         )
         return self._settling.apply(lane, line, found)

@@ -14,6 +14,7 @@ from batchline.domain.attempts import Outcome
 
 FIRST_WAIT_S: Final = 0.25
 LONGEST_WAIT_S: Final = 30.0
+SHOWN_S: Final = 5.0  # of a wait that was asked for: less is over before it is read
 
 
 def trial_again_s(sends: int, roll: float) -> float:
@@ -34,6 +35,7 @@ class Circuit:
     outcome: Outcome | None = None
     wait_s: float = 0.0
     retry_at: float = 0.0
+    asked_until: float = 0.0  # by `asked_s`
     trial_with: str | None = None  # the worker that tries a line now
 
     def fault(
@@ -54,6 +56,8 @@ class Circuit:
             self.retry_at = now + max(self.wait_s * (0.5 + roll / 2), asked_s)
         else:
             self.retry_at = max(self.retry_at, now + asked_s)
+        if asked_s > 0:
+            self.asked_until = max(self.asked_until, now + asked_s)
         if trial:
             self.trial_with = None
         self.reason, self.outcome = reason, outcome
@@ -64,7 +68,14 @@ class Circuit:
         self.trial_with = None
         was_closed = not self.admitting
         self.admitting, self.reason, self.outcome, self.wait_s = True, None, None, 0.0
+        self.asked_until = 0.0
         return was_closed
+
+    def shown(self, now: float) -> str:
+        """Why it is closed, for people; with the time that is left of what was asked for."""
+        left_s = min(self.asked_until, self.retry_at) - now
+        asked = f", next try in {left_s:.0f} s" if left_s >= SHOWN_S else ""
+        return f"{self.outcome}: {self.reason}{asked}"
 
     def trial_due(self, now: float) -> bool:
         """Whether a worker should be asked to try one line now."""

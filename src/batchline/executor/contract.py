@@ -13,7 +13,7 @@ request in flight at one backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -134,6 +134,25 @@ class ShardWork:
     send_as: str | None = None
     turn: Turn = field(default_factory=Turn)
 
+    @property
+    def model(self) -> str:
+        """What backends call its model."""
+        return self.send_as or self.shard.model
+
+    def served_by(self, backends: Sequence[str], listed_by: Sequence[str]) -> ShardWork:
+        """The same, where these may serve it too.
+
+        None is taken away: its lines may be in flight there, and a backend that has let go of a
+        model says so for itself. A shard that no backend served is refused, and stays as it is.
+        """
+        if not self.backends:
+            return self
+        return replace(
+            self,
+            backends=list(dict.fromkeys((*self.backends, *backends))),
+            listed_by=list(dict.fromkeys((*self.listed_by, *listed_by))),
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Ends:
@@ -230,7 +249,9 @@ class Room:
 
     It could also take `others`, to run beside the shards that it has lines of for that backend:
     `open` names the batch of each of those. What belongs beside them is the scheduler's to say.
-    `quarantine`: it is there for the suspect lines of one shard, and nothing else.
+    `away` are models that the backend does not have at the moment, by its names for them: more
+    shards of those would only wait. `quarantine`: it is there for the suspect lines of one shard,
+    and nothing else.
     """
 
     worker: WorkerId
@@ -238,6 +259,7 @@ class Room:
     shards: int
     others: int = 0
     open: Sequence[BatchId] = ()
+    away: Collection[str] = ()
     quarantine: bool = False
 
 
@@ -286,6 +308,12 @@ class Executor(Protocol):
 
     def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
         """Hand a claimed shard to a worker. False when the worker is gone: the claim is void."""
+
+    def serve(self, model: str, backends: Sequence[str], listed_by: Sequence[str]) -> None:
+        """These may serve `model` (the backends' name for it) too, of all shards that are held.
+
+        For shards that were handed out before one of them listed it. Never blocks.
+        """
 
     def set_quarantine(self, wanted: bool) -> None:
         """Whether there is to be a worker for suspect lines, beside the others. Never blocks.

@@ -18,7 +18,7 @@ from batchline.executor import messages as m
 from batchline.executor.lane import Lane
 from batchline.executor.looks import FULL, LOOK_S, Found, look_at
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
 from batchline.executor.verdict import Verdict
 
 FREE_LOSSES: Final = 3  # of one line; the next ones count as attempts
@@ -53,9 +53,11 @@ class Failover:
         """
         if lane.backend not in line.failed_at:
             line.failed_at = (*line.failed_at, lane.backend)
+        if found.outcome is Outcome.UNABLE:
+            return False  # it is in order, and would say so of every such line
         if isinstance(lane, RoutedLane):
             lane.breaking = line
-        if line.trial and (found.cut_off or _another_answers(lane, line)):
+        if line.trial is Trial.BACKEND and (found.cut_off or _another_answers(lane, line)):
             self._close(lane, Outcome.BROKEN, found.reason, trial=True)
             failed = True
         else:
@@ -199,6 +201,6 @@ class Failover:
 def _another_answers(lane: Lane, line: Line) -> bool:
     """Whether the shard has a lane beside this one whose last attempt went well."""
     return any(
-        other.lane is not lane and other.lane.admits and not other.lane.broken
+        other.lane is not lane and other.admits and not other.lane.broken
         for other in line.run.shares
     )

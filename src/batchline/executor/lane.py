@@ -6,14 +6,16 @@ it and reports how they ended.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from batchline.executor.contract import Transport
 from batchline.executor.edits import Edits
+from batchline.executor.held_models import HeldModels
 from batchline.executor.level_meter import LevelMeter
 from batchline.executor.messages import LaneReport
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Line
+from batchline.executor.shard_run import Line, Trial
 from batchline.executor.turns import Source, Turns
 
 
@@ -37,6 +39,10 @@ class Lane:
     runs: Turns = field(default_factory=Turns)  # shards with lines left, and whose turn it is
     rates: RateMeter | None = None  # where the backend counts requests or tokens by the minute
     turn_of: Source | None = None  # whose turn it is as soon as the meter lets its line go
+    held: HeldModels = field(init=False)  # models that the backend does not have now
+
+    def __post_init__(self) -> None:
+        self.held = HeldModels(self.runs)
 
     def take(self, *, most_bytes: int | None = None) -> Line | None:
         """The next line that may go to this backend now, or None; of lines of any size, or only of
@@ -57,16 +63,29 @@ class Lane:
         else:
             line = self._next_small(most_bytes)
         if line is None:
-            if self.meter is not None:
-                self.meter.starved = True
-            return None
+            if not self.admitting and most_bytes is None:
+                line = self._held_line(allowed - self.in_flight)
+            if line is None:
+                if self.meter is not None:
+                    self.meter.starved = True
+                return None
         if self.meter is not None:
             line.began = self.meter.clock()
         self.in_flight += 1
         if not self.admitting:
-            line.trial = True
+            if line.trial is not None:  # of a model: that has to wait for the backend
+                self.held.missed(line.run.work.model)
+            line.trial = Trial.BACKEND
             self.trials -= 1
         return line
+
+    def _held_line(self, room: int) -> Line | None:
+        """A line of a model that the backend did not have: some line has to try its circuit."""
+        line = self.held.take()
+        if line is None or self.rates is None or self.rates.admits(line, room=room):
+            return line
+        line.run.take_back(line)
+        return None
 
     def _next_small(self, most_bytes: int) -> Line | None:
         """Of whichever shard has one; large lines keep their place in theirs."""
@@ -93,16 +112,41 @@ class Lane:
         if line is None or rates.admits(line, room=room):
             return line
         line.run.take_back(line)
-        self.turn_of = self.source_of(line)
+        if line.trial is None:
+            self.turn_of = self.source_of(line)
+        else:
+            self.turn_of = self.held.take_back(line)
         return None
 
     def source_of(self, line: Line) -> Source:
         """What gave this lane the line."""
         return line.run
 
+    def offer(self, source: Source) -> None:
+        """`source` may have lines for this lane; harmless when that is known."""
+        self.held.add(source)
+
+    def drop(self, source: Source) -> None:
+        """`source` has none any more."""
+        self.held.discard(source)
+        if self.turn_of is source:
+            self.turn_of = None
+
+    def hold(self, model: str) -> None:
+        """The backend does not have `model` (its name for it): no line of that goes there."""
+        if self.turn_of is not None and self.turn_of.work.model == model:
+            self.turn_of = None
+        self.held.hold(model)
+
+    def set_away(self, models: Collection[str]) -> None:
+        """The control process's word on all models that the backend does not have."""
+        for model in models:
+            self.hold(model)
+        self.held.admit_but(models)
+
     def ended(self, line: Line, answered: bool) -> None:
         """A line that went through this lane ended; `answered` widens a slow start by one."""
-        line.trial = False
+        line.trial = None
         self.in_flight -= 1
         if answered and self.window is not None:
             self.window += 1

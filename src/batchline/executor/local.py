@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -70,7 +70,12 @@ class LocalExecutor:
         self._settings = settings
         self._links: dict[WorkerId, WorkerLink] = {}
         self._admission = Admission(
-            settings.worker.backends, tell=self._tell, on_unreachable=on_unreachable
+            settings.worker.backends,
+            tell=self._tell,
+            on_unreachable=on_unreachable,
+            retry_after_cap_s=settings.worker.retry.retry_after_cap_s,
+            holds=self._holds,
+            on_models=self._models_changed,
         )
         self._gates = Gates(settings.worker.backends, ack_s=settings.ack_s)
         self._paused: str | None = None
@@ -300,6 +305,10 @@ class LocalExecutor:
                 self._admission.lane_report(link.worker, message)
             case m.TrialOver():
                 self._admission.trial_over(link.worker, message)
+            case m.ModelAway():
+                self._admission.model_away(link.worker, message)
+            case m.ModelTried():
+                self._admission.model_tried(link.worker, message)
             case m.AskRates():
                 self._admission.rates_asked(link.worker, message)
             case m.RatesHeard():
@@ -350,7 +359,7 @@ class LocalExecutor:
         for link in self._links.values():
             if link.ready and link.storage_trouble is None:
                 for backend in self._settings.worker.backends:
-                    room = _room(link, backend.name)
+                    room = _room(link, backend.name, self._admission.models_away(backend.name))
                     if room.shards or room.others:
                         rooms.append(room)
         return rooms
@@ -379,6 +388,20 @@ class LocalExecutor:
         link.tell(m.OpenShard(work))
         telemetry.probe("shard.opened")
         return True
+
+    def serve(self, model: str, backends: Sequence[str], listed_by: Sequence[str]) -> None:
+        for link in self._links.values():
+            if link.holding.serve(model, backends, listed_by):
+                self._want(link)
+                link.tell(m.Serve(model, list(backends), list(listed_by)))
+
+    def _holds(self, worker: str, backend: str, model: str) -> bool:
+        link = self._links.get(WorkerId(worker))
+        return link is not None and link.holding.has(backend, model)
+
+    def _models_changed(self) -> None:
+        if self._events is not None:
+            self._events.on_room()
 
     def _want(self, link: WorkerLink) -> None:
         self._admission.set_wanting(link.worker, link.holding.backends, one_permit=link.quarantine)
@@ -454,17 +477,18 @@ class LocalExecutor:
                 task.cancel()
 
 
-def _room(link: WorkerLink, backend: str) -> Room:
+def _room(link: WorkerLink, backend: str, away: Collection[str]) -> Room:
     if link.quarantine:  # one shard at a time, to its end
         shards = 0 if link.holding.works else 1
-        return Room(worker=link.worker, backend=backend, shards=shards, quarantine=True)
-    waiting = link.holding.open_at(backend)
+        return Room(worker=link.worker, backend=backend, shards=shards, away=away, quarantine=True)
+    waiting = link.holding.open_at(backend, away)
     return Room(
         worker=link.worker,
         backend=backend,
         shards=max(0, OPEN_SHARDS - len(waiting)),
         others=max(0, MOST_OPEN - len(waiting)),
         open=waiting,
+        away=away,
     )
 
 

@@ -85,6 +85,31 @@ class SetCircuit(msgspec.Struct, frozen=True, tag=True):
     trials: int = 0
 
 
+class SetAway(msgspec.Struct, frozen=True, tag=True):
+    """The models that `backend` does not have now, by its names: no line of theirs goes there.
+
+    All of them; what was said before holds no more.
+    """
+
+    backend: str
+    models: Sequence[str]
+
+
+class TryModel(msgspec.Struct, frozen=True, tag=True):
+    """One line of `model` may go to `backend` although it is away there; see `ModelTried`."""
+
+    backend: str
+    model: str
+
+
+class Serve(msgspec.Struct, frozen=True, tag=True):
+    """Shards of `model` that the worker holds may go to these backends too (`ShardWork`)."""
+
+    model: str
+    backends: Sequence[str]
+    listed_by: Sequence[str]
+
+
 class SetRates(msgspec.Struct, frozen=True, tag=True):
     """What is counted at `backend`; what was granted before is void.
 
@@ -135,6 +160,9 @@ ToWorker = (
     | CloseGate
     | SetPermits
     | SetCircuit
+    | SetAway
+    | TryModel
+    | Serve
     | SetRates
     | Grant
     | Proceed
@@ -244,6 +272,25 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
     worked: bool
 
 
+class ModelAway(msgspec.Struct, frozen=True, tag=True):
+    """`backend` says that it does not have `model`, which some backend lists: nothing was wrong
+    with the line. `trial`: it was the one that was to try it. Otherwise as `BackendFault`."""
+
+    backend: str
+    model: str
+    reason: str
+    retry_after_s: float | None
+    trial: bool
+
+
+class ModelTried(msgspec.Struct, frozen=True, tag=True):
+    """The line that tried `model` was answered (`worked`), or came to nothing (not `worked`)."""
+
+    backend: str
+    model: str
+    worked: bool
+
+
 class AskRates(msgspec.Struct, frozen=True, tag=True):
     """Lines could go to `backend` if so much more were granted; it replaces an earlier ask."""
 
@@ -309,6 +356,8 @@ ToControl = (
     | BackendFault
     | LaneReport
     | TrialOver
+    | ModelAway
+    | ModelTried
     | AskRates
     | RatesHeard
     | Trying

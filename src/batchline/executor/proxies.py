@@ -17,7 +17,7 @@ import msgspec
 from batchline.domain.attempts import Outcome
 from batchline.executor.lane import Lane
 from batchline.executor.looks import FULL, Found, look_at, said_by_proxy
-from batchline.executor.shard_run import Line
+from batchline.executor.shard_run import Line, Trial
 from batchline.executor.verdict import Verdict
 
 
@@ -35,7 +35,7 @@ class Proxies:
     def judged(self, lane: Lane, line: Line, found: Verdict) -> Verdict:
         """What a page means for its line, by the look that its trial began with."""
         self._known.add(lane)
-        before = self._before.get(lane) if line.trial else None
+        before = self._before.get(lane) if line.trial is Trial.BACKEND else None
         if before is Found.PAGE:
             return msgspec.structs.replace(
                 found, outcome=Outcome.NOT_SENT, reason=said_by_proxy(found.page), cut_off=False

@@ -15,17 +15,21 @@ from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings
 from batchline.executor.rates import Kind, Rates, Want
 
-_RETRY_AFTER_CAP_S = 300.0
-
 
 class RateDesk:
     """Grants for the workers of one backend; `tell` is the admission's."""
 
     def __init__(
-        self, backend: BackendSettings, *, tell: Callable[[str, m.ToWorker], None], now: float
+        self,
+        backend: BackendSettings,
+        *,
+        tell: Callable[[str, m.ToWorker], None],
+        now: float,
+        retry_after_cap_s: float,
     ) -> None:
         self._name = backend.name
         self._tell = tell
+        self._retry_after_cap_s = retry_after_cap_s
         self._rates = Rates()
         self._asks: dict[str, Want] = {}  # by worker, the one that has waited longest first
         if backend.requests_per_minute is not None:
@@ -77,7 +81,7 @@ class RateDesk:
             asked_s = message.retry_after_s
             rates.refused(
                 now,
-                retry_after_s=None if asked_s is None else min(asked_s, _RETRY_AFTER_CAP_S),
+                retry_after_s=None if asked_s is None else min(asked_s, self._retry_after_cap_s),
                 told=frozenset(kind for kind, one in told.items() if one is not None),
                 roll=roll,
             )

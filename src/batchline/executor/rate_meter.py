@@ -18,7 +18,7 @@ from batchline.domain.model import Usage
 from batchline.executor import messages as m
 from batchline.executor.estimates import Estimator, total_of
 from batchline.executor.rate_headers import told_in
-from batchline.executor.rates import Kind, Told, Want
+from batchline.executor.rates import MINUTE_S, Kind, Told, Want
 from batchline.executor.shard_run import Gate, Line
 
 REPORT_S: Final = 0.1  # how often what answers said is passed on
@@ -186,15 +186,20 @@ class RateMeter:
             self._forgetting = True
             self._later(_FORGET_S, self._forget_gone)
         cost = self._costs.setdefault(line, _Cost())
-        cost.refusals += 1
+        asked_s = retry_after_s or 0.0
+        # What is allowed of a minute is whole again after one: this is a limit of an hour or a
+        # day, and says nothing of the line, however much of the minute that takes.
+        of_the_line = asked_s <= MINUTE_S
+        cost.refusals += of_the_line
         cost.wanted = None
         wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(cost.refusals, 16))
         wait_s *= 0.5 + roll / 2
         self._over -= cost.tokens  # no service counts the tokens of what it sends back
-        if self._most_tokens is not None and cost.tokens >= self._most_tokens:
+        most = self._most_tokens
+        if of_the_line and most is not None and cost.tokens >= most:
             # This says something of the line, and of the backend only for this line.
             cost.at_full += self._answered > cost.answered
-            wait_s = max(wait_s, min(retry_after_s or 0.0, _LONGEST_WAIT_S))
+            wait_s = max(wait_s, asked_s)
             self._report()
         else:
             self._requests, self._tokens = 0, 0.0

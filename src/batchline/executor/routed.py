@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from batchline.domain import bitmap, plan
+from batchline.domain import plan
 from batchline.domain.ids import BatchId
 from batchline.executor.affinity import Seat, preferences
 from batchline.executor.contract import BackendSettings, ShardWork, Transport
@@ -80,6 +80,11 @@ class Share:
         return self.run.has_line
 
     @property
+    def admits(self) -> bool:
+        """Whether lines of the shard go to this lane's backend, if perhaps not this moment."""
+        return self.lane.admits and self.run.work.model not in self.lane.held
+
+    @property
     def work(self) -> ShardWork:
         return self.run.work
 
@@ -131,7 +136,7 @@ class Share:
     def _may_have(self, failed_at: Collection[str]) -> bool:
         """False for a line that failed here, while one admits at which it did not."""
         return self.lane.backend not in failed_at or not any(
-            other.lane.admits and other.lane.backend not in failed_at for other in self.run.shares
+            other.admits and other.lane.backend not in failed_at for other in self.run.shares
         )
 
 
@@ -159,28 +164,51 @@ def share_out(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
     if len(routed) < 2 or run.work.suspects:
         return
     run.shares = [Share(run, lane, seat) for seat, lane in enumerate(routed)]
+    _spread(run, routed)
+
+
+def _spread(run: ShardRun, lanes: Sequence[RoutedLane]) -> None:
+    """Say which lane prefers which of the lines that are left, where prefixes are known."""
     hashes = plan.prefix_hashes(run.entries)
     if any(hashes):
-        seats = [Seat(lane.backend, lane.weight) for lane in routed]
-        done = {n for n in range(len(hashes)) if bitmap.is_marked(run.passed, n)}
-        done.update(run.work.lost)
+        seats = [Seat(lane.backend, lane.weight) for lane in lanes]
+        left = run.unsent()
+        done = {n for n in range(len(hashes)) if n not in left}
         run.share_out(Spread.of(preferences(hashes, seats), done))
+
+
+def serve_too(run: ShardRun, work: ShardWork, lanes: Mapping[str, Lane]) -> None:
+    """The shard goes on as `work`, which has more backends: their lanes get shares too.
+
+    Those that it had come first in `work.backends`, and keep their seats. What was not dispatched
+    yet is spread anew: of the groups only those move that prefer a new one.
+    """
+    before, run.work = run.work, work
+    routed = [lane for name in work.backends if isinstance(lane := lanes[name], RoutedLane)]
+    if work.suspects or len(routed) < 2:
+        return
+    if not run.shares:
+        for name in before.backends:
+            lanes[name].drop(run)
+    seats = enumerate(routed[len(run.shares) :], start=len(run.shares))
+    run.shares.extend(Share(run, lane, seat) for seat, lane in seats)
+    _spread(run, routed)
 
 
 def lanes_with(run: ShardRun) -> list[RoutedLane]:
     """The lanes of a shard that is shared, each with its share in its list; else none."""
     for share in run.shares:
-        share.lane.runs.add(share)
+        share.lane.offer(share)
     return [share.lane for share in run.shares]
 
 
 def leave(run: ShardRun, lanes: Mapping[str, Lane]) -> None:
     """Take the shard, which is over, from the lists of its lanes."""
     for share in run.shares:
-        share.lane.runs.discard(share)
+        share.lane.drop(share)
     run.shares.clear()
     for backend in run.work.backends:
-        lanes[backend].runs.discard(run)
+        lanes[backend].drop(run)
 
 
 def emptiest(lanes: Sequence[RoutedLane]) -> RoutedLane:

@@ -14,8 +14,10 @@ from batchline.domain.attempts import (
     RetryPolicy,
     Settle,
     WaitForBackend,
+    WaitForModel,
     decide,
 )
+from batchline.domain.model import Usage
 from batchline.domain.results import Failure
 from batchline.executor import messages as m
 from batchline.executor.byte_budget import ByteBudget
@@ -23,7 +25,7 @@ from batchline.executor.circuit import trial_again_s
 from batchline.executor.failover import Failover
 from batchline.executor.lane import Lane
 from batchline.executor.proxies import Proxies
-from batchline.executor.shard_run import FENCED, OPEN, Line, ShardRun
+from batchline.executor.shard_run import FENCED, OPEN, Line, ShardRun, Trial
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, FAULT, Ended
 from batchline.executor.verdict import Verdict
@@ -58,20 +60,19 @@ class Settling:
 
     # -- attempts that ended ---------------------------------------------------------------
 
-    def answered(self, lane: Lane, line: Line, found: Verdict) -> None:
+    def answered(self, lane: Lane, line: Line, result: bytes, usage: Usage | None) -> None:
         """Do what follows from an answer with a result."""
         lane.answers += 1
         if lane.rates is not None:
-            lane.rates.ended(line, _ANSWERED, found.usage)
+            lane.rates.ended(line, _ANSWERED, usage)
         if lane.meter is not None:
-            lane.meter.answered(line.began, found.usage)
+            lane.meter.answered(line.began, usage)
         run = line.run
-        result = found.result
-        if run.gate is FENCED or result is None:
+        if run.gate is FENCED:
             run.in_flight.discard(line)
             return
         # As `_settle` does: this is every line, and that is a call more.
-        size = run.settle(line, result, found.usage)
+        size = run.settle(line, result, usage)
         budget = self._budget
         budget.held += size
         budget.unwritten += size
@@ -79,8 +80,8 @@ class Settling:
 
     def apply(self, lane: Lane, line: Line, found: Verdict) -> Ended:
         """Do what follows from any verdict."""
-        if found.outcome is _ANSWERED:
-            self.answered(lane, line, found)
+        if found.outcome is _ANSWERED and found.result is not None:
+            self.answered(lane, line, found.result, found.usage)
             return DONE
         rates = lane.rates
         if rates is not None:
@@ -96,6 +97,7 @@ class Settling:
             policy=self._policy,
             roll=self.random.random(),
             retry_after_s=found.retry_after_s,
+            elsewhere=found.outcome is Outcome.UNABLE and _goes_elsewhere(lane, line),
         )
         match decision:
             case Settle():
@@ -115,13 +117,16 @@ class Settling:
                 return DONE
             case WaitForBackend():
                 return self._fault(lane, line, found)
+            case WaitForModel():
+                self._away(lane, line, found)
+                return DONE
             case _:
                 assert_never(decision)
 
     def _fault(self, lane: Lane, line: Line, found: Verdict) -> Ended:
         """The attempt does not count, and nothing goes to the backend until it is tried again."""
         line.attempt -= 1
-        if line.trial and found.answered:
+        if line.trial is Trial.BACKEND and found.answered:
             # It may be about this line: the next trial is to be another.
             self._retry_later(line, trial_again_s(line.sends, self.random.random()))
         else:
@@ -133,11 +138,26 @@ class Settling:
                 outcome=found.outcome.value,
                 reason=found.reason,
                 retry_after_s=found.retry_after_s,
-                trial=line.trial,
+                trial=line.trial is Trial.BACKEND,
                 in_flight=lane.in_flight,
             )
         )
         return FAULT
+
+    def _away(self, lane: Lane, line: Line, found: Verdict) -> None:
+        """The attempt does not count, and no line of its model goes to the backend until one has
+        tried it; others do, and it goes to others. The backend itself has answered."""
+        line.attempt -= 1
+        model = line.run.work.model
+        if line.trial:
+            self._retry_later(line, trial_again_s(line.sends, self.random.random()))
+        else:
+            line.run.put_back(line)
+        lane.hold(model)
+        of_model = line.trial is Trial.MODEL
+        self._send(m.ModelAway(lane.backend, model, found.reason, found.retry_after_s, of_model))
+        if of_model:
+            line.trial = None  # and that is all there is to say of it
 
     def _broken(self, lane: Lane, line: Line, found: Verdict, *, retry_in_s: float | None) -> Ended:
         """The attempt broke; None: by its count it was the line's last."""
@@ -198,3 +218,10 @@ class Settling:
         if self._shards.handing.unsaid:
             self._shards.handing.say()
         self._offer(line.run)
+
+
+def _goes_elsewhere(lane: Lane, line: Line) -> bool:
+    """Whether there is a backend that may serve the line and has not failed it."""
+    return any(
+        name != lane.backend and name not in line.failed_at for name in line.run.work.backends
+    )

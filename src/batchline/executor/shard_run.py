@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Self
@@ -43,6 +44,13 @@ CLOSED: Final = Gate.CLOSED
 FENCED: Final = Gate.FENCED
 
 
+class Trial(StrEnum):
+    """What the dispatch of a line tries."""
+
+    BACKEND = "backend"  # whose circuit is closed
+    MODEL = "model"  # its own, which was away at the backend
+
+
 class EndedBy(StrEnum):
     """How we ended a request that was in flight; the field of `Ends` that counts it."""
 
@@ -66,7 +74,7 @@ class Line(msgspec.Struct, eq=False):
     attempt: int = 0  # the attempt under way or last ended, from 1; 0 before the first
     answers: int = 0  # attempts that got an HTTP answer without a result
     written: bool = False  # the first byte of the current attempt was handed to the socket
-    trial: bool = False  # this dispatch tries a closed circuit
+    trial: Trial | None = None  # this dispatch tries what is closed
     held_bytes: int = 0  # what it counts in the worker's byte budget
     backend: str = ""  # where the current attempt goes
     sends: int = 0  # attempts under this epoch, also those that do not count
@@ -201,7 +209,10 @@ class ShardRun:
             line = unseen
         elif (index := self.cursor) < self.entry_count:  # nearly always, and in as few calls
             self.cursor = index + 1
-            line = self.line_at(index)
+            # As `line_at` does.
+            offset, length, number, _ = _entry(self.entries, index * _ENTRY_BYTES)
+            line_id = "%s%08x" % (self.line_id_prefix, number)  # noqa: UP031
+            line = Line(self, index, offset, length, number, line_id, line_id)
         else:
             return None
         self.in_flight.add(line)
@@ -249,6 +260,15 @@ class ShardRun:
         if not spread.left:
             self.cursor = self.entry_count
         return self.line_at(index)
+
+    def unsent(self) -> Collection[int]:
+        """The entries that were not dispatched yet and are to be; those put aside are not in it."""
+        if self.spread is not None:
+            return self.spread.entries()
+        left = {
+            n for n in range(self.cursor, self.entry_count) if not bitmap.is_marked(self.passed, n)
+        }
+        return left.difference(self.work.lost)
 
     def share_out(self, spread: Spread) -> None:
         """From now on lines are given out by `spread`, which has all that are to go."""

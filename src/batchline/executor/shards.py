@@ -61,6 +61,17 @@ class Shards:
         self.runs[key] = run
         return run
 
+    def serve(self, order: m.Serve) -> list[ShardRun]:
+        """Shards of a model may go to more backends than they could; those that may."""
+        wider = []
+        for run in self.runs.values():
+            if run.work.model == order.model:
+                work = run.work.served_by(order.backends, order.listed_by)
+                if work != run.work:
+                    routed.serve_too(run, work, self._lanes)
+                    wider.append(run)
+        return wider
+
     def of_batch(self, batch_id: BatchId) -> list[ShardRun]:
         """Those of one batch."""
         return [run for run in self.runs.values() if run.batch_id == batch_id]

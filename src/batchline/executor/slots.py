@@ -17,7 +17,7 @@ from batchline.executor import routed
 from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.lane import Lane
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import OPEN, Line, ShardRun
+from batchline.executor.shard_run import OPEN, Line, ShardRun, Trial
 from batchline.executor.shards import Shards
 
 
@@ -82,7 +82,7 @@ class Slots:
             self._pump_evenly(lanes)
             return
         for backend in run.work.backends:
-            self._lanes[backend].runs.add(run)
+            self._lanes[backend].offer(run)
         for backend in run.work.backends:
             self.pump(self._lanes[backend])
 
@@ -182,19 +182,18 @@ class Slots:
         budget.held = held - line.held_bytes
         line.held_bytes = 0
         answered = ended is DONE
-        if line.trial and ended is not FAULT:
-            self._send(m.TrialOver(lane.backend, worked=answered))
-            if answered:
-                self._trial_worked(lane)
+        if line.trial:
+            self._trial_over(lane, line, ended)
         lane.ended(line, answered)
         if lane.rates is not None:
             lane.rates.over(line, written=line.written)
         if run.gate is not OPEN:
             run.note_end(line, aborted=ended is _ABORTED)
-        if ended is UNREADABLE:
-            self._shards.unreadable(run)
-        if line in run.in_flight:  # neither settled nor waiting for a retry
-            run.put_back(line)
+        if not answered:
+            if ended is UNREADABLE:
+                self._shards.unreadable(run)
+            if line in run.in_flight:  # neither settled nor waiting for a retry
+                run.put_back(line)
         if run.returned:
             self.offer(run)
         if held >= budget.limit:
@@ -204,6 +203,16 @@ class Slots:
             self._shards.release_if_over(run)
         if lane.owes_permits:
             self.settle_permits(lane)
+
+    def _trial_over(self, lane: Lane, line: Line, ended: Ended) -> None:
+        """Say how it went, where the fault itself does not say it."""
+        worked = ended is DONE
+        if line.trial is Trial.MODEL:
+            self._send(m.ModelTried(lane.backend, line.run.work.model, worked=worked))
+        elif ended is not FAULT:
+            self._send(m.TrialOver(lane.backend, worked=worked))
+            if worked:
+                self._trial_worked(lane)
 
     def settle_permits(self, lane: Lane) -> None:
         """Say that no more is in flight than `lane` has permits for, once that is so."""

@@ -31,6 +31,11 @@ class Spread:
         counts = [_count(ranges) for ranges in own]
         return cls(own, free, counts, sum(counts) + _count(free))
 
+    def entries(self) -> set[int]:
+        """All that are left."""
+        lists = (*self.own, self.free)
+        return {n for ranges in lists for first, stop in ranges for n in range(first, stop)}
+
     def take(self, seat: int) -> int | None:
         """The next entry for `seat` that costs no cache anything; None when there is none."""
         ranges = self.own[seat]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,8 @@ class Standing:
     `permits` may be in use by workers, at most `max_in_flight`; `in_flight` were at their last
     heartbeats, never more than `permits`. `gated` is why its circuit is closed, None when it
     admits. `drained`: nothing goes there until somebody undoes it. `paced` is the rate limit that
-    lines wait for there, None when none does.
+    lines wait for there, None when none does. `away` are models that it does not have now, by its
+    names, with the reason: their lines wait, others go.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Standing:
     gated: str | None
     drained: bool
     paced: str | None = None
+    away: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def quiet(self) -> bool:
@@ -37,3 +40,10 @@ class Standing:
         if self.quiet:
             return "drained: nothing of ours runs there"
         return f"drained: {self.in_flight or 'some'} in flight run to their end"
+
+    @property
+    def reason(self) -> str | None:
+        """Why some lines wait for it, None when all go there at once."""
+        if self.waits is not None or not self.away:
+            return self.waits
+        return "; ".join(f"{model}: {reason}" for model, reason in sorted(self.away.items()))

@@ -100,6 +100,14 @@ class Turns:
                 flow.turn = run.work.turn
                 self._share_anew()
 
+    def add_first(self, run: Source) -> None:
+        """As `add`; it comes before all others of its batch."""
+        self.add(run)
+        runs = self._flows[run.batch_id].runs
+        others = [other for other in runs if other is not run]
+        runs.clear()
+        runs.update(dict.fromkeys((run, *others)))
+
     def discard(self, run: Source) -> None:
         """`run` has no lines any more."""
         flow = self._flows.get(run.batch_id)

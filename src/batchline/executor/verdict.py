@@ -15,7 +15,13 @@ from batchline.domain import results
 from batchline.domain.attempts import Outcome, classify
 from batchline.domain.errors import NotSent, SentUnanswered
 from batchline.domain.model import Usage
-from batchline.domain.results import Failure, read_usual, request_id_of, result_line
+from batchline.domain.results import (
+    REQUEST_ID_DIGITS,
+    Failure,
+    read_usual,
+    request_id_of,
+    result_line,
+)
 from batchline.executor.contract import Answer
 from batchline.executor.looks import page_of
 
@@ -55,8 +61,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
         return self.outcome is Outcome.SHED and self.reason == _TOO_MANY
 
 
-def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> Verdict | None:
-    """`of_answer`, for an answer as nearly all are; None for any other."""
+def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> tuple[bytes, Usage] | None:
+    """Result and usage of an answer as nearly all are; None for any other: ask `of_answer`."""
     status = answer.status
     if not 200 <= status < 300:
         return None
@@ -64,9 +70,9 @@ def of_usual(answer: Answer, line_id: str, custom_id_raw: bytes) -> Verdict | No
     if read is None:
         return None
     body, usage = read
-    request_id = request_id_of(answer.headers.get("x-request-id"), line_id)
-    line = result_line(line_id, custom_id_raw, status, request_id, body)
-    return Verdict(_ANSWERED, "", line, usage, None, True)
+    told = answer.headers.get("x-request-id")
+    request_id = line_id[-REQUEST_ID_DIGITS:] if told is None else request_id_of(told, line_id)
+    return result_line(line_id, custom_id_raw, status, request_id, body), usage
 
 
 def of_answer(

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -55,6 +56,8 @@ class Worker:
         self._storage_trouble = False
         self._draining = False
         self._lanes = routed.lanes_of(settings.backends, map(transport, settings.backends))
+        for lane in self._lanes.values():
+            lane.held.missed = partial(_not_tried, send, lane.backend)
         self._budget = budget = ByteBudget(settings.byte_budget)
         self._intake = intake
         intake.held = lambda: budget.held
@@ -172,6 +175,15 @@ class Worker:
                 self._set_permits(message)
             case m.SetCircuit():
                 self._set_circuit(message)
+            case m.SetAway(backend=backend, models=models):
+                self._set_away(self._lanes[backend], models)
+            case m.TryModel(backend=backend, model=model):
+                lane = self._lanes[backend]
+                lane.held.try_one(model)
+                self._slots.pump(lane)
+            case m.Serve():
+                for run in self._shards.serve(message):
+                    self._slots.offer(run)
             case m.SetRates() | m.Grant():
                 self._slots.pump(self._metering.obey(message))
             case m.Proceed(key=key, index=index):
@@ -238,6 +250,11 @@ class Worker:
         if not lane.admitting:
             self._slots.pump_others(lane)
 
+    def _set_away(self, lane: Lane, models: Sequence[str]) -> None:
+        lane.set_away(models)
+        self._slots.pump(lane)
+        self._slots.pump_others(lane)  # what was left to it of those may go elsewhere
+
     def _try(self, lane: Lane) -> None:
         """Have one line try the closed circuit, unless it admits by now."""
         lane.trials = 0 if lane.admitting else 1
@@ -287,3 +304,8 @@ class Worker:
         self._intake.freed()
         if lines_may_go:
             self._slots.pump_all()
+
+
+def _not_tried(send: Callable[[m.ToControl], None], backend: str, model: str) -> None:
+    """There is no line to try the model with: somebody else may."""
+    send(m.ModelTried(backend, model, worked=False))

@@ -41,6 +41,9 @@ class Serving(Protocol):
     def backends_for(self, model: str) -> Sequence[str]:
         """Names of the backends that list `model`, or whose catalogue is not known yet."""
 
+    def name_at_backends(self, model: str) -> str:
+        """What backends call the model that a file calls `model`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moment:
@@ -137,7 +140,10 @@ class ProgressReader:
         return of_batch(
             batch.status,
             now.known,
-            serving=[self._backends.backends_for(m) for m in (running.models if running else ())],
+            serving={
+                self._backends.name_at_backends(m): self._backends.backends_for(m)
+                for m in (running.models if running else ())
+            },
             others_first=running is not None and _is_passed_over(running, now),
         )
 

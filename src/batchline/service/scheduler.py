@@ -137,6 +137,14 @@ class Scheduler:
             shards=sum(one.meter.shards_at_work for one in every if one.held),
         )
 
+    def on_catalogue(self) -> None:
+        """A backend came, went, or lists other models: what is held may go to more of them."""
+        for model in {held.model for held in self._held.values()}:
+            serving = self._backends.backends_for(model)
+            name = self._backends.name_at_backends(model)
+            self._executor.serve(name, serving, self._listed_by(serving, model))
+        self._room.set()
+
     # -- handing out -----------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -218,6 +226,8 @@ class Scheduler:
         return waiting[min(waiting)] if waiting else None
 
     def _goes_to(self, room: Room, model: str) -> bool:
+        if room.away and self._backends.name_at_backends(model) in room.away:
+            return False
         serving = self._backends.backends_for(model)
         return room.backend in serving or (not serving and self._backends.known())
 
@@ -248,7 +258,7 @@ class Scheduler:
             input_path=str(self._blobs.path(BlobName(batch.input_blob or ""))),
             plan_path=str(self._blobs.path(BlobName(batch.plan_blob or ""))),
             backends=list(serving),
-            listed_by=[name for name in serving if self._backends.lists(name, shard.model)],
+            listed_by=self._listed_by(serving, shard.model),
             announced=shard.deaths > 0,
             suspects=self._suspects.suspects(shard.key, deaths=shard.deaths) if quarantine else (),
             lost=self._suspects.lost(shard.key),
@@ -256,6 +266,9 @@ class Scheduler:
             refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
             turn=turn,
         )
+
+    def _listed_by(self, serving: Sequence[str], model: str) -> list[str]:
+        return [name for name in serving if self._backends.lists(name, model)]
 
     # -- what the executor tells -----------------------------------------------------------
 

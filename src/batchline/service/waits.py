@@ -26,6 +26,7 @@ class WaitCode(StrEnum):
     BACKEND_UNREACHABLE = "backend_unreachable"
     BACKEND_SHED = "backend_shed"
     BACKEND_REFUSED = "backend_refused"
+    MODEL_AWAY = "model_away"
     RATE_LIMIT = "rate_limit"
     BACKEND_WAITING = "backend_waiting"
     OTHERS_FIRST = "others_first"
@@ -44,8 +45,9 @@ class Wait:
 class Known:
     """What is known of the server, at one moment, for all batches.
 
-    `gated` says of backends why lines wait for them: `outcome: reason`. `limits` are how many
-    requests each may have in flight.
+    `gated` says of backends why lines wait for them: `outcome: reason`. `away` says of backends why
+    lines of which models wait for them, in the same form. `limits` are how many requests each may
+    have in flight.
     """
 
     failing: str | None = None
@@ -55,6 +57,7 @@ class Known:
     has_backends: bool = True
     limits: Mapping[str, int] = field(default_factory=dict)
     gated: Mapping[str, str] = field(default_factory=dict)
+    away: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 _BY_OUTCOME: Final = MappingProxyType(
@@ -62,6 +65,7 @@ _BY_OUTCOME: Final = MappingProxyType(
         Outcome.NOT_SENT.value: WaitCode.BACKEND_UNREACHABLE,
         Outcome.SHED.value: WaitCode.BACKEND_SHED,
         Outcome.BLOCKED.value: WaitCode.BACKEND_REFUSED,
+        Outcome.AWAY.value: WaitCode.MODEL_AWAY,
         "rate limit": WaitCode.RATE_LIMIT,  # as the rate desk spells it
     }
 )
@@ -90,13 +94,14 @@ def of_batch(
     status: BatchStatus,
     known: Known,
     *,
-    serving: Sequence[Sequence[str]],
+    serving: Mapping[str, Sequence[str]],
     others_first: bool,
 ) -> Sequence[Wait]:
     """Why nothing, or nothing of one of its models, goes on; empty when nothing is in the way.
 
-    `serving` are the backends that may serve it, for each model with lines left. `others_first`:
-    there are shards to hand out, no worker has one, and all room is taken by other batches.
+    `serving` are the backends that may serve it, for each model with lines left, by the backends'
+    name for it. `others_first`: there are shards to hand out, no worker has one, and all room is
+    taken by other batches.
     """
     if status is BatchStatus.VALIDATING:
         reading = Wait(code=WaitCode.VALIDATING, message="its input file is being checked")
@@ -104,8 +109,10 @@ def of_batch(
     if status is not BatchStatus.IN_PROGRESS:
         return []
     waits = of_server(known)
-    for backends in serving:
-        in_the_way = [_of_backend(name, known) for name in backends]
+    for model, backends in serving.items():
+        # One that lists the model no more, and that lines of it were given to, is waited for too.
+        lost = [name for name, away in known.away.items() if model in away] if not backends else ()
+        in_the_way = [_of_backend(name, model, known) for name in (*backends, *lost)]
         # A line goes to whichever backend takes it: all of them have to be in the way.
         waits += [wait for wait in in_the_way if wait is not None and None not in in_the_way]
     if others_first and not waits:
@@ -114,9 +121,13 @@ def of_batch(
     return list(dict.fromkeys(waits))
 
 
-def _of_backend(name: str, known: Known) -> Wait | None:
+def _of_backend(name: str, model: str, known: Known) -> Wait | None:
     gated = known.gated.get(name)
+    of = ""
+    if gated is None:
+        gated = known.away.get(name, {}).get(model)
+        of = f" model {model}:"
     if gated is None:
         return None
     code = _BY_OUTCOME.get(gated.partition(":")[0], WaitCode.BACKEND_WAITING)
-    return Wait(code=code, message=f"backend {name}: {gated}", backend=name)
+    return Wait(code=code, message=f"backend {name}:{of} {gated}", backend=name)

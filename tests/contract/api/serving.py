@@ -67,6 +67,9 @@ class NoCatalogue:
     def backends_for(self, model: str) -> Sequence[str]:  # noqa: ARG002  # of the contract
         return ["only"]
 
+    def name_at_backends(self, model: str) -> str:
+        return model
+
 
 @dataclass(slots=True)
 class Runs:

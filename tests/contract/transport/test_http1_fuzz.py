@@ -157,7 +157,7 @@ def test_a_body_that_there_is_no_memory_for_is_a_fault_of_ours(
     def refuse(self: Connection, *_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Connection, "_complete", refuse)
+    monkeypatch.setattr(Connection, "on_body", refuse)
     with pytest.raises(MemoryError):
         uvloop.run(fed([http(b"{}")], then_end=False))
 
