@@ -24,8 +24,10 @@ from bench import (
     dispatch,
     finalize,
     interactive,
+    job_queue,
     limiter,
     listing,
+    manifests,
     memory,
     prefix,
     progress,
@@ -66,6 +68,8 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "stragglers": stragglers.measure,
         "progress": progress.measure,
         "scheduling": scheduling.measure,
+        "queue": job_queue.measure,
+        "ranges": manifests.measure,
         "routing": routing.measure,
     }
 )

@@ -69,11 +69,14 @@ PARTS_AND_FLOORS = {
         "interactive p95 beside an adaptive batch, times alone (worst)",
         "adaptive batch, share of what was spare (least)",
     ],
-    ("scheduling",): [
+    ("scheduling", "queue", "ranges"): [
         "distance from the fair share over an hour, shards, 200 projects (worst)",
         "least share beside a flood",
         "windows missed at a load of 0.7, beyond EDF's",
         "slowdown of small batches at a load of 0.7 (p99)",
+        "slowdown of the check of a small file behind another project's flood",
+        "page of results, most steps / least",
+        "download, KiB of Python objects at most",
     ],
     ("routing",): [
         *(

@@ -353,24 +353,29 @@ async def test_a_part_of_a_range_is_checked_with_all_of_it(
 ) -> None:
     data = os.urandom(100)
     blob = await written(blobs, data)
-    part = replace(with_crc(blob, data, 0, 100), start=60, lead=60)
-    assert b"".join(await content(blobs, part, chunk_bytes=chunk_bytes)) == data[60:]
-    changed(blobs, blob, 3)
-    assert await until_damaged(blobs, part, chunk_bytes=chunk_bytes) == b""
+    part = replace(with_crc(blob, data, 0, 100), start=60, lead=60, stop=90, trail=10)
+    assert b"".join(await content(blobs, part, chunk_bytes=chunk_bytes)) == data[60:90]
+    for at in (3, 97):
+        changed(blobs, blob, at)
+        assert await until_damaged(blobs, part, chunk_bytes=chunk_bytes) == b""
+        changed(blobs, blob, at)  # as it was
 
 
-@pytest.mark.parametrize("lead", [0, 60])
+@pytest.mark.parametrize(("lead", "trail"), [(0, 0), (60, 0), (0, 30), (40, 9)])
+@pytest.mark.parametrize("at", [3, 45, 98])
 async def test_of_a_changed_very_large_range_the_last_piece_is_not_given_out(
-    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, lead: int
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, lead: int, trail: int, at: int
 ) -> None:
     monkeypatch.setattr(reading, "CHECKED_AHEAD_BYTES", 50)
     data = os.urandom(100)
     blob = await written(blobs, data)
-    part = replace(with_crc(blob, data, 0, 100), start=lead, lead=lead)
-    assert b"".join(await content(blobs, part, chunk_bytes=7)) == data[lead:]
-    changed(blobs, blob, 3)
+    part = replace(
+        with_crc(blob, data, 0, 100), start=lead, lead=lead, stop=100 - trail, trail=trail
+    )
+    assert b"".join(await content(blobs, part, chunk_bytes=7)) == data[lead : 100 - trail]
+    changed(blobs, blob, at)
     given = await until_damaged(blobs, part, chunk_bytes=7)
-    assert len(given) < 100 - lead
+    assert len(given) < 100 - lead - trail
 
 
 # -- names, deleting, adopting, sweeping -----------------------------------------------------------

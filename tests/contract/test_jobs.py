@@ -7,6 +7,7 @@ so it is a job that dies, hangs or fails.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import pytest
 from batchline import telemetry
 from batchline.domain import lines, plan
 from batchline.domain.errors import BlobUnreadable, StorageFull
+from batchline.domain.job_queue import JobTerms
 from batchline.domain.model import Endpoint, PlannedShard
 from batchline.executor import processes
 from batchline.service import jobs as jobs_module
@@ -30,6 +32,22 @@ from batchline.service.validation import ValidationJob, ValidationResult, valida
 from tests.support.inputs import MODEL, make_lines
 
 LIMIT_S = 20.0
+
+
+MIB = 1024 * 1024
+
+
+class Noted(contextlib.AbstractContextManager[None]):
+    """Writes down who began."""
+
+    def __init__(self, order: list[str], name: str) -> None:
+        self._order, self._name = order, name
+
+    def __enter__(self) -> None:
+        self._order.append(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class Held:
@@ -83,6 +101,13 @@ async def jobs(children: Path) -> AsyncIterator[Jobs]:
     jobs = Jobs(children)
     with anyio.fail_after(LIMIT_S):
         yield jobs
+    await jobs.close()
+
+
+@pytest.fixture
+async def one_child(children: Path) -> AsyncIterator[Jobs]:
+    jobs = Jobs(children, max_children=1)
+    yield jobs
     await jobs.close()
 
 
@@ -314,11 +339,71 @@ async def test_an_urgent_job_waits_for_none_that_is_not(jobs: Jobs, children: Pa
     await jobs.warm()
     running = [asyncio.create_task(jobs.run(telemetry.probe, "here")) for _ in range(4)]
     pids = {await stopped_child(), await stopped_child()}
-    assert await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}', urgent=True) == "a"
+    assert (
+        await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}', terms=JobTerms(urgent=True)) == "a"
+    )
     assert pids <= recorded(children)
     assert not any(one.done() for one in running)
     await jobs.close()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_small_job_runs_beside_large_ones_in_a_child_of_its_own(
+    jobs: Jobs, children: Path
+) -> None:
+    """However long two huge files take, a small one is validated meanwhile."""
+    telemetry.arm("here=stop")
+    await jobs.warm()
+    large = JobTerms(project="many", work=10_000 * MIB)
+    running = [
+        asyncio.create_task(jobs.run(telemetry.probe, "here", terms=large)) for _ in range(4)
+    ]
+    pids = {await stopped_child(), await stopped_child()}
+    for number in range(3):
+        terms = JobTerms(project="other", work=number * MIB)
+        assert await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}', terms=terms) == "a"
+        assert len(recorded(children)) == 3  # the same one each time
+    assert pids < recorded(children)
+    assert not any(one.done() for one in running)
+    await jobs.close()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_projects_take_turns_and_not_jobs(one_child: Jobs, children: Path) -> None:
+    jobs = one_child
+    order: list[str] = []
+
+    async def one(project: str) -> None:
+        begun = Noted(order, project)
+        terms = JobTerms(project=project, work=MIB)
+        await jobs.run(lines.custom_id_of, b"", terms=terms, during=begun)
+
+    with anyio.fail_after(LIMIT_S):
+        await asyncio.gather(*[one("many") for _ in range(4)], one("other"))
+    assert order == ["many", "other", "many", "many", "many"]
+    assert len(recorded(children)) == 1
+
+
+async def test_whoever_gives_up_waiting_leaves_no_place_taken(one_child: Jobs) -> None:
+    jobs = one_child
+    with anyio.fail_after(LIMIT_S):
+        running = [asyncio.create_task(jobs.run(lines.custom_id_of, b"")) for _ in range(6)]
+        await asyncio.sleep(0)  # one turn of the loop: the first begins, the others wait
+        for waiting in running[1:5]:
+            waiting.cancel()
+        running[0].cancel()  # those who would be next are cancelled too and have not left yet
+        assert await running[5] is None
+        ended = await asyncio.gather(*running, return_exceptions=True)
+        assert [isinstance(one, asyncio.CancelledError) for one in ended] == [True] * 5 + [False]
+        assert await jobs.run(lines.custom_id_of, b'{"custom_id":"a"}') == "a"
+
+
+async def test_two_children_are_kept_while_jobs_wait_and_one_when_none_does(
+    jobs: Jobs, children: Path
+) -> None:
+    for _ in range(2):
+        await asyncio.gather(*[jobs.run(lines.custom_id_of, b"") for _ in range(6)])
+        assert len(recorded(children)) == 1
 
 
 async def test_closing_ends_the_child_that_waits_for_a_job(jobs: Jobs, children: Path) -> None:

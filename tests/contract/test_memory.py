@@ -124,7 +124,7 @@ def committed(engine: Engine, batch: Batch, segment: Path, ranges: int) -> None:
     with engine.begin() as connection:
         connection.execute(
             insert(segment_commit),
-            [{**row, "start": at, "stop": at + 1} for at in range(ranges)],
+            [{**row, "start": at, "stop": at + 1, "begin": at} for at in range(ranges)],
         )
 
 
@@ -138,10 +138,10 @@ async def test_a_committed_range_is_checked_in_a_few_bytes(
         segment = blobs.path(Segment().name)
         committed(engine, batch, segment, ranges)
         with allocated() as found:
-            assert await check.damaged(batch.id) == []
+            assert await check.damaged(batch) == []
         # It is a check: the last byte is another one.
         segment.write_bytes(b"x" * (ranges - 1) + b"y")
-        (one,) = await check.damaged(batch.id)
+        (one,) = await check.damaged(batch)
         assert (one.committed.part.start, one.damage) == (ranges - 1, Damage.CHANGED)
         return found
 

@@ -260,6 +260,7 @@ async def test_twenty_thousand_commits_are_finalized_in_under_a_second(
                     "start": number,
                     "stop": number + 1,
                     "crc": 1,
+                    "begin": number,
                 }
                 for number in range(20_000)
             ],

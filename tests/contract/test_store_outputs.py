@@ -27,7 +27,12 @@ ALL = 10**18
 async def committed(
     store: Store, batch: Batch, after: int, limit: int = ALL, *, now: int = NOW + 5
 ) -> Sequence[BlobRange] | None:
-    return await store.committed_output(batch.id, after=after, limit=limit, now=now)
+    end = await store.output_end(batch.id, after=after, limit=limit, repairs=0, now=now)
+    if end is None:
+        return None
+    return await store.committed_output(
+        batch.id, start=after, stop=end, most=10, repairs=0, now=now
+    )
 
 
 async def three_commits(store: Store) -> tuple[Batch, list[BlobRange]]:

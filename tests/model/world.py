@@ -192,7 +192,7 @@ class HandJobs:
         function: Callable[[Any], T],
         job: object,
         *,
-        urgent: bool = False,  # noqa: ARG002  # of the contract
+        terms: object = None,  # noqa: ARG002  # of the contract
         during: object = None,  # noqa: ARG002
     ) -> T:
         leftovers = isinstance(job, LeftoversJob)

@@ -96,7 +96,7 @@ def data(tmp_path: Path) -> Path:
         "INSERT INTO blob VALUES ('input-1', 'input', 3, 0)",
         "INSERT INTO blob_reference VALUES ('input-1', 'file-1')",
         "INSERT INTO file VALUES (1, 'file-1', 'p', 'batch', 'f', 3, 0, NULL, NULL)",
-        "INSERT INTO file_range VALUES (1, 0, 'input-1', 0, 3, NULL)",
+        "INSERT INTO file_range VALUES (1, 0, 'input-1', 0, 3, NULL, 0)",
     )
     return tmp_path
 

@@ -26,21 +26,27 @@ class Download(Response):
         rest: AsyncGenerator[bytes, None],
         *,
         headers: Mapping[str, str],
+        status: int = 200,
     ) -> None:
-        super().__init__(headers={**headers, "content-length": str(size)})
+        super().__init__(status_code=status, headers={**headers, "content-length": str(size)})
         self._first = first
         self._rest = rest
 
     @classmethod
     async def open(
-        cls, size: int, chunks: AsyncGenerator[bytes, None], *, headers: Mapping[str, str]
+        cls,
+        size: int,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        headers: Mapping[str, str],
+        status: int = 200,
     ) -> Download:
         """Read the first chunk. A `content-type` among `headers` replaces the usual one.
 
         Raises:
             BlobUnreadable: it could not be read.
         """
-        return cls(size, await anext(chunks, b""), chunks, headers=headers)
+        return cls(size, await anext(chunks, b""), chunks, headers=headers, status=status)
 
     async def __call__(
         self,

@@ -50,6 +50,17 @@ class UnsupportedEncoding(InvalidRequest):
     status = 415
 
 
+class RangeNotSatisfiable(InvalidRequest):
+    """A range of bytes that begins after the end of the file."""
+
+    status = 416
+
+    def __init__(self, message: str, *, size: int = 0) -> None:
+        """`size` is the file's."""
+        super().__init__(message)
+        self.size = size
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """An answer of 400 or above: its status, its envelope, and headers beside the usual ones."""
@@ -91,6 +102,8 @@ def _headers_of(exc: RequestError) -> Mapping[str, str]:
     match exc:
         case UnsupportedEncoding():
             return _AS_IT_IS
+        case RangeNotSatisfiable():
+            return {"content-range": f"bytes */{exc.size}"}
         case Unauthorized():
             return _GIVE_A_KEY
         case IllegalTransition() | KeyReused():

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from batchline.api import wire
+from batchline.api.byte_range import part_wanted
 from batchline.api.download import Download
 from batchline.api.file_form import receive_file
 from batchline.api.request import answer, limit_of, project_of, text_of
@@ -46,9 +47,20 @@ async def get_file(request: Request, file_id: str) -> Response:
 
 @router.get("/v1/files/{file_id}/content", response_model=None)
 async def get_content(request: Request, file_id: str) -> Response:
-    file, chunks = await services(request).files.content(project_of(request), file_id)
-    headers = {"content-disposition": disposition(file.filename)}
-    return await Download.open(file.bytes, chunks, headers=headers)
+    files = services(request).files
+    file = await files.downloadable(project_of(request), file_id)
+    tag = f'"{file.id}"'  # a file never changes
+    headers = {
+        "content-disposition": disposition(file.filename),
+        "accept-ranges": "bytes",
+        "etag": tag,
+    }
+    part = part_wanted(request.headers, size=file.bytes, tag=tag)
+    if part is None:
+        return await Download.open(file.bytes, await files.content(file), headers=headers)
+    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{file.bytes}"
+    chunks = await files.content(file, start=part.start, stop=part.stop)
+    return await Download.open(part.stop - part.start, chunks, headers=headers, status=206)
 
 
 @router.delete("/v1/files/{file_id}", response_model=None)

@@ -10,7 +10,12 @@ from http import HTTPStatus
 from typing import Final
 
 from batchline import __version__
-from batchline.api.errors import PayloadTooLarge, UnsupportedEncoding, problem_of
+from batchline.api.errors import (
+    PayloadTooLarge,
+    RangeNotSatisfiable,
+    UnsupportedEncoding,
+    problem_of,
+)
 from batchline.api.operations import (
     BATCHES,
     EXTENSIONS,
@@ -115,18 +120,21 @@ def _described(operation: Operation) -> Schema:
     if operation.body is not None:
         kind, name = operation.body
         described["requestBody"] = {"required": True, "content": {kind: {"schema": ref(name)}}}
-    described["responses"] = {"200": _answered(operation), **_refusals_of(operation)}
+    answers = {"200": _answered(operation)}
+    if operation.answer_in_part is not None:
+        answers["206"] = _answered(operation, operation.answer_in_part)
+    described["responses"] = {**answers, **_refusals_of(operation)}
     return described
 
 
-def _answered(operation: Operation) -> Schema:
+def _answered(operation: Operation, in_part: Mapping[str, Schema] | None = None) -> Schema:
     answered: dict[str, object] = {
-        "description": "Done.",
+        "description": "Done." if in_part is None else "The range that was asked for.",
         "headers": {
             **_usual_headers(),
             **{
                 name: {"required": True, "schema": schema}
-                for name, schema in operation.answer_headers.items()
+                for name, schema in {**operation.answer_headers, **(in_part or {})}.items()
             },
         },
         "content": operation.answer,
@@ -183,6 +191,7 @@ def _refused(status: int) -> Schema:
 
 _HEADER: Final[Mapping[str, Schema]] = {
     "www-authenticate": {"required": True, "schema": {"const": "Bearer"}},
+    "content-range": {"required": True, "schema": {"type": "string", "pattern": "^bytes [*]/"}},
     "accept-encoding": {"required": True, "schema": {"const": "identity"}},
     "x-should-retry": {"required": True, "schema": {"const": "false"}},
     "retry-after": {
@@ -207,6 +216,7 @@ _REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
     _TOO_SLOW: ("RequestTimeout", "Head or body of the request came too slowly."),
     PayloadTooLarge.status: ("PayloadTooLarge", "The JSON body is too large."),
     UnsupportedEncoding.status: ("UnsupportedEncoding", "The body is compressed."),
+    RangeNotSatisfiable.status: ("RangeNotSatisfiable", "The file has no byte in that range."),
     _HEAD_TOO_LARGE: ("HeadTooLarge", "Request line and headers are too large."),
     _SERVER_ERROR: ("ServerError", "Unexpected; the log has more under the request id."),
     _UNAVAILABLE: (
@@ -218,7 +228,7 @@ _REFUSALS: Final[Mapping[int, tuple[str, str]]] = {
 _REFUSAL_HEADERS: Final[Mapping[int, Sequence[str]]] = {
     _status(kind): _headers(kind)
     for kind in (
-        *(Unauthorized, IllegalTransition, UnsupportedEncoding),
+        *(Unauthorized, IllegalTransition, UnsupportedEncoding, RangeNotSatisfiable),
         *(StoreUnavailable, StorageFull),
     )
 }

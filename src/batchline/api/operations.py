@@ -12,7 +12,7 @@ from typing import Final
 
 from batchline.api import metrics, wire
 from batchline.api.batches import DEFAULT_LIST
-from batchline.api.errors import PayloadTooLarge
+from batchline.api.errors import PayloadTooLarge, RangeNotSatisfiable
 from batchline.api.extensions import MAX_OFFSET
 from batchline.api.schemas import (
     BINARY,
@@ -49,6 +49,7 @@ class Operation:
     summary: str
     answer: Schema
     answer_headers: Mapping[str, Schema] = field(default_factory=dict)
+    answer_in_part: Mapping[str, Schema] | None = None  # headers of a 206 beside those
     parameters: Sequence[Schema] = ()
     body: tuple[str, str] | None = None  # media type and name of the schema
     refusals: Sequence[type[BatchlineError]] = ()
@@ -63,6 +64,10 @@ def _in_path(name: str, schema: Schema = TEXT) -> Schema:
 def _query(name: str, schema: Schema, description: str = "") -> Schema:
     parameter: dict[str, object] = {"name": name, "in": "query", "schema": schema}
     return parameter | ({"description": description} if description else {})
+
+
+def _header(name: str, description: str) -> Schema:
+    return {"name": name, "in": "header", "schema": TEXT, "description": description}
 
 
 def _integer(name: str, *, minimum: int, maximum: int, default: int, text: str = "") -> Schema:
@@ -121,10 +126,15 @@ OPERATIONS: Final[Sequence[Operation]] = (
         path="/v1/files/{file_id}/content",
         tag=FILES,
         summary="The bytes of a file.",
-        parameters=[_FILE_ID],
+        parameters=[
+            _FILE_ID,
+            _header("range", "One range of bytes; anything else means the whole file."),
+            _header("if-range", "The `etag` of the file of which the range is wanted."),
+        ],
         answer={"application/octet-stream": {"schema": BINARY}},
-        answer_headers={"content-disposition": TEXT},
-        refusals=[NotFound],
+        answer_headers={"content-disposition": TEXT, "accept-ranges": TEXT, "etag": TEXT},
+        answer_in_part={"content-range": TEXT},
+        refusals=[NotFound, RangeNotSatisfiable],
     ),
     Operation(
         id="deleteFile",

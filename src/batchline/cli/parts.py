@@ -28,6 +28,7 @@ from batchline.service.jobs import Jobs
 from batchline.service.maintenance import Maintenance
 from batchline.service.planning import InputLimits, Planner
 from batchline.service.progress import ProgressReader
+from batchline.service.project_weights import ProjectWeights
 from batchline.service.range_check import RangeCheck
 from batchline.service.repair import Repair
 from batchline.service.results import Results
@@ -172,6 +173,7 @@ def _services(
     """The use cases, on everything beneath them."""
     store, blobs, disk = storage.store, storage.blobs, storage.disk
     alarms = Alarms()
+    weights = ProjectWeights(store, {name: one.weight for name, one in settings.projects.items()})
     planner = Planner(
         store=store,
         blobs=blobs,
@@ -182,8 +184,11 @@ def _services(
         has_room=lambda: disk.has_room,
         tries=Tries(directory.validating),
         alarms=alarms,
+        weights=weights,
     )
-    runner = _runner(settings, storage, jobs, dispatch.executor, scheduler, planner, alarms)
+    runner = _runner(
+        settings, storage, jobs, dispatch.executor, scheduler, planner, alarms, weights
+    )
     files = Files(
         store,
         blobs,
@@ -229,7 +234,7 @@ def _services(
             batches,
             scheduler,
             dispatch.catalogue,
-            lambda: _known(dispatch.executor, settings),
+            lambda: _known(dispatch.executor, settings, planner.tries),
         ),
     )
 
@@ -242,6 +247,7 @@ def _runner(
     scheduler: Scheduler,
     planner: Planner,
     alarms: Alarms,
+    weights: ProjectWeights,
 ) -> Runner:
     """Who drives batches from their validation to their end."""
     store, blobs = storage.store, storage.blobs
@@ -252,17 +258,21 @@ def _runner(
         planner,
         Repair(
             store=store,
-            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs),
+            ranges=RangeCheck(store=store, blobs=blobs, jobs=jobs, weights=weights),
             alarms=alarms,
         ),
         Finalizer(
-            store=store, blobs=blobs, jobs=jobs, output_lifetime_s=settings.retention.output_s
+            store=store,
+            blobs=blobs,
+            jobs=jobs,
+            output_lifetime_s=settings.retention.output_s,
+            weights=weights,
         ),
         settings=_stop_settings(settings),
     )
 
 
-def _known(executor: LocalExecutor, settings: Settings) -> Known:
+def _known(executor: LocalExecutor, settings: Settings, tries: Tries) -> Known:
     return Known(
         failing=executor.failing,
         ready_workers=executor.ready_workers,
@@ -271,6 +281,7 @@ def _known(executor: LocalExecutor, settings: Settings) -> Known:
         has_backends=bool(settings.backends),
         limits=executor.admission.limits(),  # where they are learnt, what they are now
         gated=executor.waiting_reasons(),
+        being_checked=tries.running(),
         away={one.name: one.away for one in executor.standings() if one.away},
     )
 

@@ -84,8 +84,8 @@ async def content(files: Files, project: ProjectId, file_id: FileId | None) -> A
     if file_id is None:
         return
     try:
-        _, chunks = await files.content(project, file_id)
-        async for chunk in chunks:
+        file = await files.downloadable(project, file_id)
+        async for chunk in await files.content(file):
             yield chunk
     except (NotFound, BlobUnreadable) as exc:
         raise CommandFailed(

@@ -87,7 +87,8 @@ class Blob:
 class BlobRange:
     """`stop - start` bytes of a blob from `start`; `crc` is their CRC-32C, None when not known.
 
-    The CRC is also that of the `lead` bytes before `start`: a part of a range is checked with it.
+    The CRC is also that of the `lead` bytes before `start` and the `trail` bytes from `stop` on: a
+    part of a range is checked with them.
     """
 
     blob: BlobName
@@ -95,6 +96,7 @@ class BlobRange:
     stop: int
     crc: int | None = None
     lead: int = 0
+    trail: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

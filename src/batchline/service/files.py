@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -21,6 +22,7 @@ from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StorageFull
 from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
+from batchline.service import manifest
 from batchline.service.alarms import Alarms
 from batchline.store.contract import BlobStore, BlobWriter, Store
 from batchline.telemetry import event
@@ -149,37 +151,52 @@ class Files:
         event("file_deleted", file_id=found)
         return found
 
-    async def content(
-        self, project_id: ProjectId, file_id: str
-    ) -> tuple[File, AsyncGenerator[bytes, None]]:
-        """The file and its bytes in chunks; close the generator when the reader goes away.
+    async def downloadable(self, project_id: ProjectId, file_id: str) -> File:
+        """The file, whose bytes may be downloaded.
 
         Raises:
             NotFound: as `get`.
             InvalidRequest: files of this purpose may not be downloaded.
-            BlobUnreadable: the row promises bytes that are not there; also while iterating.
         """
         file = await self.get(project_id, file_id)
         if file.purpose in NOT_DOWNLOADABLE:
             raise InvalidRequest(f"Not allowed to download files of purpose: {file.purpose}")
-        ranges = await self._store.file_ranges(file.id)
-        if sum(part.stop - part.start for part in ranges) != file.bytes:
-            await self.get(project_id, file_id)  # deleted between the two reads: say so
+        return file
+
+    async def content(
+        self, file: File, *, start: int = 0, stop: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes `start` to `stop` (None: the end) of a file that is `downloadable`, in chunks;
+        close the generator when the reader goes away.
+
+        Raises:
+            NotFound: it has been deleted since.
+            BlobUnreadable: the row promises bytes that are not there; also while iterating.
+        """
+        # A manifest that ends just there is whole: it is read only as far as there is no gap.
+        last = await self._store.file_ranges(file.id, start=max(0, file.bytes - 1), most=1)
+        if sum(part.stop - part.start for part in last) != min(1, file.bytes):
+            await self.get(file.project_id, file.id)
             raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
+        return self._chunks(file, start, file.bytes if stop is None else stop)
 
-        async def chunks() -> AsyncGenerator[bytes, None]:
-            try:
-                async for chunk in self._blobs.read(
-                    ranges, chunk_bytes=self.limits.download_chunk_bytes
-                ):
+    async def _chunks(self, file: File, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        bytes_of_file = manifest.read(
+            lambda at: self._store.file_ranges(file.id, start=at, stop=stop, most=manifest.PAGE),
+            self._blobs,
+            start=start,
+            stop=stop,
+            chunk_bytes=self.limits.download_chunk_bytes,
+        )
+        try:
+            async with aclosing(bytes_of_file):
+                async for chunk in bytes_of_file:
                     yield chunk
-            except BlobUnreadable:
-                # Else it was deleted or has expired beside us, and its bytes went with it.
-                if await self._store.get_file(project_id, file.id, now=self._now()) is not None:
-                    self._alarms.file_corrupt(file_id=file.id)
-                raise
-
-        return file, chunks()
+        except BlobUnreadable:
+            # Else it was deleted or has expired beside us, and its bytes went with it.
+            if await self._store.get_file(file.project_id, file.id, now=self._now()) is not None:
+                self._alarms.file_corrupt(file_id=file.id)
+            raise
 
     def new_file(
         self,

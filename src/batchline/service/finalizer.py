@@ -17,12 +17,14 @@ from batchline import telemetry
 from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, StorageFull, StoreUnavailable
 from batchline.domain.ids import BatchId, BlobName
+from batchline.domain.job_queue import JobTerms
 from batchline.domain.lifecycle import TERMINAL, BatchEvent, BatchStatus, Stopping, advance
 from batchline.domain.model import DAY_S, Batch, Blob, BlobKind, LineProblem
 from batchline.domain.results import Failure
 from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.leftovers import LeftoversJob, Unfinished, write_leftovers
 from batchline.service.partials import PartialsRange
+from batchline.service.project_weights import ProjectWeights, weight_of
 from batchline.store.contract import BlobStore, FinalFiles, Store
 
 RETRY_S: Final = 0.5
@@ -49,6 +51,7 @@ class Finalizer:
     clock: Callable[[], float] = time.time
     random: Callable[[int], bytes] = os.urandom
     output_lifetime_s: int = 30 * DAY_S  # of both files, unless the batch's creator said otherwise
+    weights: ProjectWeights | None = None  # of projects; None: all are the same
 
     async def finalize(self, batch_id: BatchId) -> Batch:
         """Write the files and make the batch terminal; the terminal batch.
@@ -130,7 +133,8 @@ class Finalizer:
             ],
         )
         try:
-            written = await self.jobs.run(write_leftovers, job, urgent=True)
+            terms = await self._terms(batch, job)
+            written = await self.jobs.run(write_leftovers, job, terms=terms)
             if written.lost_partials:
                 telemetry.trouble("partials_lost", batch_id=batch.id, ranges=written.lost_partials)
             telemetry.probe("never_run.written")
@@ -142,6 +146,16 @@ class Finalizer:
             raise StoreUnavailable(f"the never-run lines were not written: {exc}") from exc
         finally:
             await self.blobs.drop_scratch(scratch)
+
+    async def _terms(self, batch: Batch, job: LeftoversJob) -> JobTerms:
+        """The end waits for no validation. Its work is to read the lines that are left."""
+        left = sum(one.entries for one in job.shards) / max(1, batch.counts.total)
+        return JobTerms(
+            project=batch.project_id,
+            weight=await weight_of(self.weights, batch.project_id),
+            work=batch.input_bytes * min(1.0, left),
+            urgent=True,
+        )
 
     async def _input_lost(self, batch: Batch) -> None:
         """Nobody can name the lines that never ran: end with the files of what was settled."""

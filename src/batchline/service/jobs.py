@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -26,6 +26,7 @@ import msgspec
 
 from batchline import telemetry
 from batchline.domain.errors import BatchlineError, BlobUnreadable, StorageFull, StoreUnavailable
+from batchline.domain.job_queue import JobQueue, JobTerms
 from batchline.executor import processes
 from batchline.executor.protocol import PROTOCOL, named_in, other_version
 
@@ -33,8 +34,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 LENGTH_BYTES: Final = 4
+MOST_IDLE: Final = 2  # children, while jobs wait; a start is half a second of imports
 LOOK_AGAIN_S: Final = 5.0  # after a child of another version; each look is a second of imports
 _CHILD_MODULE: Final = "batchline.cli.job_child"
+
+_NO_TERMS: Final = JobTerms()
 
 # Errors that a job may raise on purpose and that arrive at the caller of `run` as they are.
 CARRIED: Final[dict[str, type[BatchlineError]]] = {
@@ -77,16 +81,24 @@ class Reply(msgspec.Struct):
 
 
 class Jobs:
-    """At most `max_children` jobs at once; others wait, but for one urgent one, which has a child
-    more. One idle child is kept for the next job.
+    """At most `max_children` jobs at once, but for an urgent one and small ones beside large ones;
+    others wait, and whose is next is said by `domain/job_queue.py`. One idle child is kept, or
+    two while jobs wait.
 
     Every child records itself in `children_dir`, which must exist. Belongs to one event loop.
     """
 
-    def __init__(self, children_dir: Path, *, max_children: int = 2) -> None:
+    def __init__(
+        self,
+        children_dir: Path,
+        *,
+        max_children: int = 2,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._children_dir = children_dir
-        self._slots = asyncio.Semaphore(max_children)
-        self._slot_of_urgent = asyncio.Semaphore(1)
+        self._clock = clock
+        self._queue = JobQueue(places=max_children)
+        self._waiting: dict[int, asyncio.Future[None]] = {}  # by ticket
         self._idle: list[_Child] = []
         self._children: set[_Child] = set()
         self._starting: set[asyncio.Task[_Child]] = set()
@@ -100,14 +112,14 @@ class Jobs:
         function: Callable[[Job], Result],
         job: Job,
         *,
-        urgent: bool = False,
+        terms: JobTerms = _NO_TERMS,
         during: contextlib.AbstractContextManager[object] | None = None,
     ) -> Result:
         """The result of `function(job)`, computed in a child.
 
-        `urgent`: it does not wait behind jobs that are not. The end of a batch is, which may not
-        take longer for all the files that are to be validated. `during` is entered when the job
-        begins, which may be long after the call.
+        It begins when it is its turn by its `terms`, which may be long after the call; then
+        `during` is entered. The end of a batch is urgent: it may not take longer for all the files
+        that are to be validated.
 
         `function` is a module's own function with annotated types that msgspec can carry. When
         the awaiting task is cancelled, the child is killed and reaped before the cancellation goes
@@ -117,17 +129,12 @@ class Jobs:
             JobFailed, OtherVersion: see there.
             BlobUnreadable, StorageFull, StoreUnavailable: the function raised it.
         """
-        request = Request(
-            function=f"{function.__module__}:{function.__qualname__}",
-            job=msgspec.Raw(msgspec.msgpack.encode(job)),
-        )
-        slots = self._slot_of_urgent if urgent and self._slots.locked() else self._slots
-        async with slots:
+        async with self._turn(terms):
             self._refuse_when_just_refused()
             child = await self._child()
             try:
                 with during or contextlib.nullcontext():
-                    raw = await child.ask(msgspec.msgpack.encode(request))
+                    raw = await child.ask(_request(function, job))
                 self._check_version(raw)
             except BaseException:
                 await _to_the_end(self._end(child))
@@ -142,6 +149,27 @@ class Jobs:
         if reply.error_code is not None:
             raise CARRIED[reply.error_code](reply.message)
         raise JobFailed(reply.message, retryable=False)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, terms: JobTerms) -> AsyncIterator[None]:
+        """The block runs once it is its turn. Nothing of it is left when the caller is cancelled,
+        neither a place in the queue nor the one that it was just given."""
+        ticket = self._queue.enter(terms)
+        begins = self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        self._begin_what_may()
+        try:
+            await begins
+            yield
+        finally:
+            self._waiting.pop(ticket, None)
+            self._queue.leave(ticket)
+            self._begin_what_may()
+
+    def _begin_what_may(self) -> None:
+        while (ticket := self._queue.begin_next(self._clock())) is not None:
+            begins = self._waiting.pop(ticket)
+            if not begins.done():  # else its caller was cancelled just now, and will leave
+                begins.set_result(None)
 
     def _check_version(self, reply: bytes) -> None:
         theirs = named_in(reply)
@@ -160,7 +188,7 @@ class Jobs:
 
     async def warm(self) -> None:
         """Start the child that the first job will find ready; its imports take half a second."""
-        async with self._slots:
+        async with self._turn(_NO_TERMS):
             if not self._idle and not self._closed:
                 with contextlib.suppress(JobFailed):  # closed meanwhile
                     await self._put_back(await self._start())
@@ -215,10 +243,14 @@ class Jobs:
         return child
 
     async def _put_back(self, child: _Child) -> None:
-        if self._idle or self._closed or child.lost:
+        if self._closed or child.lost:
             await _to_the_end(self._end(child))
-        else:
-            self._idle.append(child)
+            return
+        self._idle.append(child)
+        # Where two small jobs run beside large ones, the next two need no new children.
+        most = max(1, min(MOST_IDLE, len(self._queue)))
+        while len(self._idle) > most:
+            await _to_the_end(self._end(self._idle[0]))
 
     def _lost(self, child: _Child) -> None:
         """The child closed its end: it is dead or dying."""
@@ -286,6 +318,15 @@ class _Child(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(_died(self.process.pid))
         self._when_lost(self)
+
+
+def _request(function: Callable[[Job], Result], job: Job) -> bytes:
+    return msgspec.msgpack.encode(
+        Request(
+            function=f"{function.__module__}:{function.__qualname__}",
+            job=msgspec.Raw(msgspec.msgpack.encode(job)),
+        )
+    )
 
 
 def _died(pid: int) -> JobFailed:

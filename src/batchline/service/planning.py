@@ -6,6 +6,7 @@ Or only checked: a dry run goes the same way and leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,13 @@ from typing import Final, Protocol
 from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, StorageFull
 from batchline.domain.ids import BatchId, BlobName, FileId, ProjectId
+from batchline.domain.job_queue import JobTerms, hurried_at
 from batchline.domain.model import Batch, BlobKind, LineProblem, Purpose
 from batchline.domain.plan import Order
 from batchline.service.alarms import Alarms
 from batchline.service.jobs import LOOK_AGAIN_S, JobFailed, Jobs, OtherVersion
 from batchline.service.plans import unfinished
+from batchline.service.project_weights import ProjectWeights, weight_of
 from batchline.service.skipped import SkipSettings
 from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
@@ -61,6 +64,7 @@ class BatchInput:
     """The file that a batch would read; `blob` is None when there is none that it could read.
 
     `skipped_into` is the batch whose error file takes its bad lines; None: they refuse it.
+    `hurried_at` is when its checking becomes pressing.
     """
 
     project_id: ProjectId
@@ -71,6 +75,7 @@ class BatchInput:
     crc: int | None
     skipped_into: BatchId | None = None
     run_once: bool = False
+    hurried_at: float = math.inf
 
     @classmethod
     def of(cls, batch: Batch) -> BatchInput:
@@ -83,6 +88,7 @@ class BatchInput:
             crc=batch.input_crc,
             skipped_into=batch.id if batch.skip_invalid else None,
             run_once=batch.run_once,
+            hurried_at=hurried_at(created_at=batch.created_at, expires_at=batch.expires_at),
         )
 
 
@@ -100,6 +106,7 @@ class Planner:
     has_room: Callable[[], bool] = lambda: True  # False: the disk is low, and plans wait
     tries: Tries = field(default_factory=lambda: Tries(None))
     alarms: Alarms = field(default_factory=Alarms)
+    weights: ProjectWeights | None = None  # None: all are the same
 
     async def plan(self, batch: Batch) -> bool:
         """Validate `batch`; True when it was started or refused here, False when it moved on.
@@ -167,7 +174,7 @@ class Planner:
         for _ in range(CHILD_TRIES):
             job = replace(self._job(source), order=Order.FILE)  # nobody is to run the plan
             try:
-                return await self.jobs.run(validate, job)
+                return await self.jobs.run(validate, job, terms=await self._terms(source))
             except BlobUnreadable:
                 # No batch holds the bytes: the file may have been deleted beside us.
                 problems = await self._before_reading(
@@ -184,7 +191,7 @@ class Planner:
 
     async def _input_of(self, project_id: ProjectId, file_id: FileId, endpoint: str) -> BatchInput:
         file = await self.store.get_file(project_id, file_id, now=int(self.clock()))
-        ranges = () if file is None else await self.store.file_ranges(file.id)
+        ranges = () if file is None else await self.store.file_ranges(file.id, most=2)
         whole = None
         # One whole blob, as every upload is; `Store.create_batch` takes no other.
         if file is not None and [(one.start, one.stop) for one in ranges] == [(0, file.bytes)]:
@@ -227,16 +234,30 @@ class Planner:
         return []
 
     async def _in_child(self, batch: Batch) -> bool:
-        job = self._job(BatchInput.of(batch))
+        source = BatchInput.of(batch)
+        job = self._job(source)
         try:
-            # Noted once it begins: what only waited for its turn has not ended the server.
-            result = await self.jobs.run(validate, job, during=self.tries.noted(batch.id))
+            result = await self.jobs.run(
+                validate,
+                job,
+                terms=await self._terms(source),
+                # Noted once it begins: what only waited for its turn has not ended the server.
+                during=self.tries.noted(batch.id),
+            )
             telemetry.probe("validation.done")
             if result.problems:
                 return await self._refuse(batch, result.problems)
             return await self._start(batch, result, job)
         finally:
             await self._drop_scratch(job)
+
+    async def _terms(self, source: BatchInput) -> JobTerms:
+        return JobTerms(
+            project=source.project_id,
+            weight=await weight_of(self.weights, source.project_id),
+            work=source.bytes,
+            hurried_at=source.hurried_at,
+        )
 
     async def _drop_scratch(self, job: ValidationJob) -> None:
         await self.blobs.drop_scratch(Path(job.plan_path))

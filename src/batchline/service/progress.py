@@ -145,6 +145,8 @@ class ProgressReader:
                 for m in (running.models if running else ())
             },
             others_first=running is not None and _is_passed_over(running, now),
+            checked_later=now.known.being_checked is not None
+            and batch.id not in now.known.being_checked,
         )
 
 

@@ -22,8 +22,10 @@ import google_crc32c
 
 from batchline.domain.errors import StoreUnavailable
 from batchline.domain.ids import BatchId, BlobName
-from batchline.domain.model import CommittedRange
+from batchline.domain.job_queue import JobTerms
+from batchline.domain.model import Batch, CommittedRange
 from batchline.service.jobs import JobFailed, Jobs
+from batchline.service.project_weights import ProjectWeights, weight_of
 from batchline.store.contract import BlobStore, Store
 
 # A millisecond or two of a thread, with the interpreter's lock in pieces of 20 µs.
@@ -32,6 +34,7 @@ IN_A_THREAD_BYTES: Final = 4 * 1024 * 1024
 
 _PAGE: Final = 128  # rows of the store: at 1 KB each while they are taken over
 _JOB_RANGES: Final = 2_048  # a message of 50 KB; between two jobs others may have the child
+_LIGHTER: Final = 16  # a byte is checked in so small a part of the time of validating one
 _BLOCK_BYTES: Final = 64 * 1024  # stays in the cache between the read and the CRC
 
 
@@ -169,8 +172,9 @@ class RangeCheck:
     store: Store
     blobs: BlobStore
     jobs: Jobs
+    weights: ProjectWeights | None = None  # of projects; None: all are the same
 
-    async def damaged(self, batch_id: BatchId) -> Sequence[DamagedRange]:
+    async def damaged(self, batch: Batch) -> Sequence[DamagedRange]:
         """The damaged ranges, in order; what has no CRC is taken for good.
 
         Raises:
@@ -179,11 +183,11 @@ class RangeCheck:
         found: list[DamagedRange] = []
         after: int | None = 0
         while after is not None:
-            job, sequences, after = await self._gather(batch_id, after)
-            result = await self._check(job)
+            job, sequences, after = await self._gather(batch.id, after)
+            result = await self._check(job, batch)
             if result.damaged:
                 by_sequence = {sequences[at]: what for at, what in result.damaged.items()}
-                found += await self._named(batch_id, by_sequence)
+                found += await self._named(batch.id, by_sequence)
         return found
 
     async def _gather(
@@ -220,10 +224,18 @@ class RangeCheck:
             after = page[-1].sequence
         return found
 
-    async def _check(self, job: CheckJob) -> CheckResult:
+    async def _check(self, job: CheckJob, batch: Batch) -> CheckResult:
         try:
             if len(job) <= IN_A_THREAD_RANGES and job.size <= IN_A_THREAD_BYTES:
                 return await asyncio.to_thread(check_ranges, job)
-            return await self.jobs.run(check_ranges, job, urgent=True)
+            return await self.jobs.run(check_ranges, job, terms=await self._terms(job, batch))
         except (OSError, JobFailed) as exc:
             raise StoreUnavailable(f"the results could not be checked: {exc}") from exc
+
+    async def _terms(self, job: CheckJob, batch: Batch) -> JobTerms:
+        return JobTerms(
+            project=batch.project_id,
+            weight=await weight_of(self.weights, batch.project_id),
+            work=job.size / _LIGHTER,
+            urgent=True,
+        )

@@ -44,7 +44,7 @@ class Repair:
         Raises:
             StoreUnavailable: it could not be found out now, and nothing was changed.
         """
-        damaged = await self.ranges.damaged(batch.id)
+        damaged = await self.ranges.damaged(batch)
         telemetry.probe("ranges.checked")
         self._alarm(batch.id, damaged)
         # Without a record of its lines a range cannot be taken back: it stays, and is an alarm.

@@ -17,6 +17,7 @@ from batchline.domain.errors import InvalidRequest, NotFound
 from batchline.domain.ids import ProjectId
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobRange
+from batchline.service import manifest
 from batchline.service.batches import Batches
 from batchline.store.contract import BlobStore, Store
 
@@ -66,24 +67,34 @@ class Results:
                 if repairs < batch.repairs
                 else _EXPECTED,
             )
-        ranges = await self.store.committed_output(
-            batch.id, after=offset, limit=limit, now=self._now()
+        end = await self.store.output_end(
+            batch.id, after=offset, limit=limit, repairs=batch.repairs, now=self._now()
         )
-        if not ranges:
+
+        async def page(at: int) -> Sequence[BlobRange]:
+            return await self.store.committed_output(
+                batch.id,
+                start=at,
+                stop=end or 0,
+                most=manifest.PAGE,
+                repairs=batch.repairs,
+                now=self._now(),
+            )
+
+        first = await page(offset) if end is not None and end > offset else ()
+        if not first:
             await self._refuse_gone(project_id, await self.batches.get(project_id, batch_id))
-        if ranges is None or not await self._begins_a_line(ranges):
+        # Something is there and was not given: damaged results were taken out beside us.
+        lost = end is not None and end > offset and not first
+        if end is None or lost or not await self._begins_a_line(first):
             raise _no_place(after, _EXPECTED)
-        size = sum(part.stop - part.start for part in ranges)
-
-        async def chunks() -> AsyncGenerator[bytes, None]:
-            async for chunk in self.blobs.read(ranges, chunk_bytes=CHUNK_BYTES):
-                yield chunk
-
         return CommittedResults(
             status=batch.status,
-            size=size,
-            next_after=batch.repairs * _REPAIR + offset + size,
-            chunks=chunks(),
+            size=end - offset,
+            next_after=batch.repairs * _REPAIR + end,
+            chunks=manifest.read(
+                page, self.blobs, start=offset, stop=end, chunk_bytes=CHUNK_BYTES, first=first
+            ),
         )
 
     async def _refuse_gone(self, project_id: ProjectId, batch: Batch) -> None:

@@ -86,7 +86,7 @@ class Scheduler:
 
     async def activate(self, batch: Batch) -> Running:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
-        weight = await self._sharing.weight_of(batch.project_id)
+        weight = await self._sharing.weights.of(batch.project_id)
         shards = await self._store.pending_shards(batch.id)
         running = Running(batch=batch, unsettled=len(shards), meter=PaceMeter(batch.counts))
         for shard in reversed(shards):

@@ -14,6 +14,7 @@ from batchline.domain.model import Shard, ShardCommit
 from batchline.domain.shares import URGENT_SHARE, Charge, Shares, Turn
 from batchline.domain.wanting import Member
 from batchline.executor.contract import Room
+from batchline.service.project_weights import ProjectWeights
 from batchline.service.running import Running
 from batchline.store.contract import Store
 
@@ -32,21 +33,12 @@ class Sharing:
         self, store: Store, settings: SchedulingSettings, weights: Mapping[str, float]
     ) -> None:
         """`weights` are those of projects, by name; 1 of one that has none there."""
-        self._store = store
-        self._weights_by_name = weights
+        self.weights = ProjectWeights(store, weights)
         self._shares = Shares(urgent_share=settings.urgent_share)
-        self._weights: dict[ProjectId, float] = {}  # as far as they were asked for
         self._running: dict[int, Running] = {}  # by the batch's sequence
         self._by_id: dict[BatchId, Running] = {}
 
     # -- batches and their shards ----------------------------------------------------------
-
-    async def weight_of(self, project_id: ProjectId) -> float:
-        """What its settings give the project; a project keeps its name for ever."""
-        if project_id not in self._weights:
-            name = await self._store.project_name(project_id)
-            self._weights[project_id] = self._weights_by_name.get(name, 1.0)
-        return self._weights[project_id]
 
     def begin(self, running: Running, *, weight: float) -> None:
         """The batch runs, and competes with all that waits of it."""

@@ -12,7 +12,7 @@ Not synced: a note that is lost with the power costs one more try.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Tries:
         """`note` is the file; None: nothing is remembered."""
         self._note = note
         self._earlier: dict[str, int] = {}  # deaths of servers before this one
-        self._running: dict[str, int] = {}
+        self._running: dict[BatchId, int] = {}
         if note is not None:
             with suppress(OSError, ValueError):  # none yet, or not one of ours
                 self._earlier = msgspec.json.decode(note.read_bytes(), type=dict[str, int])
@@ -47,6 +47,10 @@ class Tries:
         finally:
             self._running.pop(batch_id, None)
             self._write()
+
+    def running(self) -> Collection[BatchId]:
+        """The batches that are being validated now."""
+        return self._running
 
     def over(self, batch_id: BatchId) -> None:
         """The validation has ended, however, and no server died over it."""

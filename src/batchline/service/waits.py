@@ -5,13 +5,14 @@ Pure. `progress.py` gathers the facts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from batchline.domain.attempts import Outcome
+from batchline.domain.ids import BatchId
 from batchline.domain.lifecycle import BatchStatus
 
 
@@ -47,7 +48,7 @@ class Known:
 
     `gated` says of backends why lines wait for them: `outcome: reason`. `away` says of backends why
     lines of which models wait for them, in the same form. `limits` are how many requests each may
-    have in flight.
+    have in flight. `being_checked` are the batches whose input files are read now; None: not known.
     """
 
     failing: str | None = None
@@ -58,6 +59,7 @@ class Known:
     limits: Mapping[str, int] = field(default_factory=dict)
     gated: Mapping[str, str] = field(default_factory=dict)
     away: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    being_checked: Collection[BatchId] | None = None
 
 
 _BY_OUTCOME: Final = MappingProxyType(
@@ -96,15 +98,20 @@ def of_batch(
     *,
     serving: Mapping[str, Sequence[str]],
     others_first: bool,
+    checked_later: bool = False,
 ) -> Sequence[Wait]:
     """Why nothing, or nothing of one of its models, goes on; empty when nothing is in the way.
 
     `serving` are the backends that may serve it, for each model with lines left, by the backends'
     name for it. `others_first`: there are shards to hand out, no worker has one, and all room is
     taken by other batches.
+    `checked_later`: it is validating, and other files are read first.
     """
     if status is BatchStatus.VALIDATING:
-        reading = Wait(code=WaitCode.VALIDATING, message="its input file is being checked")
+        message = "its input file is being checked"
+        if checked_later:
+            message = "its input file waits for its turn to be checked"
+        reading = Wait(code=WaitCode.VALIDATING, message=message)
         return [*of_server(known, validating=True), reading]
     if status is not BatchStatus.IN_PROGRESS:
         return []

@@ -60,8 +60,8 @@ def create(connection: Connection, new: NewBatch) -> Batch:
 
 def _input_of(
     connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int
-) -> Row[Any, Any, Any] | None:
-    """(blob_name, bytes, crc) of a visible file that is one whole blob, as every upload is.
+) -> Row[Any, Any, Any, Any] | None:
+    """(blob_name, bytes, crc, 0) of a visible file that is one whole blob, as every upload is.
 
     A batch's own output is not: it has a manifest of many ranges and a purpose that validation
     refuses, so it needs no reference. The file's row is locked against a deletion beside us, which
@@ -74,10 +74,14 @@ def _input_of(
     if found is None:
         return None
     query = select(
-        file_range.c.blob_name, file_range.c.stop.label("bytes"), file_range.c.crc
-    ).where(file_range.c.file_sequence == found.sequence, file_range.c.start == 0)
-    whole = connection.execute(query.limit(2)).all()
-    return whole[0] if len(whole) == 1 and whole[0].bytes == found.bytes else None
+        file_range.c.blob_name,
+        file_range.c.stop.label("bytes"),
+        file_range.c.crc,
+        file_range.c.start,
+    ).where(file_range.c.file_sequence == found.sequence)
+    some = connection.execute(query.limit(2)).all()
+    is_whole = len(some) == 1 and (some[0].start, some[0].bytes) == (0, found.bytes)
+    return some[0] if is_whole else None
 
 
 def get(connection: Connection, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
@@ -224,10 +228,12 @@ def start(
     now: int,
 ) -> bool:
     left_out = 0 if skipped is None else skipped.lines
+    left_out_bytes = 0 if skipped is None else skipped.blob.bytes
     also = {
         "plan_blob": plan.name,
         "total": lines + left_out,
         "failed": left_out,
+        "error_bytes": left_out_bytes,
         "model": model,
     }
     if not _move(
@@ -247,7 +253,7 @@ def start(
         )
         connection.execute(
             insert(segment_commit),
-            {"batch_sequence": sequence, "kind": ERROR, **rows.range_values(whole)},
+            {"batch_sequence": sequence, "kind": ERROR, "begin": 0, **rows.range_values(whole)},
         )
     return True
 

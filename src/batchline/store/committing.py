@@ -40,7 +40,8 @@ from batchline.store.tables import (
 )
 
 _COUNTERS = ("completed", "failed", *USAGE_COLUMNS)
-_GROWING = (*_COUNTERS, "calls_saved")  # of a batch; its shards do not count the last
+_BYTES = {OUTPUT: "output_bytes", ERROR: "error_bytes"}
+_GROWING = (*_COUNTERS, "calls_saved", *_BYTES.values())  # of a batch; its shards have the first
 
 
 def _has_unsettled_lines() -> ColumnElement[bool]:
@@ -122,7 +123,12 @@ def fence(connection: Connection, keys: Sequence[ShardKey], *, died: bool) -> No
 def _lock_batches(connection: Connection, keys: Iterable[ShardKey]) -> dict[str, RowMapping]:
     """The batches of `keys` by id, locked until the transaction ends."""
     query = (
-        select(batch.c.id, batch.c.sequence, batch.c.status)
+        select(
+            batch.c.id,
+            batch.c.sequence,
+            batch.c.status,
+            *(batch.c[name] for name in _BYTES.values()),
+        )
         .where(batch.c.id.in_(sorted({key.batch_id for key in keys})))
         .order_by(batch.c.sequence)
         .with_for_update()
@@ -170,7 +176,7 @@ def commit(
             continue
         answers.append(True)
         if one.settled != state.settled:
-            _accept(accepted, state, one, worker)
+            _accept(accepted, state, one, worker, batches[one.key.batch_id])
         # Else it settles nothing that is not settled: the same commit sent again because its answer
         # was lost. Its ranges are there already, and once more would double their lines.
         if one.partials is not None:
@@ -234,7 +240,9 @@ def _may_commit(in_batch: RowMapping, state: _Shard, one: ShardCommit) -> bool:
     )
 
 
-def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -> None:
+def _accept(
+    accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str, in_batch: RowMapping
+) -> None:
     after = {
         "completed": one.completed,
         "failed": one.failed,
@@ -266,6 +274,7 @@ def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -
                     "batch_sequence": state.batch_sequence,
                     "kind": kind,
                     **rows.range_values(part),
+                    "begin": in_batch[_BYTES[kind]] + growth[_BYTES[kind]],
                     # What is to be taken back should the range be damaged; see `repairing.py`.
                     "shard_number": state.number,
                     "lines": bitmap.packed(lines),
@@ -273,6 +282,7 @@ def _accept(accepted: _Accepted, state: _Shard, one: ShardCommit, worker: str) -
                     **used,
                 }
             )
+            growth[_BYTES[kind]] += part.stop - part.start
             _hold(accepted, part, one.key.batch_id, worker)
 
 

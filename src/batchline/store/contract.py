@@ -15,7 +15,7 @@ One set of promises for SQLite and PostgreSQL; `tests/contract/` holds both to t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -153,8 +153,14 @@ class Store(Protocol):
     async def expire_files(self, *, now: int, limit: int) -> int:
         """Drop the references of up to `limit` files past `expires_at`; how many were dropped."""
 
-    async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
-        """The file's manifest in order: its content is these ranges, one after another."""
+    async def file_ranges(
+        self, file_id: FileId, *, start: int = 0, stop: int | None = None, most: int | None = None
+    ) -> Sequence[BlobRange]:
+        """The file's manifest in order: its content is these ranges, one after another.
+
+        Only what holds bytes `start` to `stop` (None: the end), cut there, and of that the first
+        `most` ranges. Costs by what it gives, however many ranges the file has.
+        """
 
     # -- uploads in parts ----------------------------------------------------------------------
 
@@ -330,16 +336,24 @@ class Store(Protocol):
         The same records may be there twice, and those of a line that has settled since.
         """
 
-    async def committed_output(
-        self, batch_id: BatchId, *, after: int, limit: int, now: int
-    ) -> Sequence[BlobRange] | None:
-        """The batch's committed output from byte `after` on: whole commits, in order, as far as
-        the one that reaches `after + limit`.
+    async def output_end(
+        self, batch_id: BatchId, *, after: int, limit: int, repairs: int, now: int
+    ) -> int | None:
+        """Where in the batch's committed output the commit ends that reaches byte `after + limit`,
+        or else the last one; `after` when nothing more is there.
 
         Offsets count in what is, or will be, the output file, so they mean the same before and
-        after `finalize`, but not before and after `unsettle_ranges`. Empty when nothing more is
-        there, or when the file is gone; None when there never were `after` bytes (which a file that
-        is gone cannot tell: then it is None too).
+        after `finalize`, but not before and after `unsettle_ranges`: `repairs` is how many of those
+        there were when the offset was told, and nothing is there by any other number. 0 when the
+        file is gone; None when there never were `after` bytes (which a file that is gone cannot
+        tell: then it is None too).
+        """
+
+    async def committed_output(
+        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int
+    ) -> Sequence[BlobRange]:
+        """The committed output from byte `start` to `stop`, by offsets as in `output_end`: of its
+        ranges the first `most`, cut there. Costs by what it gives. Empty when none of it is there.
         """
 
     async def committed_ranges(
@@ -423,7 +437,7 @@ class BlobStore(Protocol):
     def path(self, name: BlobName) -> Path:
         """Where the blob's bytes are, for children that read it with `pread`."""
 
-    def read(self, ranges: Sequence[BlobRange], *, chunk_bytes: int) -> AsyncIterator[bytes]:
+    def read(self, ranges: Sequence[BlobRange], *, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         """The bytes of `ranges` in order, in chunks of at most `chunk_bytes`.
 
         A range with a CRC is held against it before its first byte is given; where it is very

@@ -201,8 +201,12 @@ class Database:
             lambda c: files.hide_expired(c, now=now, limit=limit), step="files.expire"
         )
 
-    async def file_ranges(self, file_id: FileId) -> Sequence[BlobRange]:
-        return await self._read(lambda c: files.ranges(c, file_id))
+    async def file_ranges(
+        self, file_id: FileId, *, start: int = 0, stop: int | None = None, most: int | None = None
+    ) -> Sequence[BlobRange]:
+        return await self._read(
+            lambda c: files.ranges(c, file_id, start=start, stop=stop, most=most)
+        )
 
     # -- uploads in parts ----------------------------------------------------------------------
 
@@ -356,11 +360,20 @@ class Database:
     async def partials(self, batch_id: BatchId) -> Sequence[BlobRange]:
         return await self._read(lambda c: committing.partials(c, batch_id))
 
-    async def committed_output(
-        self, batch_id: BatchId, *, after: int, limit: int, now: int
-    ) -> Sequence[BlobRange] | None:
+    async def output_end(
+        self, batch_id: BatchId, *, after: int, limit: int, repairs: int, now: int
+    ) -> int | None:
         return await self._read(
-            lambda c: outputs.committed(c, batch_id, after=after, limit=limit, now=now)
+            lambda c: outputs.end(c, batch_id, after=after, limit=limit, repairs=repairs, now=now)
+        )
+
+    async def committed_output(
+        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int
+    ) -> Sequence[BlobRange]:
+        return await self._read(
+            lambda c: outputs.committed(
+                c, batch_id, start=start, stop=stop, most=most, repairs=repairs, now=now
+            )
         )
 
     async def committed_ranges(

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from batchline.domain.errors import NotFound
 from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import Blob, BlobRange, File, Page
-from batchline.store import references, rows
+from batchline.store import places, references, rows
 from batchline.store.tables import file, file_range
 
 
-def is_visible(now: int) -> ColumnElement[bool]:
+def is_visible(now: int | BindParameter[int]) -> ColumnElement[bool]:
     """Neither deleted nor, by the clock, expired; whether a sweep has been there or not."""
     return and_(
         file.c.deleted_at.is_(None), or_(file.c.expires_at.is_(None), file.c.expires_at > now)
@@ -32,6 +44,7 @@ def create(connection: Connection, new: File, blob: Blob) -> None:
             "start": 0,
             "stop": blob.bytes,
             "crc": blob.crc,
+            "begin": 0,
         },
     )
 
@@ -117,11 +130,18 @@ def _let_go(connection: Connection, file_ids: Sequence[FileId]) -> None:
     references.drop_held_by(connection, file_ids)
 
 
-def ranges(connection: Connection, file_id: FileId) -> list[BlobRange]:
-    query = (
-        select(file_range)
-        .join(file, file.c.sequence == file_range.c.file_sequence)
-        .where(file.c.id == file_id)
-        .order_by(file_range.c.position)
+def ranges(
+    connection: Connection, file_id: FileId, *, start: int, stop: int | None, most: int | None
+) -> list[BlobRange]:
+    """See `Store.file_ranges`."""
+    values = {"of_file": file_id, **places.values(start=start, stop=stop, most=most)}
+    found = connection.execute(_RANGES, values).mappings()
+    return places.cut(found, start=start, stop=stop)
+
+
+_RANGES: Final = places.within(
+    select(*places.columns_of(file_range)).where(
+        file_range.c.file_sequence
+        == select(file.c.sequence).where(file.c.id == bindparam("of_file")).scalar_subquery()
     )
-    return [rows.range_of(row) for row in connection.execute(query).mappings()]
+)

@@ -6,6 +6,7 @@ The work is done by a handful of statements inside the database, whatever the nu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,8 +106,8 @@ def _write_file(
     length = segment_commit.c.stop - segment_commit.c.start
     # PostgreSQL sums BIGINT as NUMERIC, which would come back as a Decimal.
     total = cast(func.coalesce(func.sum(length), 0), BigInteger)
-    ranges, size = connection.execute(select(func.count(), total).where(*committed)).one()
-    size += 0 if never_run is None else never_run.bytes
+    ranges, settled = connection.execute(select(func.count(), total).where(*committed)).one()
+    size = settled + (0 if never_run is None else never_run.bytes)
     if size == 0:
         return None
     sequence = files.insert_file(
@@ -124,7 +125,7 @@ def _write_file(
     position = func.row_number().over(order_by=segment_commit.c.sequence) - 1
     connection.execute(
         insert(file_range).from_select(
-            ["file_sequence", "position", "blob_name", "start", "stop", "crc"],
+            ["file_sequence", "position", "blob_name", "start", "stop", "crc", "begin"],
             select(
                 literal(sequence),
                 position,
@@ -132,6 +133,7 @@ def _write_file(
                 segment_commit.c.start,
                 segment_commit.c.stop,
                 segment_commit.c.crc,
+                segment_commit.c.begin,
             ).where(*committed),
         )
     )
@@ -140,7 +142,8 @@ def _write_file(
         select(segment_commit.c.blob_name, literal(str(file_id))).where(*committed).distinct(),
     )
     if never_run is not None and never_run.bytes:
-        _append_never_run(connection, sequence, ranges, file_id, never_run, now=this.now)
+        last = {"file_sequence": sequence, "position": ranges, "begin": settled}
+        _append_never_run(connection, last, file_id, never_run, now=this.now)
     return file_id
 
 
@@ -162,8 +165,7 @@ def _delete_commits(connection: Connection, batch_sequence: int, kind: str) -> N
 
 def _append_never_run(
     connection: Connection,
-    file_sequence: int,
-    position: int,
+    place: Mapping[str, int],
     file_id: FileId,
     never_run: Blob,
     *,
@@ -173,8 +175,7 @@ def _append_never_run(
     connection.execute(
         insert(file_range),
         {
-            "file_sequence": file_sequence,
-            "position": position,
+            **place,
             "blob_name": never_run.name,
             "start": 0,
             "stop": never_run.bytes,

@@ -1,67 +1,77 @@
-"""A batch's output while it grows: committed ranges, then the file's, at the same offsets."""
+"""A batch's output while it grows: committed ranges, then the file's, at the same offsets.
+
+`finalize` takes the rows from the one table and puts them into the other at the same places. One
+statement sees the one or the other: two could fall to both sides of it, and see nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, cast, func, select, union_all
+from sqlalchemy import Connection, Select, bindparam, select, union_all
 
 from batchline.domain.ids import BatchId
 from batchline.domain.model import BlobRange
-from batchline.store import files, rows
+from batchline.store import files, places
 from batchline.store.tables import OUTPUT, batch, file, file_range, segment_commit
 
 
+def end(
+    connection: Connection, batch_id: BatchId, *, after: int, limit: int, repairs: int, now: int
+) -> int | None:
+    """See `Store.output_end`."""
+    values = {"of_batch": batch_id, "repairs": repairs, "now": now, "before": after + limit}
+    found = connection.execute(_LAST, values).first()
+    stored = 0 if found is None else found.begin + found.stop - found.start
+    return stored if stored >= after else None
+
+
 def committed(
-    connection: Connection, batch_id: BatchId, *, after: int, limit: int, now: int
-) -> list[BlobRange] | None:
+    connection: Connection,
+    batch_id: BatchId,
+    *,
+    start: int,
+    stop: int,
+    most: int,
+    repairs: int,
+    now: int,
+) -> Sequence[BlobRange]:
     """See `Store.committed_output`."""
-    growing = (
-        select(
-            segment_commit.c.sequence.label("place"),
-            segment_commit.c.blob_name,
-            segment_commit.c.start,
-            segment_commit.c.stop,
-            segment_commit.c.crc,
-        )
-        .join(batch, batch.c.sequence == segment_commit.c.batch_sequence)
-        .where(batch.c.id == batch_id, segment_commit.c.kind == OUTPUT)
-    )
-    written = (
-        select(
-            file_range.c.position,
-            file_range.c.blob_name,
-            file_range.c.start,
-            file_range.c.stop,
-            file_range.c.crc,
-        )
-        .join(file, file.c.sequence == file_range.c.file_sequence)
+    values = {"of_batch": batch_id, "repairs": repairs, "now": now}
+    values |= places.values(start=start, stop=stop, most=most)
+    found = connection.execute(_WITHIN, values).mappings()
+    return places.cut(found, start=start, stop=stop)
+
+
+def _either(narrowed: Callable[[Select[Any]], Select[Any]]) -> Select[Any]:
+    """The rows that `narrowed` leaves of the one table and of the other, by their places."""
+    this_batch = (batch.c.id == bindparam("of_batch"), batch.c.repairs == bindparam("repairs"))
+    of_batch = select(batch.c.sequence).where(*this_batch).scalar_subquery()
+    of_file = (
+        select(file.c.sequence)
         .join(batch, batch.c.output_file_id == file.c.id)
-        .where(batch.c.id == batch_id, files.is_visible(now))
+        .where(*this_batch, files.is_visible(bindparam("now")))
+        .scalar_subquery()
     )
-    # `finalize` takes the rows from the one and puts them into the other in the same order. One
-    # statement sees the one or the other: two could fall to both sides of it, and see nothing.
-    part = union_all(growing, written).subquery()
-    # PostgreSQL sums BIGINT as NUMERIC, which would come back as a Decimal.
-    end = cast(func.sum(part.c.stop - part.c.start).over(order_by=part.c.place), BigInteger)
-    placed = select(part, end.label("end")).subquery()
-    begin = placed.c.end - (placed.c.stop - placed.c.start)
-    query = (
-        select(placed)
-        # The range that ends just there is no part of the answer, but says that `after` is reached.
-        .where(placed.c.end >= after, begin < after + limit)
-        .order_by(placed.c.end)
-    )
-    found = connection.execute(query).mappings().all()
-    if after and not found:
-        return None
-    return [
-        _from(rows.range_of(row), after - (row["end"] - row["stop"] + row["start"]))
-        for row in found
-        if row["end"] > after
-    ]
+    growing = narrowed(
+        select(*places.columns_of(segment_commit)).where(
+            segment_commit.c.batch_sequence == of_batch, segment_commit.c.kind == OUTPUT
+        )
+    ).subquery()
+    written = narrowed(
+        select(*places.columns_of(file_range)).where(file_range.c.file_sequence == of_file)
+    ).subquery()
+    both = union_all(select(growing), select(written)).subquery()
+    return select(both).order_by(both.c.begin)
 
 
-def _from(part: BlobRange, skipped: int) -> BlobRange:
-    """The range without its first `skipped` bytes, if there are any to skip."""
-    return part if skipped <= 0 else replace(part, start=part.start + skipped, lead=skipped)
+def _last(query: Select[Any]) -> Select[Any]:
+    """The last range that begins before a byte."""
+    begin = query.selected_columns.begin
+    return query.where(begin < bindparam("before")).order_by(begin.desc()).limit(1)
+
+
+# Made once: a statement of this size is a millisecond to put together, for every page.
+_LAST: Final = _either(_last)
+_WITHIN: Final = _either(places.within)

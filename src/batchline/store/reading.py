@@ -19,6 +19,7 @@ from batchline.domain.model import BlobRange
 # A range up to here is read twice, the first time to be checked before its first byte is given out.
 # A larger one (an upload; hardly ever a commit) is checked on the way, and its last piece waits.
 CHECKED_AHEAD_BYTES: Final = 16 * 1024 * 1024
+_CRC_BYTES: Final = 1024 * 1024  # of what is read only to be checked
 
 PathOf = Callable[[BlobName], Path]
 
@@ -41,13 +42,14 @@ async def chunks(
         for piece in _pieces(first, chunk_bytes):
             data, crc = await asyncio.to_thread(_read_on, piece, path_of, crc)
             if is_large and piece.stop == first.stop:
+                crc = await asyncio.to_thread(_crc_with_trail, first, path_of, crc)
                 _compare(first, crc)
             yield data
 
 
 def _stored_bytes(part: BlobRange) -> int:
     """How many bytes have to be read to check it."""
-    return part.stop - part.start + part.lead
+    return part.stop - part.start + part.lead + part.trail
 
 
 def _groups(ranges: Sequence[BlobRange], chunk_bytes: int) -> Iterator[list[BlobRange]]:
@@ -80,9 +82,9 @@ def _read_whole(group: Sequence[BlobRange], path_of: PathOf) -> bytes:
     """The bytes of small ranges, each checked."""
     read = []
     for part in group:
-        data = _read_piece(_with_lead(part), path_of)
+        data = _read_piece(_whole(part), path_of)
         _compare(part, google_crc32c.value(data))
-        read.append(data[part.lead :])
+        read.append(data[part.lead : len(data) - part.trail])
     return b"".join(read)
 
 
@@ -91,17 +93,23 @@ def _check(part: BlobRange, path_of: PathOf, chunk_bytes: int) -> None:
     if part.crc is None:
         return
     crc = 0
-    for piece in _pieces(_with_lead(part), chunk_bytes):
+    for piece in _pieces(_whole(part), chunk_bytes):
         crc = google_crc32c.extend(crc, _read_piece(piece, path_of))
     _compare(part, crc)
 
 
 def _crc_of_lead(part: BlobRange, path_of: PathOf) -> int:
-    if not part.lead:
-        return 0
     lead = BlobRange(blob=part.blob, start=part.start - part.lead, stop=part.start)
-    crc = 0
-    for piece in _pieces(lead, CHECKED_AHEAD_BYTES):
+    return _crc_on(lead, path_of, 0) if part.crc is not None else 0
+
+
+def _crc_with_trail(part: BlobRange, path_of: PathOf, crc: int) -> int:
+    trail = BlobRange(blob=part.blob, start=part.stop, stop=part.stop + part.trail)
+    return _crc_on(trail, path_of, crc) if part.crc is not None else crc
+
+
+def _crc_on(part: BlobRange, path_of: PathOf, crc: int) -> int:
+    for piece in _pieces(part, _CRC_BYTES):
         crc = google_crc32c.extend(crc, _read_piece(piece, path_of))
     return crc
 
@@ -112,8 +120,8 @@ def _read_on(piece: BlobRange, path_of: PathOf, crc: int) -> tuple[bytes, int]:
     return data, google_crc32c.extend(crc, data)
 
 
-def _with_lead(part: BlobRange) -> BlobRange:
-    return replace(part, start=part.start - part.lead, lead=0)
+def _whole(part: BlobRange) -> BlobRange:
+    return replace(part, start=part.start - part.lead, stop=part.stop + part.trail, lead=0, trail=0)
 
 
 def _compare(part: BlobRange, crc: int) -> None:

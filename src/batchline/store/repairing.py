@@ -12,7 +12,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, select, update
+from sqlalchemy import BigInteger, Connection, RowMapping, cast, delete, func, select, update
 
 from batchline.domain import bitmap
 from batchline.domain.ids import BatchId
@@ -89,7 +89,33 @@ def unsettle(
     sequence = int(connection.execute(query).scalar_one())
     for first in range(0, len(damaged), _AT_ONCE):
         _take_back(connection, sequence, damaged[first : first + _AT_ONCE])
+    _close_up(connection, sequence)
     return batches.load(connection, batch_id)
+
+
+def _close_up(connection: Connection, batch_sequence: int) -> None:
+    """Give what is left the places that it has now."""
+    length = segment_commit.c.stop - segment_commit.c.start
+    of_batch = segment_commit.c.batch_sequence == batch_sequence
+    before = func.sum(length).over(
+        partition_by=segment_commit.c.kind, order_by=segment_commit.c.sequence
+    )
+    # PostgreSQL sums BIGINT as NUMERIC.
+    begin = (cast(before, BigInteger) - length).label("begin")
+    placed = select(segment_commit.c.sequence, begin).where(of_batch).subquery()
+    connection.execute(
+        update(segment_commit)
+        .where(segment_commit.c.sequence == placed.c.sequence)
+        .values(begin=placed.c.begin)
+    )
+    total = cast(func.coalesce(func.sum(length), 0), BigInteger)
+    sums = {
+        f"{kind}_bytes": select(total)
+        .where(of_batch, segment_commit.c.kind == kind)
+        .scalar_subquery()
+        for kind in (OUTPUT, ERROR)
+    }
+    connection.execute(update(batch).where(batch.c.sequence == batch_sequence).values(sums))
 
 
 def _take_back(connection: Connection, batch_sequence: int, damaged: Sequence[int]) -> None:

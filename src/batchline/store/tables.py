@@ -163,7 +163,9 @@ file_range: Final = Table(
     Column("start", BigInteger, nullable=False),
     Column("stop", BigInteger, nullable=False),
     Column("crc", BigInteger),
+    Column("begin", BigInteger, nullable=False, server_default="0"),  # in the file
     CheckConstraint("0 <= start AND start <= stop", "range"),
+    Index(None, "file_sequence", "begin"),
     sqlite_with_rowid=False,
 )
 
@@ -244,6 +246,9 @@ batch: Final = Table(
     Column("repairs", Integer, nullable=False, server_default="0"),
     Column("run_once", Boolean, nullable=False, server_default=false()),
     Column("calls_saved", BigInteger, nullable=False, server_default="0"),
+    # Of what is committed; the files that come of it have the same ranges at the same places.
+    Column("output_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("error_bytes", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("id"),
     CheckConstraint(_one_of("status", BatchStatus), "status"),
     CheckConstraint(_one_of("stopping", Stopping), "stopping"),
@@ -325,8 +330,10 @@ segment_commit: Final = Table(
     Column("lines", LargeBinary),  # `bitmap.packed`: the entries whose results the range holds
     *_usage_columns(since_later=True),
     Column("calls_saved", BigInteger, nullable=False, server_default="0"),  # of these lines
+    Column("begin", BigInteger, nullable=False, server_default="0"),  # in the file that it will be
     CheckConstraint(_one_of("kind", (OUTPUT, ERROR)), "kind"),
     CheckConstraint("0 <= start AND start < stop", "range"),
     Index(None, "batch_sequence", "kind", "sequence"),
+    Index(None, "batch_sequence", "kind", "begin"),
     sqlite_autoincrement=True,
 )

@@ -12,7 +12,7 @@ import uvicorn
 from openai import AsyncOpenAI
 
 from batchline.api import http_protocol
-from batchline.api.errors import PayloadTooLarge, UnsupportedEncoding
+from batchline.api.errors import PayloadTooLarge, RangeNotSatisfiable, UnsupportedEncoding
 from batchline.api.http_protocol import MAX_HEAD_BYTES, serve_config
 from batchline.api.request import MAX_JSON_BYTES
 from batchline.api.services import BackendHealth, ListedModel, Readiness
@@ -301,6 +301,7 @@ EXPECTED = {
     errors.InvalidRequest: 400,
     PayloadTooLarge: 413,
     UnsupportedEncoding: 415,
+    RangeNotSatisfiable: 416,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,

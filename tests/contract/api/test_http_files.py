@@ -430,6 +430,39 @@ async def test_content_comes_whole_with_its_length_and_name(api: ApiServer) -> N
     )
 
 
+@pytest.mark.rule("F23")
+async def test_one_range_of_bytes_comes_as_a_part(api: ApiServer) -> None:
+    content = b"".join(b'{"n":%d}\n' % n for n in range(100_000))
+    sent = part("file", content, filename="a.jsonl")
+    path = f"/v1/files/{(await api.upload(sent, PURPOSE)).json['id']}/content"
+    whole = await api.request("GET", path)
+    assert whole.headers["accept-ranges"] == "bytes"
+    size, tag = len(content), whole.headers["etag"]
+    for start, stop in ((0, 1), (5, 700_000), (size - 9, size)):
+        headers = {"Range": f"bytes={start}-{stop - 1}", "If-Range": tag}
+        reply = await api.request("GET", path, headers=headers)
+        assert (reply.status, reply.body) == (206, content[start:stop])
+        assert reply.headers["content-length"] == str(stop - start)
+        assert reply.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
+        assert reply.headers["etag"] == tag
+    for headers in ({"Range": "bytes=1-2,5-6"}, {"Range": "bytes=1-2", "If-Range": '"other"'}):
+        reply = await api.request("GET", path, headers=headers)
+        assert (reply.status, len(reply.body)) == (200, size)
+    reply = await api.request("GET", path, headers={"Range": f"bytes={size}-"})
+    assert (reply.status, reply.headers["content-range"]) == (416, f"bytes */{size}")
+
+
+@pytest.mark.rule("F23")
+async def test_a_range_of_changed_bytes_is_not_sent(api: ApiServer) -> None:
+    """Also where the change is outside of the range: what is stored is checked as a whole."""
+    file = (await api.upload(PURPOSE, FILE)).json
+    blob = api.blobs_root / input_blobs(api)[0]
+    blob.write_bytes(LINE[:-2] + b"!" + LINE[-1:])
+    headers = {"Range": "bytes=1-2"}
+    reply = await api.request("GET", f"/v1/files/{file['id']}/content", headers=headers)
+    assert (reply.status, reply.error["code"]) == (500, "blob_unreadable")
+
+
 @pytest.mark.rule("F15")
 async def test_reading_stops_when_the_client_goes_away(api: ApiServer) -> None:
     content = LINE + b" " * (MAX_FILE_BYTES - len(LINE))

@@ -91,6 +91,25 @@ async def test_a_batch_in_any_status_has_an_answer(
 
 
 @pytest.mark.rule("X9")
+async def test_a_file_that_waits_for_its_turn_is_told_from_one_that_is_read(
+    api: ApiServer, store: Database
+) -> None:
+    batch = await brought_to(store, BatchStatus.VALIDATING)
+    said = []
+    for being_checked in ((), (batch.id,), None):
+        api.known = Known(being_checked=being_checked)
+        found = (await api.request("GET", f"/v1/batches/{batch.id}/progress")).json
+        (wait,) = found["waiting"]
+        said.append((wait["code"], wait["message"]))
+    read = ("validating", "its input file is being checked")
+    assert said == [
+        ("validating", "its input file waits for its turn to be checked"),
+        read,
+        read,
+    ]
+
+
+@pytest.mark.rule("X9")
 async def test_while_a_backend_is_in_the_way_it_is_named_and_no_end_is_foretold(
     api: ApiServer, store: Database
 ) -> None:
