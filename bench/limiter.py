@@ -8,23 +8,26 @@ from statistics import median
 from typing import Final
 
 from batchline import telemetry
+from bench import limiter_turns
 from bench.engines import (
     FIRST_KEPT_BACK,
     KEPT_BACK,
+    LONG_PROMPTS,
     SECOND_KEPT_BACK,
     SHAPES,
+    THIRD_KEPT_BACK,
     EngineShape,
     Fixed,
     best_fixed,
     steady_rate,
 )
-from bench.report import Floor, Measurement, Row, Table
+from bench.report import Floor, Measurement, Row, Table, spread
 from bench.rig import Rig
-from bench.steered import Play
+from bench.steered import CEILING, Play
 
 FOUND_BY_S: Final = 30.0
 WITHIN: Final = 0.20
-TUNED_ON: Final = (*SHAPES, *FIRST_KEPT_BACK, *SECOND_KEPT_BACK)
+TUNED_ON: Final = (*SHAPES, *FIRST_KEPT_BACK, *SECOND_KEPT_BACK, *THIRD_KEPT_BACK)
 SEEDS: Final = (1, 2, 3)
 _STRETCH_S: Final = (
     10.0  # over which a limit is looked at: steps up and down are tried all the time
@@ -112,6 +115,24 @@ def played(shape: EngineShape, *, seed: int = 1, until: float | None = None) -> 
     return play
 
 
+def _long_prompts() -> Table:
+    rows: list[Row] = []
+    for shape in LONG_PROMPTS:
+        best = best_fixed(shape, ceiling=CEILING)
+        plays = [played(shape, seed=seed, until=240.0) for seed in SEEDS]
+        rows.append(
+            {
+                "engine": shape.name,
+                "best fixed limit": best.limit,
+                "limit, median": median(median(play.limits(30.0)) for play in plays),
+                "share of the best rate": spread(
+                    [play.rate(30.0, 240.0) / best.tokens_per_s for play in plays]
+                ),
+            }
+        )
+    return Table("Long prompts, which wait in a queue until they are read", rows)
+
+
 def measure(rig: Rig) -> Measurement:
     """Every shape from a cold start with each seed; of the one that changes, each of its parts."""
     rows: list[Row] = []
@@ -141,7 +162,10 @@ def measure(rig: Rig) -> Measurement:
             )
     rig.say(f"{len(rows)} parts, virtual time; no process of Batchline takes part")
     return Measurement(
-        tables=[Table("The limit in the second half of each part; the worst of three runs", rows)],
+        tables=[
+            Table("The limit in the second half of each part; the worst of three runs", rows),
+            *([_long_prompts(), limiter_turns.table(SEEDS)] if whole else []),
+        ],
         floors=[
             Floor(
                 "adaptive limit, seconds until it is near the best (slowest of those tuned on)",

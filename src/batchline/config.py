@@ -43,6 +43,13 @@ from batchline.service.maintenance import RetentionSettings
 from batchline.service.sharing import SchedulingSettings
 
 ENV_PREFIX: Final = "BATCHLINE_"
+# A key of its own has each line; bodies go out as they are, on connections that are ours.
+_NOT_OF_ALL_REQUESTS: Final = frozenset(
+    {
+        *("idempotency-key", "content-encoding", "upgrade", "te", "trailer"),
+        *("keep-alive", "proxy-connection"),
+    }
+)
 _API_BASE_URL: Final = "http://127.0.0.1:8484/v1"  # where `batchline serve` listens by default
 
 
@@ -145,6 +152,10 @@ _BACKEND_KEYS: Final = (
     *("requests_per_minute", "tokens_per_minute", "rate_headers", "first_byte_timeout_s"),
     *("cancel", "abort_call", "stops_on_close", "weight", "health_s"),
     *("concurrency", "min_in_flight", "interactive_slowdown", "priority"),
+)
+# What people copy from a line with curl. Lines would go to /v1/chat/completions/chat/completions.
+_ENDPOINTS: Final = (
+    r"/(chat/completions|completions|embeddings|responses|moderations|models|rerank|score)/*$"
 )
 _NOT_SCALAR: Final = frozenset({"backends", "aliases", "projects", "probes"})
 
@@ -263,9 +274,17 @@ def base_url_of(url: str) -> str:
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
         raise ValueError(f"{url!r} is not an http:// or https:// URL")
+    if re.search(_ENDPOINTS, parts.path):
+        base = f"{parts.scheme}://{parts.netloc}{re.sub(_ENDPOINTS, '', parts.path)}"
+        raise ValueError(f"{url!r} is an endpoint; the base URL is {base}")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"{parts.hostname}: a base URL has no credentials, query or fragment")
-    _ = parts.port  # raises ValueError when it is no port
+    try:
+        valid = parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{parts.netloc}: a port is a number from 1 to 65535")
     try:
         parts.hostname.encode("idna")
     except UnicodeError as exc:
@@ -342,9 +361,11 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
     cancel = cancel_by(get("cancel", str), f"{place}: cancel")
     key_env = get("api_key_env", str)
     if key_env is not None:
+        if any(name.lower() == "authorization" for name in headers):
+            raise ConfigError(f"{place}: headers: Authorization is what api_key_env sends")
         headers["Authorization"] = f"Bearer {_key(key_env, f'{place}: api_key_env', env)}"
     return BackendSettings(
-        name=get("name", str) or _name_of(base_url),
+        name=_shown_name(get("name", str), place) or _name_of(base_url),
         base_url=base_url,
         models=get("models", tuple[str, ...]),
         max_in_flight=limits.ceiling,
@@ -368,6 +389,7 @@ def _backend(table: object, place: str, env: Mapping[str, str]) -> BackendSettin
         min_in_flight=limits.floor,
         interactive_slowdown=limits.slowdown,
         priority=get("priority", int),
+        asks_places="max_in_flight" not in table,
     )
 
 
@@ -383,6 +405,15 @@ def _name_of(base_url: str) -> str:
     return base_url.partition("://")[2].removesuffix("/v1")
 
 
+def _shown_name(name: str | None, place: str) -> str | None:
+    """`name`, which stands in tables and log lines and is typed after `backends drain`."""
+    if name is not None and (not name.isprintable() or name != name.strip()):
+        raise ConfigError(
+            f"{place}: name: expected a text of one line without blanks around it, got {name!r}"
+        )
+    return name
+
+
 def _headers(value: object, place: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: expected a table of texts")
@@ -393,6 +424,8 @@ def _headers(value: object, place: str) -> dict[str, str]:
             check_header(name, text)
         except ValueError as exc:
             raise ConfigError(f"{place}: {exc}") from exc
+        if name.lower() in _NOT_OF_ALL_REQUESTS:
+            raise ConfigError(f"{place}: header {name!r} may not be set")
     return dict(value)
 
 
@@ -430,7 +463,9 @@ def _aliases(in_file: Table) -> dict[str, str]:
     if not isinstance(table, dict):
         raise ConfigError(f'{place}: expected a table, [aliases], of "name" = "model"')
     for name, model in table.items():
-        if not name or not isinstance(model, str) or not model:
+        if not name:
+            raise ConfigError(f"{place}: a name in files is not empty")
+        if not isinstance(model, str) or not model:
             raise ConfigError(f"{place}: {name}: expected the name of a backend's model")
         if model in table:
             # One step only: a name then means the same wherever it is looked up.

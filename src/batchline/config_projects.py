@@ -10,6 +10,7 @@ from typing import Final
 from batchline.config_values import MISSING, Table, checked
 from batchline.domain.errors import ConfigError
 from batchline.service.batches import IDENTICAL_REQUESTS
+from batchline.service.keys import PROJECT_NAME
 
 _KEYS: Final = ("weight", "identical_requests")
 
@@ -38,6 +39,12 @@ def projects_of(in_file: Table) -> dict[str, ProjectSettings]:
         return {}
     if not isinstance(tables, dict):
         raise ConfigError(f"{place}: expected tables, [projects.NAME]")
+    for name in tables:
+        if PROJECT_NAME.fullmatch(name) is None:
+            raise ConfigError(
+                f"{place}: no project can be called {name!r}: 1 to 64 letters, digits, '.', '_'"
+                " and '-', the first a letter or digit"
+            )
     return {name: _project(table, f"{place}.{name}") for name, table in tables.items()}
 
 

@@ -31,14 +31,23 @@ _AT_LEAST: Final[Mapping[str, float]] = {
     "backend.requests_per_minute": 1,
     "backend.tokens_per_minute": 1,
     "backend.max_answer_bytes": 1,
-    "projects.weight": 0.001,  # far apart, the sums of shares have no digits left for the others
+    "backend.health_s": 0.1,
+    # Far apart, the sums of shares have no digits left for the others.
+    "backend.weight": 0.001,
+    "projects.weight": 0.001,
 }
 _AT_MOST: Final[Mapping[str, float]] = {
+    "workers": 256,  # each is a process of some 20 MB: a slip of the hand must not fell the machine
     "server.port": 65535,
     "scheduling.urgent_share": 0.9,
     "backend.priority": 1_000_000_000,
+    "backend.weight": 1_000,
     "projects.weight": 1_000,
 }
+# Of all others: what is longer or larger is a slip of the hand, and past 64 bits neither a message
+# to a worker nor a row can hold it.
+_LONGEST_S: Final = 1_000_000_000  # 31 years
+_LARGEST: Final = 10**15
 # A timeout of zero would mean "never answer"; whoever wants to wait for ever says so in weeks.
 _ABOVE_ZERO: Final = frozenset(
     {
@@ -51,7 +60,6 @@ _ABOVE_ZERO: Final = frozenset(
         ),
         *(f"connections.{what}_timeout_s" for what in ("head", "body", "send")),
         *(f"backend.{what}_timeout_s" for what in ("connect", "first_byte", "total")),
-        *("backend.weight", "backend.health_s"),
     }
 )
 
@@ -60,13 +68,23 @@ def window_s(window: str) -> int:
     """Seconds of a completion window: a whole number and `s`, `m`, `h` or `d`.
 
     Raises:
-        ValueError: it is not spelled so.
+        ValueError: it is not spelled so, or longer than `_LONGEST_S`.
     """
     match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", window)
     if match is None:
         raise ValueError(f"{window!r} is not a number followed by s, m, h or d")
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    seconds = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if seconds > _LONGEST_S:
+        raise ValueError(f"{window!r} is longer than {_LONGEST_S // 86400}d")
+    return seconds
 
+
+# Keys at the top that are tables, as they are written.
+_TABLES: Final[Mapping[str, str]] = {
+    "aliases": "[aliases]",
+    "backend": "[[backend]]",
+    "projects": "[projects.NAME]",
+}
 
 MISSING: Final = object()  # None is a value that TOML cannot hold, but defaults can
 
@@ -106,7 +124,9 @@ class Table:
 
     def _allowed_beside(self, key: str) -> str:
         section = key.rpartition(".")[0]
-        beside = sorted(one for one in self._taken if one.rpartition(".")[0] == section)
+        beside = sorted(
+            _TABLES.get(one, one) for one in self._taken if one.rpartition(".")[0] == section
+        )
         sections = sorted({f"[{one.partition('.')[0]}]" for one in self._taken if "." in one})
         return "allowed here: " + ", ".join(beside if section else [*beside, *sections])
 
@@ -154,16 +174,30 @@ def checked(value: object, kind: Any, key: str, place: str) -> object:
 def _number(value: object, key: str, *, whole: bool) -> int | float:
     what = "a whole number" if whole else "a number"
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fits or not math.isfinite(typing.cast("float", value)):
+    # A whole number of any size is finite, and may be too large to be asked as a float.
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"expected {what}, got {value!r}")
     number = typing.cast("float", value)
-    least, most = _AT_LEAST.get(key, 0), _AT_MOST.get(key)
+    least = _AT_LEAST.get(key, 0)
     if key in _ABOVE_ZERO and number <= 0:
         raise ValueError(f"expected {what} above 0, got {value!r}")
+    most = _AT_MOST.get(key)
     if number < least or (most is not None and number > most):
         bounds = f"from {least}" + ("" if most is None else f" to {most}")
-        raise ValueError(f"expected {what} {bounds}, got {value!r}")
+        raise ValueError(f"expected {what} {bounds}, got {_short(value)}")
+    beyond = _LONGEST_S if key.endswith("_s") else _LARGEST
+    if most is None and number > beyond:
+        raise ValueError(f"expected {what} up to {beyond}, got {_short(value)}")
     return int(number) if whole else float(number)
+
+
+def _short(value: object) -> str:
+    """A value as it was given, cut off where it fills the screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not spell out whole numbers of thousands of digits
+        return "a far larger one"
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _whole(value: object, key: str) -> int:
@@ -182,7 +216,7 @@ def _flag(value: object, _key: str) -> bool:
 
 def _text(value: object, _key: str) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"expected a text, got {value!r}")
+        raise TypeError(f"expected a text{'' if value else ' that is not empty'}, got {value!r}")
     return value
 
 

@@ -71,6 +71,29 @@ async def test_a_run_writes_every_result_and_leaves_nothing_else(tmp_path: Path)
         assert run.leftovers() == []
 
 
+async def test_a_backend_that_does_not_list_its_models_is_not_waited_for(tmp_path: Path) -> None:
+    script = Script(models_answer=Answer(status=404))
+    async with backend_process(script) as backend:
+        run = Run(tmp_path, backend, make_lines(20))
+        ran = await command(*run.words)
+        assert ran.returncode == 0, ran.stderr
+        assert "waiting" not in ran.stderr
+        run.assert_conserved(20)
+
+
+async def test_a_bound_of_answers_does_not_bound_the_list_of_models(tmp_path: Path) -> None:
+    async with backend_process(Script()) as backend:
+        run = Run(tmp_path, backend, make_lines(3, model="no-such-model"))
+        settings = tmp_path / "batchline.toml"
+        settings.write_text(
+            f'[[backend]]\nbase_url = "{backend.base_url}"\nmax_answer_bytes = 20\n'
+        )
+        ran = await command(*run.words[:4], "--config", settings)
+        # With a list that could not be read, any model would be let through.
+        assert ran.returncode == 2
+        assert "model_not_found" in ran.stderr
+
+
 async def test_limits_and_the_rule_of_one_model_do_not_hold_for_a_run(tmp_path: Path) -> None:
     script = Script(models=("one", "two"))
     async with backend_process(script) as backend:

@@ -47,6 +47,21 @@ CONTENT = "\n".join(
 ).encode()
 
 
+async def test_a_run_without_a_server_can_do_it_too(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(CONTENT)
+    async with backend_process(Script()) as backend:
+        for word, calls in (("--run-once", GROUPS + ALONE), ("--no-run-once", LINES)):
+            before = (await backend.stats()).arrivals
+            output = tmp_path / f"out{word}.jsonl"
+            ran = await command(
+                *("run", source, "--output", output, "--upstream", backend.base_url, word)
+            )
+            assert ran.returncode == 0, ran.stderr
+            assert len(output.read_bytes().splitlines()) == LINES
+            assert (await backend.stats()).arrivals - before == calls
+
+
 def created(
     client: openai.OpenAI, content: bytes = CONTENT, value: str | None = "run_once"
 ) -> Batch:

@@ -67,14 +67,28 @@ def test_chat_from_upload_to_download(tmp_path: Path, tiny: LlamaCpp) -> None:
 
 
 def test_more_connections_than_threads_take_nothing_down(tmp_path: Path, tiny: LlamaCpp) -> None:
-    """64 in flight, as by default, at a server with `SLOTS` + 4 threads: some of the connections,
-    and looks, wait until others are closed."""
+    """64 in flight at a server with `SLOTS` + 4 threads: some of the connections, and looks, wait
+    until others are closed."""
     content = lines(300, tiny.model, max_tokens=32)
-    with server(tmp_path, settings=backend(tiny, health_s=1)) as running:
+    with server(tmp_path, settings=backend(tiny, health_s=1, max_in_flight=64)) as running:
         client = running.client()
         ended = wait_for(client, submit(client, content).id, timeout_s=LONG_S)
         assert conserved(client, ended, content).finished == 300
         assert "backend_gated" not in running.log.read_text()
+
+
+def test_when_nobody_says_how_many_it_gets_as_many_as_it_has_slots(
+    tmp_path: Path, tiny: LlamaCpp
+) -> None:
+    content = lines(100, tiny.model, max_tokens=16)
+    with server(tmp_path, tiny.url) as running:
+        running.wait_log(f'"in_flight": {SLOTS}, "event": "backend_places"')
+        client = running.client()
+        batch = submit(client, content)
+        ended = wait_for(client, batch.id, timeout_s=LONG_S)
+        assert conserved(client, ended, content).finished == 100
+        table = running.command("backends", "list").stdout
+        assert f"of {SLOTS} " in table, table
 
 
 def test_a_learnt_limit_comes_to_a_job_done(tmp_path: Path, tiny: LlamaCpp) -> None:

@@ -35,6 +35,7 @@ class Habits:
     notices: frozenset[str] = frozenset({"whole", "stream"})
     metrics: str | None = "vllm"
     owner: str = "somebody"
+    tells_places: bool = False  # as llama.cpp does, at /props
     places: int = 4
     token_s: float = 0.01
     max_tokens: int = 10**9
@@ -47,7 +48,10 @@ class Habits:
 
 @dataclass(slots=True)
 class Engine:
-    """A running engine. `stopped` and `finished` count generations by how they ended."""
+    """A running engine. `stopped` and `finished` count generations by how they ended.
+
+    `most` are the most that it had in hand, running or waiting.
+    """
 
     habits: Habits
     url: str = ""
@@ -55,6 +59,7 @@ class Engine:
     closes: int = 0
     running: int = 0
     waiting: int = 0
+    most: int = 0
     stopped: int = 0
     finished: int = 0
     places: asyncio.Semaphore = field(init=False)
@@ -90,6 +95,8 @@ class Engine:
         metrics = self.habits.metrics
         if path == "/metrics" and metrics in _PAGES:
             return "# HELP x\n" + _PAGES[metrics] % (self.running, self.waiting)
+        if path == "/props" and self.habits.tells_places:
+            return json.dumps({"total_slots": self.habits.places, "chat_template": "{{ x }}"})
         if path == "/slots" and metrics == "slots":
             places = range(self.habits.places)
             return json.dumps([{"id": n, "is_processing": n < self.running} for n in places])
@@ -125,6 +132,7 @@ class Engine:
 
     async def _run(self, count: int, tokens: asyncio.Queue[str | None]) -> None:
         self.waiting += 1
+        self.most = max(self.most, self.running + self.waiting)
         try:
             await self.places.acquire()
         finally:

@@ -267,7 +267,35 @@ def test_a_page_whose_tokens_take_no_time_says_nothing() -> None:
     assert floor.limit == 8
 
 
-STEPS = ("report", "look", "shed", "deliver", "give_back", "leave", "come", "die")
+def test_the_places_of_the_engine_are_the_ceiling() -> None:
+    floor = Floor()
+    floor.want()
+    for _ in range(20):
+        for name in floor.workers:
+            floor.report(name, answers=100)
+            floor.settle()
+    assert floor.limit == CEILING
+    floor.admission.set_places(ONE, 10)
+    assert floor.limit == 10
+    floor.settle()
+    assert sum(worker.permits for worker in floor.workers.values()) == 10
+    for _ in range(20):
+        for name in floor.workers:
+            floor.report(name, answers=100)
+            floor.settle()
+    assert floor.limit == 10
+    floor.admission.set_places(ONE, 1)
+    assert floor.limit == 2  # the floor
+    floor.admission.set_places(ONE, None)
+    for _ in range(60):
+        floor.now += 1.0
+        for name in floor.workers:
+            floor.report(name, answers=100)
+            floor.settle()
+    assert floor.limit > 10
+
+
+STEPS = ("report", "look", "shed", "deliver", "give_back", "leave", "come", "die", "places")
 
 
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 100)), max_size=120))
@@ -296,6 +324,8 @@ def test_whatever_is_heard_and_whenever_no_more_is_in_flight_than_the_ceiling(
                 floor.admission.set_wanting(name, [])
             case "come":
                 floor.admission.set_wanting(name, [ONE])
+            case "places":
+                floor.admission.set_places(ONE, number % (CEILING + 1) or None)
             case _:  # it dies
                 floor.workers[name].in_flight = 0
                 floor.admission.worker_gone(name)

@@ -492,6 +492,13 @@ def test_that_lines_wait_for_a_rate_is_told_and_gates_nothing(desk: Desk) -> Non
     assert desk.admission.waiting_reasons() == {}
 
 
+def test_one_a_minute_is_one_request(desk: Desk) -> None:
+    desk.limited(requests_per_minute=1)
+    desk.all_want("a")
+    asks(desk, "a")
+    assert desk.admission.waiting_reasons() == {ONE: "rate limit: 1 request a minute"}
+
+
 def test_a_refusal_is_believed_for_an_hour_at_most(desk: Desk) -> None:
     desk.limited(requests_per_minute=600)
     desk.all_want("a")
@@ -514,3 +521,20 @@ def test_a_heartbeat_tells_which_backends_answer_lines(desk: Desk) -> None:
     assert desk.admission.has_answered_since(ONE, before)
     assert not desk.admission.has_answered_since(ONE, desk.now + 0.1)
     assert not desk.admission.has_answered_since(TWO, before)
+
+
+def test_where_nobody_said_how_many_it_is_as_many_as_the_engine_runs(desk: Desk) -> None:
+    """And permits that are out come back first: the limit holds for what is under way too."""
+    desk.all_want("a", "b")
+    desk.admission.set_places(ONE, 3)
+    (standing, *_) = desk.admission.standings({})
+    assert (standing.max_in_flight, standing.permits) == (3, 8)  # nobody has given back yet
+    desk.settle()
+    (standing, *_) = desk.admission.standings({})
+    assert (standing.max_in_flight, standing.permits) == (3, 3)
+    desk.admission.set_places(ONE, 3)
+    assert desk.news() == []
+    desk.admission.set_places(ONE, None)
+    desk.settle()
+    (standing, *_) = desk.admission.standings({})
+    assert (standing.max_in_flight, standing.permits) == (8, 8)

@@ -68,6 +68,25 @@ REFUSED = NotSent("no connection: connection refused")
 
 
 @pytest.mark.parametrize(
+    ("answer", "takes"),
+    [
+        (ok(), True),
+        (ok(b'{"data": []}'), False),
+        (ok(b"<html>"), True),
+        (Answer(status=404, headers={}, body=b"{}"), True),
+        (Answer(status=401, headers={}, body=b"{}"), False),
+    ],
+)
+async def test_a_backend_that_does_not_list_its_models_takes_lines_all_the_same(
+    answer: Answer, takes: bool
+) -> None:
+    # Many servers have no `/v1/models`. To call them away shows a wait where there is none.
+    one = catalogue({"a": Far(answer)})
+    assert not one.report()[0].takes_lines
+    assert (await one.refresh("a")).takes_lines is takes
+
+
+@pytest.mark.parametrize(
     ("answer", "models", "trouble"),
     [
         (ok(), ("m1", "m2"), None),

@@ -139,7 +139,9 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
             connect_timeout_s=2.0,
             headers={"X-Team": "a", "Authorization": "Bearer sk-1"},
         ),
-        BackendSettings(name="127.0.0.1:8000", base_url="http://127.0.0.1:8000/v1"),
+        BackendSettings(
+            name="127.0.0.1:8000", base_url="http://127.0.0.1:8000/v1", asks_places=True
+        ),
     )
 
 
@@ -191,12 +193,25 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
     [
         ("worker = 2", r"batchline\.toml: worker: expected a table"),
         ("wokers = 2", r"wokers: unknown; allowed here: .*workers"),
+        (
+            "backends = 2",
+            r"unknown; .*\[\[backend\]\], \[aliases\], \[projects.NAME\], allow_mixed",
+        ),
         ("[cancle]\ngrace_s = 1", r"cancle: unknown; allowed here: .*\[cancel\]"),
         ("[cancle]", r"cancle: unknown"),
         ("[cancel]\ngrace = 1", r"cancel\.grace: unknown; .*cancel\.grace_s"),
         ('workers = "2"', r"workers: expected a whole number, got '2'"),
         ("workers = true", r"workers: expected a whole number"),
         ("workers = 0", r"workers: expected a whole number from 1"),
+        ("workers = 257", r"workers: expected a whole number from 1 to 256, got 257"),
+        (
+            f"[limits]\nmax_lines = {10**30}",
+            r"max_lines: expected a whole number up to 10{15}, got",
+        ),
+        (f"[worker]\nbyte_budget = {10**400}", r"byte_budget: .* up to 10{15}, got 10{39}…"),
+        (f"[worker]\nsegment_bytes = 0x{'f' * 5000}", r"segment_bytes: .*, got a far larger one"),
+        ("[retention]\noutput_s = 1000000001", r"output_s: .* up to 1000000000, got 1000000001"),
+        ("[cancel]\ngrace_s = 1e300", r"grace_s: expected a number up to 1000000000, got 1e\+300"),
         ("[server]\nport = 65536", r"server\.port: .*from 0 to 65535"),
         ("[cancel]\ngrace_s = -1", r"cancel\.grace_s: expected a number from 0"),
         ("[cancel]\ngrace_s = inf", r"cancel\.grace_s: expected a number"),
@@ -207,6 +222,7 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('windows = "24h"', r"windows: expected a list"),
         ("windows = []", r"windows: expected a list of texts with at least one"),
         ('windows = ["1 day"]', r"windows: '1 day' is not a number followed by"),
+        ('windows = ["11575d"]', r"windows: '11575d' is longer than 11574d"),
         ("[disk]\nlow_water_bytes = 2\nhigh_water_bytes = 1", r"disk\.high_water_bytes"),
         ("backend = 1", r"backend: expected tables, \[\[backend\]\]"),
         ("[[backend]]", r"\[\[backend\]\] 1: base_url: missing"),
@@ -225,8 +241,18 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         (adaptive("interactive_slowdown = 0.9"), r"slowdown: expected 1 or more, or 0, got 0.9"),
         (with_limit("priority = 0.5"), r"priority: expected a whole number"),
         ('[[backend]]\nbase_url = "x"\ntotal_timeout_s = 0', r"total_timeout_s: .*above 0"),
-        ('[[backend]]\nbase_url = "x"\nweight = 0', r"weight: .*above 0"),
-        ('[[backend]]\nbase_url = "x"\nhealth_s = 0', r"health_s: .*above 0"),
+        (
+            '[[backend]]\nbase_url = "x"\nweight = 0',
+            r"weight: expected a number from 0.001 to 1000",
+        ),
+        (
+            '[[backend]]\nbase_url = "x"\nweight = 1e308',
+            r"weight: .*from 0.001 to 1000, got 1e\+308",
+        ),
+        ('[[backend]]\nbase_url = "x"\nhealth_s = 1e-9', r"health_s: expected a number from 0.1"),
+        ('[[backend]]\nbase_url = ""', r"base_url: expected a text that is not empty"),
+        ('[[backend]]\nbase_url = "x"\nname = "a\\nb"', r"1: name: expected a text of one line"),
+        ('[[backend]]\nbase_url = "x"\nname = " a"', r"1: name: .* without blanks around it"),
         ('[[backend]]\nbase_url = "x"\ntransport = "h2"', r"one of auto, http1, general, got 'h2'"),
         ('[[backend]]\nbase_url = "https://x"\ntransport = "http1"', r"speaks http:// only"),
         (
@@ -238,6 +264,13 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ('[[backend]]\nbase_url = "x"\nheaders = { A = 1 }', r"headers: A: expected a text"),
         ('[[backend]]\nbase_url = "x"\nheaders = { A = "b\\nc" }', r"headers: .*control character"),
         ('[[backend]]\nbase_url = "x"\nheaders = { Host = "h" }', r"'Host' may not be set"),
+        *(
+            (
+                f'[[backend]]\nbase_url = "x"\nheaders = {{ {name} = "h" }}',
+                f"'{name}' may not be set",
+            )
+            for name in ("Idempotency-Key", "Content-Encoding", "Upgrade", "TE", "keep-alive")
+        ),
         (
             '[[backend]]\nbase_url = "x"\ncancel = "kill"',
             r"cancel: expected close, drain, call, got",
@@ -256,6 +289,8 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ("aliases = 1", r"aliases: expected a table"),
         ("projects = 1", r"projects: expected tables, \[projects.NAME\]"),
         ("projects.a = 1", r"projects.a: expected a table"),
+        ('[projects."a b"]\nweight = 1', r"projects: no project can be called 'a b': 1 to 64"),
+        ('[projects.""]\nweight = 1', r"projects: no project can be called ''"),
         ("[projects.a]\nwait = 1", r"projects.a: wait: unknown; allowed: weight, identical"),
         (
             "[projects.a]\nidentical_requests = true",
@@ -268,7 +303,7 @@ def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
         ("[scheduling]\nurgent_share = 1", r"urgent_share: expected a number from 0 to 0.9"),
         ("[aliases]\na = 1", r"aliases: a: expected the name"),
         ('[aliases]\na = ""', r"aliases: a: expected the name"),
-        ('[aliases]\n"" = "a"', r"aliases: : expected the name"),
+        ('[aliases]\n"" = "a"', r"aliases: a name in files is not empty"),
         ('[aliases]\na = "b"\nb = "c"', r"aliases: a: b is an alias itself"),
         ('[aliases]\na = "a"', r"aliases: a: a is an alias itself"),
         ("= 1", r"is not TOML"),
@@ -292,6 +327,48 @@ def test_a_key_never_appears_in_a_message(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be sent") as caught:
         load(config=file, environ={"K": "sk-secret\n2"})
     assert "sk-secret" not in caught.value.message
+
+
+def test_two_keys_for_one_backend_are_refused(tmp_path: Path) -> None:
+    text = (
+        '[[backend]]\nbase_url = "x"\napi_key_env = "K"\nheaders = { authorization = "Basic YQ==" }'
+    )
+    with pytest.raises(ConfigError, match="headers: Authorization is what api_key_env sends"):
+        load(config=written(tmp_path, text), environ={"K": "secret"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "base_url"),
+    [
+        ("http://x/v1/chat/completions", "http://x/v1"),
+        ("https://x:1/a/v1/models/", "https://x:1/a/v1"),
+        ("x:8000/embeddings", "http://x:8000"),
+    ],
+)
+def test_an_endpoint_is_no_base_url_and_the_message_says_what_is(
+    endpoint: str, base_url: str
+) -> None:
+    with pytest.raises(ValueError, match=f"is an endpoint; the base URL is {base_url}$"):
+        base_url_of(endpoint)
+    assert base_url_of("http://x/my-models") == "http://x/my-models/v1"
+
+
+def test_what_a_person_may_well_mean_is_taken(tmp_path: Path) -> None:
+    # Bounds are there for slips of the hand, and must not meet what somebody wants.
+    text = """
+workers = 256
+windows = ["11574d"]
+[retention]
+output_s = 1000000000
+[limits]
+max_batch_file_bytes = 1000000000000000
+[[backend]]
+name = "größe A"
+base_url = "x"
+weight = 1000
+health_s = 0.1
+"""
+    assert load(config=written(tmp_path, text), environ={}).backends[0].name == "größe A"
 
 
 def test_wrong_texts_of_the_environment_and_the_command_line_name_their_place() -> None:
@@ -324,9 +401,11 @@ def test_an_upstream_is_understood_with_or_without_v1(given: str, base_url: str)
     assert base_url_of(base_url) == base_url
 
 
-@pytest.mark.parametrize("given", ["", "http://", "http://a b", "http://x:99999", "http://x?a=b"])
+@pytest.mark.parametrize(
+    "given", ["", "http://", "http://a b", "http://x:99999", "x:0", "http://x?a=b"]
+)
 def test_what_is_no_base_url_is_refused(given: str) -> None:
-    with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
+    with pytest.raises(ValueError, match=r"URL|x:\d+: a port is a number from 1"):
         base_url_of(given)
 
 

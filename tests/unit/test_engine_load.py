@@ -77,6 +77,36 @@ def test_running_and_waiting_are_summed_and_the_fullest_cache_counts() -> None:
     assert read_load(VLLM) == EngineLoad(running=15, waiting=2, kv_use=0.5, gaps=1000.0, gap_s=30.5)
 
 
+@pytest.mark.parametrize("value", [b"55", b"-0.5", b"NaN", b"+Inf", b"1.1"])
+def test_a_cache_that_is_fuller_than_full_is_not_believed(value: bytes) -> None:
+    """Of percent, say. If this fails, such an engine is full for ever, and the limit stays low."""
+    page = b"vllm:num_requests_running 4\nvllm:kv_cache_usage_perc " + value + b"\n"
+    assert read_load(page) == EngineLoad(running=4, waiting=0)
+
+
+def test_nonsense_of_what_waits_is_not_believed() -> None:
+    page = b"vllm:num_requests_running 4\nvllm:num_requests_waiting 1e9\n"
+    assert read_load(page) == EngineLoad(running=4, waiting=0)
+
+
+class Bytes(bytes):
+    """Counts what is cut out of it."""
+
+    cut = 0
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]  # as of bytes
+        found = super().__getitem__(key)
+        self.cut += 1 if isinstance(found, int) else len(found)
+        return found
+
+
+def test_a_page_of_one_long_line_is_read_once() -> None:
+    """If this fails, a page of 8 MB holds up the server for minutes: all of it once a name."""
+    page = Bytes(b"# " + b"vllm:num_requests_running " * 1_000)
+    assert read_load(page) is None
+    assert page.cut < len(page)
+
+
 def test_an_older_name_for_the_same_is_known() -> None:
     older = VLLM.replace(b"inter_token_latency", b"time_per_output_token")
     older = older.replace(b"kv_cache_usage_perc", b"gpu_cache_usage_perc")
@@ -102,6 +132,8 @@ def test_every_engine_is_told_by_what_runs_and_needs_nothing_else(engine: str) -
         b"vllm:num_requests_running -1\n",
         b"vllm:num_requests_running 1e308\nvllm:num_requests_running 1e308\n",
         b"vllm:num_requests_running 1e300\n",
+        b"vllm:num_requests_running 2e6\n",
+        b"vllm:num_requests_running 5\nvllm:num_requests_running -1\n",
         b"\xff\xfe\x00vllm:num_requests_running 1",
     ],
 )

@@ -29,6 +29,19 @@ def test_one_level_beyond_it_is_enough(knee: int, drag: float) -> None:
     assert knee_of(seen([level for level in levels if level < knee], token_s)) is None
 
 
+def test_by_two_numbers_less_of_a_bend_is_one_than_by_a_single_one() -> None:
+    """A single one does not tell how steep the line is: that of an engine without a knee would seem
+    bent. By two it is known; and to try twice as many would take as long as the slowest answers."""
+
+    def bent(by: float, *before: int) -> list[Rate]:
+        return seen([*before, 32], lambda level: 0.05 * (by if level == 32 else 1.0))
+
+    assert knee_of(bent(1.14, 8, 16)) == pytest.approx(28, rel=0.02)
+    assert knee_of(bent(1.10, 8, 16)) is None
+    assert knee_of(bent(1.14, 8)) is None
+    assert knee_of(bent(1.16, 8)) == pytest.approx(28, rel=0.02)
+
+
 def test_a_line_however_steep_has_none() -> None:
     levels = [8, 16, 32, 64, 90, 126, 177, 248, 348]
     for count in range(1, len(levels) + 1):

@@ -15,6 +15,7 @@ from batchline.executor.limiter import AdaptiveLimit, FixedLimit, Look
 from batchline.executor.search import FIRST
 from bench.engines import KEPT_BACK, Engine, EngineShape, steady_rate
 from bench.limiter import FOUND_BY_S, TUNED_ON, WITHIN, found, parts_of, played
+from bench.limiter_turns import by_turns
 from bench.steered import Play
 
 REPORT_S = 0.25
@@ -111,6 +112,58 @@ def test_whatever_is_heard_it_stays_within_its_bounds(
         assert floor <= limiter.limit() <= floor + above
 
 
+WILD = st.one_of(st.integers(0, 60), st.sampled_from([10**3, 10**6, 10**12]))
+
+
+@given(
+    st.sampled_from([0.0, 1.0, 1.3]),
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.25, 0.5, 11.0, 3600.0]),
+            st.one_of(
+                st.tuples(st.just("report"), WILD, st.sampled_from([1e-9, 1.0, 60.0, 1e9])),
+                st.tuples(st.just("look"), WILD, WILD, WILD, st.sampled_from([1e-6, 0.02, 1e21])),
+                st.tuples(st.just("steady"), st.sampled_from([1e-6, 0.01, 0.02, 0.1, 1e21])),
+                st.tuples(st.just("shed"), st.booleans()),
+            ),
+        ),
+        max_size=80,
+    ),
+)
+def test_nonsense_and_idle_hours_end_nothing(
+    slowdown: float, heard: list[tuple[float, tuple[object, ...]]]
+) -> None:
+    """It raises nothing: that would be the end of what was heard with it."""
+    limiter = AdaptiveLimit(floor=2, ceiling=200, slowdown=slowdown)
+    now = 0.0
+    for later_s, one in heard:
+        now += later_s
+        ours = limiter.limit()
+        match one:
+            case ("report", int() as tokens, float() as latency_s):
+                limiter.report(now, answers=9, tokens=tokens, latency_s=latency_s, limited=True)
+            case ("look", int() as running, int() as waiting, int() as of_us, float() as token_s):
+                look = Look(
+                    running=running,
+                    waiting=waiting,
+                    kv_use=1.0,
+                    token_s=token_s,
+                    ours=of_us,
+                    limited=True,
+                )
+                limiter.look(now, look)
+            case ("steady", float() as token_s):
+                look = Look(
+                    running=ours, waiting=0, kv_use=0.1, token_s=token_s, ours=ours, limited=True
+                )
+                limiter.look(now, look)
+            case (_, bool() as first):
+                limiter.shed(now, in_flight=ours, first=first)
+            case _:
+                raise AssertionError(one)
+        assert 2 <= limiter.limit() <= 200
+
+
 def test_too_little_to_do_teaches_nothing() -> None:
     limiter = AdaptiveLimit(ceiling=100)
     for number in range(100):
@@ -167,6 +220,60 @@ def test_a_full_cache_of_the_engine_is_no_time_to_ask_for_more() -> None:
 
     assert limit_with(0.5) > 4 * FIRST
     assert limit_with(0.97) == FIRST
+
+
+def looked(limiter: AdaptiveLimit, pages: list[tuple[int, int]], *, token_s: float | None) -> int:
+    """The limit after these looks at what runs and what waits, all of it ours."""
+    for number, (running, waiting) in enumerate(pages):
+        look = Look(
+            running=running,
+            waiting=waiting,
+            kv_use=None,
+            token_s=token_s,
+            ours=running + waiting,
+            limited=True,
+        )
+        limiter.look(number / 2, look)
+    return limiter.limit()
+
+
+def test_prompts_that_wait_to_be_read_are_no_lack_of_places() -> None:
+    """An engine takes in one long prompt after the other. If this fails, a batch of them is run
+    one or two at a time, for half a minute and more."""
+    reads = [(1, 7), (1, 7), (2, 6), (3, 5), (3, 5), (4, 4), (5, 3), (6, 2), (8, 0)]
+    assert looked(AdaptiveLimit(ceiling=100), reads, token_s=None) == FIRST
+    few_wait = [(6, 2), (6, 2), (7, 1), (6, 2), (6, 2), (6, 2), (6, 2)]
+    assert looked(AdaptiveLimit(ceiling=100), few_wait, token_s=None) == FIRST
+
+
+def test_what_waits_while_no_more_run_tells_the_places() -> None:
+    assert looked(AdaptiveLimit(ceiling=100), [(4, 4)] * 6, token_s=None) == 4
+
+
+def limits_with(noise: list[float]) -> list[int]:
+    """The limit at each of the looks that are off by so much, once it is at its ceiling of 64."""
+    limiter = AdaptiveLimit(ceiling=64)
+    limits = []
+    for number, off in enumerate([1.0] * 60 + noise):
+        ours = limiter.limit()
+        look = Look(
+            running=ours, waiting=0, kv_use=None, token_s=0.02 * off, ours=ours, limited=True
+        )
+        limiter.look(number / 2, look)
+        limits.append(limiter.limit())
+    return limits[60:]
+
+
+def test_looks_that_differ_much_are_waited_for_longer() -> None:
+    """Of six of them most may fall into a moment in which prompts were read."""
+    assert set(limits_with([1.0, 3.0, 1.0, 3.0, 3.0, 3.0, 1.0, 3.0])) == {64}
+    assert min(limits_with([3.0] * 4)) == 32  # they agree
+
+
+def test_two_batches_of_different_kinds_that_take_turns_do_not_take_the_limit_down() -> None:
+    """By the rate alone, that of lines with long prompts is of an engine with less capacity."""
+    best = by_turns(every_s=10.0, page=False, fixed=True)
+    assert by_turns(every_s=10.0, page=True) > 0.7 * best
 
 
 def test_a_fixed_limit_is_what_was_configured() -> None:

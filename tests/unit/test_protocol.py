@@ -16,7 +16,7 @@ from batchline.service.range_check import CheckJob, CheckResult
 from batchline.service.validation import ValidationJob, ValidationResult
 
 # Of the shapes below, under the revision that `protocol.py` has.
-DIGEST = "b39d5434ee916b4d"
+DIGEST = "a3f5161fe6fa6cff"
 
 SAID = [m.ToWorker, m.ToControl, Request, Reply]
 JOBS = [ValidationJob, ValidationResult, LeftoversJob, LeftoversResult, CheckJob, CheckResult]

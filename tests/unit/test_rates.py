@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchline.executor.rates import FULL, SHARE, Kind, Rates, Told, Want
@@ -261,3 +262,75 @@ def test_an_account_that_refuses_for_no_reason_we_know_is_asked_for_less() -> No
     (bucket,) = made.of(Kind.REQUESTS)
     assert bucket.others == pytest.approx(0.1 * bucket.refill, rel=0.05)
     assert bucket.pace <= SHARE * bucket.refill
+
+
+def test_what_others_took_of_a_larger_limit_does_not_sink_the_level_of_a_smaller_one() -> None:
+    """The headers of another model tell a hundredth. If this fails, nothing goes for hours."""
+    made = Rates()
+    made.limit(Kind.TOKENS, 60_000, 0.0)
+    now = 0.0
+    for _ in range(10):
+        now += 1.5
+        made.refused(now, retry_after_s=0.0, told=frozenset(), roll=0.5)
+    made.told(Kind.TOKENS, Told(remaining=10.0, limit=60), now, age_s=0.0)
+    until = now + 120.0
+    while made.grant(Want(1, 1.0, 1.0), now) is None:
+        now += 1.0
+        assert now < until
+
+
+HEARD = st.one_of(
+    st.tuples(st.just("ask"), st.integers(0, 64), st.sampled_from([0.0, 1.0, 1e3, 1e18])),
+    st.tuples(st.just("correct"), st.sampled_from([-1e12, -1.0, 1.0, 1e6, 1e12])),
+    st.tuples(
+        st.just("told"),
+        st.builds(
+            Told,
+            remaining=st.sampled_from([0.0, 0.5, 59.0, 600.0, 1e15]),
+            limit=st.sampled_from([None, 60.0, 600.0, 1e6, 1e15]),
+            reset_s=st.sampled_from([None, 0.0, 1e-6, 1.0, 60.0]),
+        ),
+        st.sampled_from([0.0, 1.0, 1e6]),
+    ),
+    st.tuples(st.just("refused"), st.sampled_from([None, 0.0, 300.0]), st.booleans()),
+)
+
+
+@example([(0.0, ("correct", 1e6)), (0.0, ("told", Told(remaining=0.0, limit=60.0), 0.0))])
+@example(
+    [
+        (0.0, ("correct", 1e6)),
+        (0.0, ("told", Told(remaining=600.0, limit=60.0, reset_s=60.0), 0.0)),
+    ]
+)
+@settings(derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.005, 1.0, 61.0, 4e3]), HEARD), max_size=40))
+def test_after_any_nonsense_a_line_goes_in_the_end(
+    heard: list[tuple[float, tuple[object, ...]]],
+) -> None:
+    """What is owed, held and told is bounded; and no number on the way is none."""
+    made, now = Rates(), 0.0
+    made.limit(Kind.REQUESTS, 600, now)
+    made.limit(Kind.TOKENS, 60_000, now)
+    for later_s, one in heard:
+        now += later_s
+        match one:
+            case ("ask", int() as requests, float() as tokens):
+                made.grant(Want(requests, tokens, min(tokens, 100.0)), now)
+            case ("correct", float() as tokens):
+                made.correct(tokens, now)
+            case ("told", Told() as told, float() as age_s):
+                for kind in Kind:
+                    made.told(kind, told, now, age_s=age_s)
+            case (_, None | float() as asked_s, bool() as was_told):
+                kinds = frozenset(Kind) if was_told else frozenset[Kind]()
+                made.refused(now, retry_after_s=asked_s, told=kinds, roll=0.5)
+            case _:
+                raise AssertionError(one)
+        for bucket in made.buckets.values():
+            assert all(map(math.isfinite, (bucket.level, bucket.credit, bucket.others)))
+            assert bucket.level <= bucket.limit
+    until = now + 2_400.0
+    while made.grant(Want(1, 1.0, 1.0), now) is None:
+        now += 10.0
+        assert now < until

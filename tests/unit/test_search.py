@@ -36,13 +36,71 @@ def test_it_goes_no_higher_than_it_may() -> None:
     assert set(found(Search(least=5, most=5), 100)) == {5}
 
 
-def test_a_fall_of_the_rate_takes_the_level_down_by_as_much() -> None:
+def settled_at(knee: float) -> Search:
     search = Search(least=1, most=1024)
-    found(search, 100)
-    while abs(search.level / 100 - 1) > 0.02:
-        search.seen(50.0, in_hand=search.level, rate=rate_with_knee(search.level, 100))
-    search.seen(51.0, in_hand=search.level, rate=rate_with_knee(search.level, 40))
-    assert abs(search.level / 40 - 1) < 0.05
+    found(search, knee)
+    while abs(search.level / knee - 1) > 0.02:
+        search.seen(50.0, in_hand=search.level, rate=rate_with_knee(search.level, knee))
+    return search
+
+
+def test_a_fall_of_the_rate_takes_the_level_down_by_as_much() -> None:
+    search = settled_at(100)
+    search.seen(51.0, in_hand=search.level, rate=rate_with_knee(search.level, 60))
+    assert abs(search.level / 60 - 1) < 0.05
+    search.seen(52.0, in_hand=search.level, rate=rate_with_knee(search.level, 60))
+    assert max(found(search, 60, start=53.0)) <= 1.15 * 60
+
+
+def test_of_a_greater_fall_a_half_is_believed_and_the_rest_looked_into() -> None:
+    search = settled_at(100)
+    search.seen(51.0, in_hand=search.level, rate=rate_with_knee(search.level, 20))
+    assert search.level in (49, 50)
+    levels = found(search, 20, start=52.0, looks=12)
+    assert abs(levels[-1] / 20 - 1) < 0.25
+
+
+def test_where_fewer_bring_less_it_is_not_the_capacity_that_fell() -> None:
+    """Other lines run now, whose prompts are long: each request brings a third of the tokens. If
+    this fails, two batches of different kinds that take turns keep the level far too low."""
+    search = settled_at(100)
+    level = search.level
+    search.seen(51.0, in_hand=level, rate=rate_with_knee(level, 100) / 3)
+    assert search.level < level
+    search.seen(52.0, in_hand=search.level, rate=rate_with_knee(search.level, 100) / 3)
+    assert search.level == level
+
+
+def test_where_others_may_have_come_what_was_given_up_is_not_taken_back_at_once() -> None:
+    """Nobody sees them: there is no page. They take a third of the tokens."""
+    search = settled_at(90)
+    search.yields = True
+    level = search.level
+    search.seen(51.0, in_hand=level, rate=rate_with_knee(level, 60))
+    assert abs(search.level / 60 - 1) < 0.05
+    search.seen(52.0, in_hand=search.level, rate=rate_with_knee(search.level, 40))
+    assert search.level < 70
+
+
+@pytest.mark.parametrize("yields", [False, True])
+def test_one_measurement_of_nonsense_costs_a_few_others(yields: bool) -> None:
+    """A backend may tell any usage. If this fails, one answer takes the level to its floor."""
+    search = settled_at(100)
+    search.yields = yields
+    level = search.level
+    search.seen(51.0, in_hand=level, rate=rate_with_knee(level, 100) * 1e12)
+    levels = found(search, 100, looks=10, start=52.0)
+    assert min(levels) >= level // 2 / 1.15
+    assert abs(levels[-1] / 100 - 1) < 0.25
+
+
+def test_a_moment_in_which_nothing_came_costs_a_half_for_a_while() -> None:
+    search = settled_at(100)
+    level = search.level
+    search.seen(51.0, in_hand=level, rate=rate_with_knee(level, 100) * 1e-12)
+    levels = found(search, 100, looks=10, start=52.0)
+    assert min(levels) >= level // 2 / 1.15
+    assert abs(levels[-1] / 100 - 1) < 0.25
 
 
 def test_a_knee_that_moved_up_is_climbed_to_by_growing_steps() -> None:

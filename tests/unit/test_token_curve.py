@@ -108,15 +108,31 @@ def test_what_fewer_came_to_is_kept() -> None:
     assert curve.at(8) == pytest.approx(0.02)
 
 
+def test_when_all_that_is_known_is_old_and_of_more_it_begins_anew() -> None:
+    """The first look of a batch after an idle minute. If this fails, it raises."""
+    curve = TokenCurve()
+    now = looked(curve, [60] * 3, knee_at(30))
+    looked(curve, [8], knee_at(30), since=now + 60.0)
+    assert curve.at(60) == pytest.approx(0.02)
+
+
 @given(
-    st.lists(st.tuples(st.integers(1, 5_000), st.floats(1e-4, 10.0)), min_size=1, max_size=60),
+    st.lists(
+        st.tuples(st.integers(1, 5_000), st.floats(1e-4, 10.0), st.sampled_from([LOOK_S, 11.0])),
+        min_size=1,
+        max_size=60,
+    ),
     st.floats(1e-4, 10.0),
 )
-def test_more_in_hand_are_never_faster(looks: list[tuple[int, float]], most_s: float) -> None:
+def test_more_in_hand_are_never_faster(
+    looks: list[tuple[int, float, float]], most_s: float
+) -> None:
     curve = TokenCurve()
-    for number, (in_hand, token_s) in enumerate(looks):
-        curve.note(number * LOOK_S, in_hand, token_s)
-    numbers = sorted({in_hand for in_hand, _ in looks} | {1, 10_000})
+    now = 0.0
+    for in_hand, token_s, later_s in looks:
+        now += later_s
+        curve.note(now, in_hand, token_s)
+    numbers = sorted({in_hand for in_hand, _, _ in looks} | {1, 10_000})
     all_s = [curve.at(n) for n in numbers]
     assert all(a <= b * (1 + 1e-9) for a, b in pairwise(all_s))
     assert curve.most_at(most_s) > 0

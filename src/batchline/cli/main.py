@@ -17,6 +17,7 @@ from batchline import __version__
 from batchline.domain.errors import ConfigError
 
 EXIT_CONFIG = 2
+EXIT_INTERRUPTED = 130  # before there is anything to drain
 
 app = typer.Typer(
     name="batchline",
@@ -74,6 +75,9 @@ def serve(
     Without --upstream and without backends in the file it looks for Ollama, LM Studio, vLLM,
     llama.cpp and SGLang on their usual ports.
     """
+    from batchline.cli.signals import at_once_until_then
+
+    at_once_until_then(EXIT_INTERRUPTED)
     from batchline.cli.network_disk import on_this_machine
     from batchline.config import load
 

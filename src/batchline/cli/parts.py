@@ -6,15 +6,17 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
 from batchline.config import Settings
-from batchline.executor.catalogue import BackendReport, Catalogue
+from batchline.executor.catalogue import LISTING_BYTES, BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
+from batchline.executor.places import ANSWER_S, MOST_PAGE_BYTES, Places
+from batchline.executor.roots import at_root
 from batchline.executor.transport.choice import transport_for
 from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
@@ -55,6 +57,7 @@ class Parts:
     alarms: Alarms
     executor: LocalExecutor
     catalogue: Catalogue
+    places: Places
     scheduler: Scheduler
     runner: Runner
     disk: DiskGuard
@@ -83,6 +86,7 @@ class _Dispatch:
 
     executor: LocalExecutor
     catalogue: Catalogue
+    places: Places
     drains: Drains
 
 
@@ -128,7 +132,10 @@ def _dispatch(
     on_catalogue: Callable[[], None],
 ) -> _Dispatch:
     """`on_catalogue` is told when lines may go where they could not before."""
-    transports = {b.name: transport_for(b) for b in settings.backends}
+    # What bounds an answer to a line says nothing of how long a list of models may be.
+    transports = {
+        b.name: transport_for(replace(b, max_answer_bytes=LISTING_BYTES)) for b in settings.backends
+    }
     for transport in transports.values():
         stack.push_async_callback(transport.close)
     executor = LocalExecutor(
@@ -144,6 +151,18 @@ def _dispatch(
         ),
         on_up=admission.note_up,
     )
+    at_roots = {
+        b.name: transport_for(at_root(b, answer_s=ANSWER_S, most_bytes=MOST_PAGE_BYTES))
+        for b in settings.backends
+        if b.asks_places
+    }
+    for transport in at_roots.values():
+        stack.push_async_callback(transport.close)
+    places = Places(settings.backends, transports=at_roots, heard=admission.set_places)
+
+    def looked(report: BackendReport) -> None:
+        health.looked(report)
+        places.looked(report)
 
     def changed(report: BackendReport) -> None:
         admission.note_models(report.name, report.models or ())
@@ -154,12 +173,12 @@ def _dispatch(
         transports=transports,
         aliases=settings.aliases,
         on_change=changed,
-        on_look=health.looked,
+        on_look=looked,
         answers_lines=admission.has_answered_since,
     )
     drains = Drains(directory.drained, apply=admission.set_drained)
     drains.restore([backend.name for backend in settings.backends])
-    return _Dispatch(executor=executor, catalogue=catalogue, drains=drains)
+    return _Dispatch(executor=executor, catalogue=catalogue, places=places, drains=drains)
 
 
 def _services(
@@ -209,6 +228,7 @@ def _services(
         alarms=alarms,
         executor=dispatch.executor,
         catalogue=dispatch.catalogue,
+        places=dispatch.places,
         scheduler=scheduler,
         runner=runner,
         disk=disk,

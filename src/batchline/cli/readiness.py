@@ -9,7 +9,7 @@ from batchline.api.admin_backends import ShownBackend
 from batchline.api.services import BackendHealth, Readiness
 from batchline.cli.parts import Parts
 from batchline.config import Settings
-from batchline.executor.catalogue import BackendReport, Reach
+from batchline.executor.catalogue import BackendReport
 from batchline.executor.standing import Standing
 
 
@@ -90,6 +90,4 @@ def _state(report: BackendReport, standing: Standing) -> str:
         return "drained" if standing.quiet else "draining"
     if standing.gated is not None:
         return "gated"
-    if report.reach is Reach.REACHABLE and report.trouble is None:
-        return "up"
-    return report.reach.value
+    return "up" if report.takes_lines else report.reach.value

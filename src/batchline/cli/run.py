@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from batchline.cli.outcome import USAGE, CommandFailed, add
+from batchline.cli.outcome import INTERRUPTED, USAGE, CommandFailed, add
 from batchline.domain.model import DAY_S
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ def run(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with settings, such as backends with keys.")
     ] = None,
+    run_once: Annotated[
+        bool | None,
+        typer.Option(
+            "--run-once/--no-run-once",
+            help="Send lines with the same body once. [as [projects.default] has it]",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes. [1]")] = None,
     cancel_grace_s: Annotated[
         float | None,
@@ -66,6 +73,9 @@ def run(
     Exit codes: 0 every line succeeded, 1 some lines failed (they are in the error file), 2 wrong
     options or a bad input file: nothing was run, 130 cancelled: the files are partial.
     """
+    from batchline.cli.signals import at_once_until_then
+
+    at_once_until_then(INTERRUPTED)
     from batchline.cli import input_check
     from batchline.cli.network_disk import on_this_machine
     from batchline.cli.run_directory import RunDirectory
@@ -79,6 +89,7 @@ def run(
         endpoint=input_check.endpoint_of(source, endpoint, wrong=USAGE),
         output=output,
         errors=error_path,
+        run_once=run_once,
     )
     options = {"workers": workers, "cancel.grace_s": cancel_grace_s}
     settings = load(config=config, options=options, upstreams=upstream or ())

@@ -18,13 +18,13 @@ import uvloop
 from batchline import telemetry
 from batchline.cli import input_check, run_results
 from batchline.cli.data_directory import DataDirectory
+from batchline.cli.file_limit import raise_file_limit, too_few_files
 from batchline.cli.outcome import FAILED, INTERRUPTED, USAGE, CommandFailed
 from batchline.cli.parts import Parts, build
 from batchline.cli.progress import ProgressView, Sight
 from batchline.cli.readiness import backend_health
 from batchline.cli.run_directory import InputNote, RunDirectory
 from batchline.cli.signals import on_signals
-from batchline.cli.worker_child import raise_file_limit
 from batchline.config import Settings
 from batchline.domain.errors import IllegalTransition, InvalidRequest, StorageFull
 from batchline.domain.ids import DEFAULT_PROJECT
@@ -47,6 +47,7 @@ class Order:
     endpoint: str
     output: Path
     errors: Path
+    run_once: bool | None  # None: as the settings have it
 
 
 def go(settings: Settings, directory: RunDirectory, order: Order, *, restart: bool) -> int:
@@ -59,6 +60,8 @@ def go(settings: Settings, directory: RunDirectory, order: Order, *, restart: bo
     telemetry.configure_logging(level="error")  # the progress says what a run waits for
     telemetry.arm(settings.probes)
     raise_file_limit()
+    if (few := too_few_files(settings)) is not None:
+        sys.stderr.write(f"{few}\n")
     if order.output.exists() and not directory.exists and not restart:
         raise CommandFailed(
             f"{order.output} exists already; choose another --output, or have it replaced with"
@@ -155,14 +158,14 @@ class _Run:
         return await self._create(parts, file.id)
 
     async def _create(self, parts: Parts, file_id: str) -> Batch:
-        return await parts.batches.create(
-            DEFAULT_PROJECT,
-            {
-                "input_file_id": file_id,
-                "endpoint": self._order.endpoint,
-                "completion_window": WINDOW,
-            },
-        )
+        wanted: dict[str, object] = {
+            "input_file_id": file_id,
+            "endpoint": self._order.endpoint,
+            "completion_window": WINDOW,
+        }
+        if self._order.run_once is not None:
+            wanted["identical_requests"] = "run_once" if self._order.run_once else "run_each"
+        return await parts.batches.create(DEFAULT_PROJECT, wanted)
 
     async def _follow(self, parts: Parts, batch: Batch, view: ProgressView) -> Batch:
         """The batch once it has ended; a signal cancels it."""
@@ -219,8 +222,10 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_S):
                     await parts.catalogue.refresh_all()
+                    await parts.places.ask()
             background = [
                 tasks.create_task(parts.catalogue.run()),
+                tasks.create_task(parts.places.run()),
                 tasks.create_task(parts.scheduler.run()),
                 tasks.create_task(parts.maintenance.run()),
                 tasks.create_task(parts.disk.run(parts.executor)),
@@ -289,10 +294,11 @@ def _note(parts: Parts, batch: Batch) -> str:
     if disk:
         return f"disk: {disk}"
     backends = backend_health(parts)
-    working = [one for one in backends if one.state == "up"]
+    working = {one.name for one in backends if one.state == "up"}
     if working:
         # A backend that works and is waited for all the same has a rate limit.
-        return "; ".join(f"{one.name}: {one.reason}" for one in working if one.reason)
+        waits = ((one.name, one.waits) for one in parts.executor.standings())
+        return "; ".join(f"{name}: {why}" for name, why in waits if why and name in working)
     return "; ".join(f"waiting for {one.name}: {one.reason or one.state}" for one in backends)
 
 

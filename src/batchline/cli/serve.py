@@ -25,10 +25,10 @@ from batchline.api.http_protocol import serve_config
 from batchline.api.services import ListedModel
 from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
+from batchline.cli.file_limit import raise_file_limit, too_few_files
 from batchline.cli.parts import Parts, build
 from batchline.cli.readiness import ServedBackends, readiness
 from batchline.cli.signals import on_signals
-from batchline.cli.worker_child import raise_file_limit
 from batchline.config import Settings, check_reach, is_loopback
 from batchline.domain.errors import ConfigError
 from batchline.executor import processes
@@ -97,7 +97,11 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_LOOK_S):
                     await parts.catalogue.refresh_all()
-            background = [tasks.create_task(parts.catalogue.run())]
+                    await parts.places.ask()
+            background = [
+                tasks.create_task(parts.catalogue.run()),
+                tasks.create_task(parts.places.run()),
+            ]
             await server.accepting.wait()
             directory.note_listening(settings.server.host, port)
             _say(parts, keys, settings, port)
@@ -216,6 +220,8 @@ def _say(parts: Parts, keys: Keys, settings: Settings, port: int) -> None:
     has_keys = not keys.ring.is_empty
     if not has_keys and not is_loopback(settings.server.host):
         telemetry.trouble("server_open_to_everybody", host=settings.server.host)
+    if (few := too_few_files(settings)) is not None:
+        telemetry.trouble("open_files_limited", reason=few)
     said = serve_output.start_up(settings, parts.catalogue.report(), port=port, has_keys=has_keys)
     sys.stdout.write(said + "\n")
     sys.stdout.flush()

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
+
+
+def at_once_until_then(exit_code: int) -> None:
+    """Have Ctrl-C end this process at once, until `on_signals` says otherwise.
+
+    Seconds pass until then, most of them in imports, and Python drops a KeyboardInterrupt that
+    meets it in a callback of the import system: who had pressed Ctrl-C would see the command go on.
+    Where somebody has SIGINT ignored it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(exit_code))
 
 
 def on_signals(stopping: asyncio.Event, at_once: Callable[[], None]) -> None:

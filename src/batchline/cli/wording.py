@@ -34,7 +34,11 @@ def size(count: int) -> str:
 
 
 def instant(at: int | None) -> str:
-    return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
+    """`2026-11-28 21:57:18Z`; one that no calendar has, as the seconds that it is."""
+    try:
+        return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
+    except (ValueError, OverflowError, OSError):  # any server may have said it
+        return f"{at} s after 1970"
 
 
 def lines(count: int) -> str:

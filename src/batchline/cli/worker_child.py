@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import gc
 import os
-import resource
 import socket
 import traceback
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import cast
 import uvloop
 
 from batchline import telemetry
+from batchline.cli.file_limit import raise_file_limit
 from batchline.executor import messages as m
 from batchline.executor import processes
 from batchline.executor.intake import Intake
@@ -144,16 +144,6 @@ class _Link(asyncio.Protocol):
             self.ended.set_result(None)
         else:
             self.ended.set_exception(exc)
-
-
-def raise_file_limit() -> None:
-    """As many sockets as the system allows: each request in flight is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (ValueError, OSError):  # macOS refuses "infinity"
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_240, hard), hard))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ MESSAGES: Final = MappingProxyType(
         ),
         Failure.REQUEST_TIMEOUT: "The request timed out.",
         Failure.UPSTREAM_UNREACHABLE: "The backend broke the connection before it answered.",
-        Failure.INVALID_UPSTREAM_RESPONSE: "The backend's answer was not usable JSON.",
+        Failure.INVALID_UPSTREAM_RESPONSE: (
+            "The backend's answer was broken HTTP or not usable JSON."
+        ),
         Failure.RESPONSE_TOO_LARGE: "The backend's answer was larger than is allowed here.",
         Failure.WORKER_LOST: "The worker process ended each time it ran this request.",
         Failure.MODEL_NOT_FOUND: "No backend serves the model of this request.",

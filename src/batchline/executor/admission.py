@@ -39,6 +39,7 @@ class _Desk:
     pool: PermitPool
     rates: RateDesk
     models: ModelDesk
+    places: int | None = None  # of the engine, where nobody said how many requests to send
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
     turn_until: float = 0.0  # with fewer permits than workers, others have them then
@@ -48,6 +49,12 @@ class _Desk:
     shedding: bool = False  # its circuit closed, when it last did, over a refusal for load
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
+
+    @property
+    def ceiling(self) -> int:
+        if self.places is None:
+            return self.settings.max_in_flight
+        return max(self.settings.min_in_flight, self.places)
 
     @property
     def takers(self) -> set[str]:
@@ -103,7 +110,7 @@ class Admission:
                 Standing(
                     name=name,
                     weight=desk.settings.weight,
-                    max_in_flight=desk.settings.max_in_flight,
+                    max_in_flight=desk.ceiling,
                     permits=permits,
                     in_flight=min(permits, in_flight.get(name, 0)),
                     gated=None if circuit.admitting else circuit.shown(now),
@@ -320,6 +327,24 @@ class Admission:
         desk = self._desks[name]
         desk.drained = drained
         self._rebalance(name, desk)
+
+    def set_places(self, name: str, places: int | None) -> None:
+        """The engine runs so many requests at once, and nobody said how many to send: so many.
+
+        None: it does not say (any more); then it is what it is by default.
+        """
+        desk = self._desks[name]
+        before, desk.places = desk.ceiling, places
+        ceiling = desk.ceiling
+        if ceiling == before:
+            return
+        telemetry.event("backend_places", backend=name, in_flight=ceiling)
+        if desk.steering is not None:
+            desk.steering.set_ceiling(ceiling, now=self._clock())
+            self._follow(name, desk, desk.steering)
+        else:
+            desk.pool.limit = ceiling
+            self._rebalance(name, desk)
 
     def note_down(self, name: str, reason: str, *, silent: bool) -> None:
         """Looks at the backend find nobody: no line need find that out.

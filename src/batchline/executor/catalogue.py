@@ -23,6 +23,8 @@ from batchline.domain.results import usable_body
 from batchline.executor.contract import Answer, BackendSettings, Transport
 from batchline.executor.looks import page_of, said_by_proxy
 
+LISTING_BYTES: Final = 8 * 1024 * 1024  # of an answer of `/v1/models`: some 100,000 models
+
 
 class Reach(StrEnum):
     """Whether a backend answers HTTP at all."""
@@ -61,10 +63,20 @@ class BackendReport:
     connected: bool = True  # at the last look, whether or not it answered
     silent: bool = False  # it did not, at all
     by_proxy: bool = False  # it did not, and a proxy did in its place
+    owners: Sequence[str] = ()  # of its models, as it says: engines are told by that
+    key_refused: bool = False
+
+    @property
+    def takes_lines(self) -> bool:
+        """Whether lines go there, as far as looks tell. One that does not list its models may be
+        sent any: that is a trouble to tell of, and keeps nothing waiting."""
+        listed_none = self.models is not None and not self.models
+        return self.reach is Reach.REACHABLE and not self.key_refused and not listed_none
 
 
 class _Model(msgspec.Struct):
     id: str
+    owned_by: object = None  # a text, or whatever
 
 
 class _ModelList(msgspec.Struct):
@@ -82,6 +94,7 @@ class Listing:
     """
 
     models: Sequence[str] | None = None
+    owners: Sequence[str] = ()
     trouble: str | None = None
     key_refused: bool = False
 
@@ -98,7 +111,8 @@ def read_listing(answer: Answer) -> Listing:
         return Listing(trouble="lists its models in a form that is not OpenAI's")
     if not models:
         return Listing(models=(), trouble="has no models")
-    return Listing(models=tuple(dict.fromkeys(model.id for model in models)))
+    owners = dict.fromkeys(one.owned_by for one in models if isinstance(one.owned_by, str))
+    return Listing(models=tuple(dict.fromkeys(model.id for model in models)), owners=tuple(owners))
 
 
 def after_answer(
@@ -119,6 +133,8 @@ def after_answer(
         connected=True,
         silent=False,
         by_proxy=False,
+        owners=listing.owners,
+        key_refused=listing.key_refused,
     )
 
 

@@ -74,10 +74,11 @@ class BackendSettings:
     `stream`: generated texts are asked for as streams; `keep_partial`: what came of a
     stream that a cancel or the end of the window cut off is kept. `abort_call` is there where
     `cancel` is `call`. `stops_on_close`: somebody saw it stop generating when a connection closed.
-    `weight` is its part of the lines where several backends have room for them. It is looked at
-    every `health_s`. `interactive_slowdown` (0: others are nobody's business) and `min_in_flight`
-    are of use where `concurrency` is adaptive. `priority` goes out with every request that has none
-    of its own.
+    `asks_places`: nobody set `max_in_flight`, so as many as the engine says that it runs at once,
+    where it says so. `weight` is its part of the lines where several backends have room for them.
+    It is looked at every `health_s`. `interactive_slowdown` (0: others are nobody's business) and
+    `min_in_flight` are of use where `concurrency` is adaptive. `priority` goes out with every
+    request that has none of its own.
     """
 
     name: str
@@ -104,6 +105,7 @@ class BackendSettings:
     min_in_flight: int = 1
     interactive_slowdown: float = 1.3
     priority: int | None = None
+    asks_places: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,7 @@ async def _ask(place: Place, transport_for: Callable[[BackendSettings], Transpor
         name=place.product,
         # The number, not "localhost": that may be ::1 first, where most of them do not listen.
         base_url=f"http://127.0.0.1:{place.port}/v1",
+        asks_places=True,
     )
     transport = transport_for(backend)
     try:

@@ -16,6 +16,7 @@ from typing import Final
 
 METRICS: Final = "/metrics"  # at the root of the server, not below /v1
 _MOST: Final = 1e15  # of anything that is counted here; more is nonsense
+_MOST_REQUESTS: Final = 1e6  # at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +80,13 @@ def read_load(page: bytes, engine: str | None = None) -> EngineLoad | None:
     for name, names in NAMES.items():
         if engine not in (None, name):
             continue
-        running = _total(page, names.running)
+        running = _total(page, names.running, most=_MOST_REQUESTS)
         if running is None:
             continue
         gap = next((one for one in names.token_gap if _total(page, one + b"_count")), None)
         return EngineLoad(
             running=round(running),
-            waiting=round(_total(page, names.waiting) or 0.0),
+            waiting=round(_total(page, names.waiting, most=_MOST_REQUESTS) or 0.0),
             kv_use=_highest(page, names.kv_use),
             gaps=None if gap is None else _total(page, gap + b"_count"),
             gap_s=None if gap is None else _total(page, gap + b"_sum"),
@@ -93,17 +94,21 @@ def read_load(page: bytes, engine: str | None = None) -> EngineLoad | None:
     return None
 
 
-def _total(page: bytes, name: bytes) -> float | None:
-    """The sum of the samples of one metric; None when there are none, or it is no count."""
+def _total(page: bytes, name: bytes, *, most: float = _MOST) -> float | None:
+    """The sum of the samples of one metric; None when there are none, or one is no count."""
     values = _samples(page, name)
-    total = sum(values) if values else math.nan
-    return total if 0 <= total <= _MOST else None  # also None for what is no number
+    total = sum(values) if values and all(value >= 0 for value in values) else math.nan
+    return total if total <= most else None  # also None for what is no number
 
 
 def _highest(page: bytes, names: Sequence[bytes]) -> float | None:
-    """The fullest of all: one process without room makes requests wait."""
+    """The fullest of all: one process without room makes requests wait.
+
+    What is no part of a whole is not looked at: a page that counts in percent would be full for
+    ever, and the limit would stay where it began.
+    """
     values = next((found for name in names if (found := _samples(page, name))), [])
-    return max(filter(math.isfinite, values), default=None)
+    return max((value for value in values if 0 <= value <= 1), default=None)
 
 
 def _samples(page: bytes, name: bytes) -> list[float]:
@@ -111,10 +116,12 @@ def _samples(page: bytes, name: bytes) -> list[float]:
     at = page.find(name)
     while at != -1:
         after = at + len(name)
-        stop = page.find(b"\n", after)
-        line = page[after : stop if stop != -1 else len(page)]
-        # Not in a comment, and not the beginning of a longer name.
-        if (at == 0 or page[at - 1 : at] == b"\n") and line[:1] in (b"{", b" ", b"\t"):
+        # Not in a comment, and not the beginning of a longer name. (Before the line's end is looked
+        # for: of a page that is one line of names that would be all of it, each time.)
+        begins = at == 0 or page[at - 1 : at] == b"\n"
+        if begins and page[after : after + 1] in (b"{", b" ", b"\t"):
+            stop = page.find(b"\n", after)
+            line = page[after : stop if stop != -1 else len(page)]
             words = line.rpartition(b"}")[2].split()  # a time may follow the value
             try:
                 values.append(float(words[0]) if words else math.nan)

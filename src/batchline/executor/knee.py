@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _BELOW: Final = 0.75  # of the highest rate: that is not what the engine can do in all
-_BENT: Final = 1.15  # times what the line says
+_BENT: Final = 1.12  # times what the line says
+_BENT_BY_ONE: Final = 1.15  # the same of a single number, which does not tell how steep the line is
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ def knee_of(seen: Sequence[Rate]) -> float | None:
     if not below:
         return None
     first_s, slope_s = _line(below)
-    if newest.token_s < _BENT * (first_s + slope_s * newest.in_hand):
+    bent = _BENT if len(below) > 1 else _BENT_BY_ONE
+    if newest.token_s < bent * (first_s + slope_s * newest.in_hand):
         return None
     shared_s = 1 / most - slope_s  # with each request more
     return first_s / shared_s if shared_s > 0 else None

@@ -29,12 +29,16 @@ _LEAST_AGREE: Final = 3  # where they all say the same; else an eighth
 _AGREE: Final = 0.03  # of their mean, its standard error
 _LOOKS: Final = 2  # for one measurement
 _LOOKS_ROUGH: Final = 6  # where they differ: prompts are read in bursts
-_ROUGH: Final = 0.01
+_ROUGH: Final = 0.01  # of their mean, its standard error; as the next
+_LOOKS_MOST: Final = 12  # where they differ by more: a step is worth less than that
+_TOO_ROUGH: Final = 0.1
 _LOOKS_LAST_S: Final = 2.0  # for so long a look makes up for answers
 _NEAR: Final = 0.05  # in hand, off the level by more: something else than the level was measured
 _NEAR_OTHERS: Final = 0.2  # the same while others come and go
 _BELOW_SHED: Final = 0.95
-_WAITING: Final = 0.1  # of those that run: so many that wait are too many; none while others wait
+_WAITING: Final = 0.1  # of those that run: more that wait are too many; any, while others wait
+_FEW: Final = 2  # that wait: they are about to be read
+_STUCK_LOOKS: Final = 4  # at which too many waited and no more ran: it takes in no more
 _KV_FULL: Final = 0.95
 _SAME: Final = 0.07  # in the logarithm of the level
 _UNSTEADY_LOOKS: Final = 6
@@ -112,6 +116,7 @@ class AdaptiveLimit:
         self._ceiling = ceiling
         self._search = Search(least=floor, most=ceiling)
         self._neighbours = Neighbours(slowdown)
+        self._makes_way = slowdown > 0
         self._roof = Roof()
         self._limit = self._search.level
         self._answers = 0
@@ -121,7 +126,8 @@ class AdaptiveLimit:
         self._looks_until = -math.inf
         self._by_page = False  # what was seen last
         self._last: tuple[int, Look, bool] | None = None  # measure, look, steady
-        self._waited = 0  # looks in a row at which too many waited
+        self._waited = 0  # looks in a row at which too many waited, and no more ran
+        self._ran = 0  # at the last look
         self._unsteady = 0  # looks in a row of which nothing could be learnt
         self._crowded = 0  # looks in a row at which others left us nothing, and nobody suffered
         self._shed_from = 0
@@ -139,6 +145,12 @@ class AdaptiveLimit:
     def is_settled(self) -> bool:
         """Whether the first, fast part of the search is over."""
         return not self._search.ramp
+
+    def set_ceiling(self, now: float, ceiling: int) -> None:
+        """No more than that from now on, however many may be of use."""
+        before = self.measure
+        self._ceiling = max(self._floor, ceiling)
+        self._follow(now, before)
 
     # -- what is heard ---------------------------------------------------------------------
 
@@ -206,9 +218,12 @@ class AdaptiveLimit:
     def _hear_of_waiting(self, now: float, look: Look) -> None:
         """What waits for a place at the engine says how many places there are."""
         others = self._neighbours.are_there(now)
-        too_many = look.waiting > (0 if others else look.running * _WAITING)
-        self._waited = self._waited + 1 if too_many and look.running else 0
-        if self._waited >= _LOOKS:  # once: a burst, that it reads in a moment
+        too_many = look.waiting > (0 if others else max(_FEW, look.running * _WAITING))
+        # While more and more run it takes them in one by one, as fast as it reads their prompts.
+        stuck = too_many and 0 < look.running <= self._ran
+        self._ran = look.running
+        self._waited = self._waited + 1 if stuck else 0
+        if self._waited >= (_LOOKS if others else _STUCK_LOOKS):
             self._waited = 0
             if look.running < self._search.level:
                 self._roof.found(now, look.running)
@@ -265,9 +280,7 @@ class AdaptiveLimit:
         running = (last[1].running + look.running) / 2
         self._in_hand.add(in_hand)
         self._rates.add(running / look.token_s)
-        looks = self._rates.count
-        rough = not self._search.ramp and self._rates.error > _ROUGH
-        if looks >= (_LOOKS_ROUGH if rough else _LOOKS):
+        if self._are_enough_looks():
             in_hand, rate = self._in_hand.mean, self._rates.mean
             self._forget_looks()
             self._unsteady = 0
@@ -279,6 +292,7 @@ class AdaptiveLimit:
             # A page counts tokens only, an answer's latency has its prompt and its queue in it too.
             self._by_page = by_page
             self._search.compare_no_more()
+        self._search.yields = self._makes_way and not by_page  # the page tells of others
         self._search.seen(now, in_hand=in_hand, rate=rate)
 
     def _are_enough(self) -> bool:
@@ -288,6 +302,13 @@ class AdaptiveLimit:
         if self._speeds.error <= _AGREE and self._answers >= max(_LEAST_AGREE, self._limit // 8):
             return True
         return self._answers >= max(_LEAST_ANSWERS_FAST, self._limit // 4)
+
+    def _are_enough_looks(self) -> bool:
+        """Whether so many looks say how many tokens a second there are."""
+        looks, error = self._rates.count, self._rates.error
+        if self._search.ramp or error <= _ROUGH:
+            return looks >= _LOOKS
+        return looks >= (_LOOKS_ROUGH if error <= _TOO_ROUGH else _LOOKS_MOST)
 
     def _is_held_back(self, now: float) -> bool:
         """Whether others keep what is in hand off the level: then it cannot be looked at."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from batchline import telemetry
 from batchline.domain.errors import UpstreamError
 from batchline.executor.contract import BackendSettings, Concurrency, Transport
 from batchline.executor.engine_load import METRICS, EngineLoad, read_load
+from batchline.executor.roots import at_root
 
 LOOK_S: Final = 0.5
 ABSENT_S: Final = 30.0  # until the next look for a page that is not there
@@ -48,13 +48,7 @@ class LoadWatch:
 
     async def _watch(self, backend: BackendSettings) -> None:
         transport = self._transport(
-            replace(
-                backend,
-                base_url=backend.base_url.removesuffix("/v1"),
-                connect_timeout_s=_ANSWER_S,
-                total_timeout_s=_ANSWER_S,
-                max_answer_bytes=_MAX_PAGE_BYTES,
-            )
+            at_root(backend, answer_s=_ANSWER_S, most_bytes=_MAX_PAGE_BYTES)
         )
         failures = _FAILURES  # it has not been there yet
         try:

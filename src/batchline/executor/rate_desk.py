@@ -108,7 +108,8 @@ class RateDesk:
         if now < self._rates.hold_until:
             return f"rate limit: refused, next try in {self._rates.hold_until - now:.0f} s"
         limits = [
-            f"{bucket.limit:,.0f} {kind} {_PERIODS.get(period_s, 'a minute')}"
+            f"{bucket.limit:,.0f} {kind if bucket.limit != 1 else kind.removesuffix('s')}"
+            f" {_PERIODS.get(period_s, 'a minute')}"
             for (kind, period_s), bucket in self._rates.buckets.items()
         ]
         return f"rate limit: {', '.join(limits)}"

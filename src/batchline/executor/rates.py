@@ -105,6 +105,10 @@ class Bucket:
         return self.limit / self.period_s
 
     @property
+    def most_owed(self) -> float:
+        return max(self.limit, _MOST_OWED_S * self.refill)
+
+    @property
     def pace(self) -> float:
         """What may be asked for a second. An allowance for longer than a minute is not spread."""
         most = SHARE * self.refill if self.period_s <= MINUTE_S else math.inf
@@ -138,9 +142,8 @@ class Bucket:
 
     def take(self, amount: float) -> None:
         """Spend `amount`; a negative one gives back. The credit may be owed afterwards."""
-        most_owed = max(self.limit, _MOST_OWED_S * self.refill)
-        self.level = min(self.limit, max(self.level - amount, -most_owed))
-        self.credit = min(max(self.credit - amount, -most_owed), BURST_S * self.pace)
+        self.level = min(self.limit, max(self.level - amount, -self.most_owed))
+        self.credit = min(max(self.credit - amount, -self.most_owed), BURST_S * self.pace)
         if self.history and self.at <= self.history[-1][0]:
             self.history.pop()
         self.history.append((self.at, self.level - self.wrong))
@@ -159,6 +162,11 @@ class Bucket:
             if limit > self.limit and self.at - self.limited_at < MINUTE_S:
                 return
             self.limit, self.limited_at = limit, self.at
+            # What is owed and what others take was reckoned by the refill that was: by this one it
+            # might last for days, or sink the level while nothing is sent.
+            self.level = min(max(self.level, -self.most_owed), limit)
+            self.credit = max(self.credit, -self.most_owed)
+            self.others = min(self.others, _MOST_BY_OTHERS * self.refill)
         if self._is_enough(told):
             return
         least, most = self._levels_about(self.at - age_s)

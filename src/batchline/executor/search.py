@@ -12,7 +12,8 @@ is slower in proportion, so the knee is about rate / (rate of one request when t
 where that cannot be, there is none, and the level before the last was good enough. From there on it
 tries small steps up and down, larger ones once two in a row were right, stays where neither is
 better, and looks again every few seconds. When the rate at an unchanged level falls, the level goes
-down at once by as much.
+down at once by as much, to a half at most; and back, unless that paid or it may have been for
+others.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Search:
     """`level` is how many requests should be in hand now, within `least` and `most`.
 
     `measure` counts the changes of `level`: what is measured belongs to one of them. `gentle`:
-    somebody would suffer from twice too many. Instants are the caller's clock, in seconds.
+    somebody would suffer from twice too many. `yields`: when each request is slower, somebody else
+    may have come whom nobody sees. Instants are the caller's clock, in seconds.
     """
 
     def __init__(self, *, least: int, most: int) -> None:
@@ -60,6 +62,7 @@ class Search:
         self.level = max(least, min(FIRST, most))
         self.measure = 1
         self.gentle = False
+        self.yields = False
         self.ramp = True  # doubling; afterwards steps around `_reference`
         self._reference: _Seen | None = None
         self._ramped: list[Rate] = []  # what was seen on the ramp
@@ -131,8 +134,12 @@ class Search:
         reference = self._reference
         if reference is None or not self._trying:
             if reference is not None and seen.rate * _SLOWER < reference.rate:
+                level = max(round(seen.level * seen.rate / reference.rate), seen.level // 2)
                 self._failures = self._successes = 0
-                self.go(round(seen.level * seen.rate / reference.rate))
+                if self.yields:
+                    self.go(level)
+                else:
+                    self._test_a_fall(seen, level)
                 return
             self._reference = seen
             if now >= self._hold_until:
@@ -155,6 +162,20 @@ class Search:
             self._step = _FINE_STEP
             self._up = True
             self._hold_until = now + _HOLD_S
+
+    def _test_a_fall(self, seen: _Seen, level: int) -> None:
+        """The rate has fallen: as many as still fit, if it is the capacity that has.
+
+        It may as well be that others of our lines run now, whose prompts are longer for as many
+        tokens; fewer then bring less. So it is a step like any other, and taken back when it does
+        not pay.
+        """
+        self._reference = seen
+        self._up = False
+        self._trying = True
+        self._change(level)
+        if self.level == seen.level:
+            self._trying = False
 
     def _try(self, level: int) -> None:
         target = math.ceil(level * self._step) if self._up else math.floor(level / self._step)

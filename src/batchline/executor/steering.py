@@ -51,10 +51,14 @@ class PageAge:
 
     def note(self, now: float, *, ours: int, in_hand: int) -> None:
         """At this look we had at most `ours`, and the page says `in_hand`."""
+        if self._ours and now > self._ours[-1][0] + _NEXT_LOOK_S:
+            # Nobody looked meanwhile: how long it took to show is not known, and an idle hour would
+            # be taken for the page's age.
+            self._rise = None
         if self._rise is not None:
             since, shown = self._rise
             if in_hand >= shown or now - since > self._LONGEST_S:
-                self.age_s = max(self._FORGETS * self.age_s, now - since)
+                self.age_s = max(self._FORGETS * self.age_s, min(now - since, self._LONGEST_S))
                 self._rise = None
         elif self._ours and ours >= self._RISE * max(4, self._ours[-1][1]) > in_hand:
             self._rise = (now, self._SHOWN * ours)
@@ -91,6 +95,10 @@ class Steering:
     @property
     def is_settled(self) -> bool:
         return self._limiter.is_settled
+
+    def set_ceiling(self, ceiling: int, *, now: float) -> None:
+        """The most that there may be has changed."""
+        self._limiter.set_ceiling(now, ceiling)
 
     def report(self, worker: str, message: m.LaneReport, *, now: float, order: int) -> None:
         """A worker's word; `order` is the number of the newest that it was given."""
@@ -140,7 +148,9 @@ class Steering:
                 token_s=_token_s(last, now, load),
                 ours=self._age.most_ours(now),
                 age_s=self._age.age_s,
-                limited=all(
+                # Of nobody it would be true: a backend that a person drained, and others use.
+                limited=bool(wanting)
+                and all(
                     worker in self._heard and self._heard[worker].limited for worker in wanting
                 ),
             ),

@@ -65,6 +65,7 @@ class TokenCurve:
         about = _about(in_hand)
         if self.is_known:
             self._forget(lambda key, point: key > about and point.seen_at < now - _STALE_S)
+        if self.is_known:  # still: all of it may have been of more, and old
             self._hear_of_a_change(about, in_hand, token_s)
         if about in self._points:
             self._points[about].add(now, in_hand, token_s)

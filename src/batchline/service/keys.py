@@ -23,7 +23,7 @@ from batchline.service.files import is_plausible_id
 from batchline.store.contract import Store
 from batchline.telemetry import event
 
-_PROJECT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PROJECT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Keys:
@@ -53,7 +53,7 @@ class Keys:
         Raises:
             InvalidRequest: a project cannot be called that.
         """
-        if _PROJECT_NAME.fullmatch(project_name) is None:
+        if PROJECT_NAME.fullmatch(project_name) is None:
             raise InvalidRequest(
                 "A project's name has 1 to 64 letters, digits, '.', '_' and '-', and begins with a"
                 " letter or digit."

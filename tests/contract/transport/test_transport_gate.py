@@ -86,6 +86,26 @@ async def test_a_trusted_certificate_is_spoken_to(make: MakeTransport, implement
     assert server.opened == 1
 
 
+async def test_a_certificate_of_another_host_is_called_that(
+    make: MakeTransport, implementation: str
+) -> None:
+    if implementation not in SPEAKS_TLS:
+        return  # by contract http1 serves http:// only
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
+
+    async def script(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    # An address of this machine that is not in the certificate; macOS has it only when told to.
+    server = await asyncio.start_server(script, "127.0.0.2", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(NotSent, match="certificate of another host"):
+            await post(make(backend(f"https://127.0.0.2:{port}"), tls=trusting))
+
+
 async def test_a_server_that_speaks_no_tls_is_not_sent(
     make: MakeTransport, implementation: str
 ) -> None:

@@ -45,6 +45,12 @@ _COALESCE_BYTES: Final = 64 * 1024  # below: head and body in one write; above: 
 _STALE_TRIES: Final = 8  # the pool drops dead connections itself; these are the spoiled ones
 _MAX_HEADER_BYTES: Final = 64 * 1024
 _MOST_DIGITS: Final = 20  # of a length: 64 bits, as the parser has checked
+_UNTRUSTED: Final = "certificate not trusted"
+_CERTIFICATES: Final = {  # by OpenSSL's X509_V_ERR_…, where that is not the authority's fault
+    10: "certificate expired",
+    62: "certificate of another host",
+    64: "certificate of another host",
+}
 _MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
 _DISCARD_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
@@ -380,7 +386,7 @@ def _reason(exc: BaseException) -> str:
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
         return "unknown host"
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-        return "certificate not trusted"
+        return _CERTIFICATES.get(getattr(exc.certificate_error, "verify_code", 0), _UNTRUSTED)
     if isinstance(exc, aiohttp.ClientConnectorError):
         return _reason(exc.os_error)
     if isinstance(exc, OSError) and exc.errno is not None and exc.errno > 0:
