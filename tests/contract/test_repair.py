@@ -141,7 +141,7 @@ async def test_exactly_the_lines_of_a_damaged_range_are_unsettled(
     tokens = 7 * counts.completed
     assert after.usage == Usage(input_tokens=tokens, total_tokens=tokens)
     assert await stored.store.shard_bitmaps(batch.id) == [(0, 10, settled)]
-    assert await stored.store.pending_shards(batch.id) == [PendingShard(0, MODEL, 0)]
+    assert list(await stored.store.pending_shards(batch.id)) == [PendingShard(0, MODEL, 0)]
     shard = await claimed(stored.store, batch)
     assert shard.completed + shard.failed == 10 - lines
     assert shard.usage.total_tokens == 7 * shard.completed

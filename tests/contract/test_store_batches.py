@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import IntegrityError
 
-from batchline.domain import bitmap, lifecycle
+from batchline.domain import lifecycle
 from batchline.domain.errors import NotFound
 from batchline.domain.ids import DEFAULT_PROJECT, BatchId, FileId, ProjectId
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
@@ -317,13 +317,13 @@ async def test_a_started_batch_has_its_plan_total_model_and_untouched_shards(sto
     assert (after.status, after.in_progress_at) == (BatchStatus.IN_PROGRESS, NOW + 4)
     assert (after.plan_blob, after.model) == (plan.name, None)
     assert after.counts == Counts(total=1_003)
-    assert await store.pending_shards(batch.id) == [
+    assert list(await store.pending_shards(batch.id)) == [
         PendingShard(0, "a", 0),
         PendingShard(1, "b", 0),
     ]
     assert await store.shard_bitmaps(batch.id) == [
-        (0, 1_000, bytes(bitmap.empty(1_000))),
-        (1_000, 3, bytes(bitmap.empty(3))),
+        (0, 1_000, b""),
+        (1_000, 3, b""),
     ]
     shard = await claimed(store, batch, 1)
     assert (shard.first_entry, shard.entries, shard.model) == (1_000, 3, "b")
@@ -397,7 +397,7 @@ async def test_a_shard_that_does_not_exist_or_is_settled_is_not_claimed(store: S
     shard = await claimed(store, batch, 0)
     assert await store.commit("w", [settling(shard, finished=range(10))], now=NOW) == [True]
     assert await store.claim_shard(shard.key) is None
-    assert await store.pending_shards(batch.id) == [PendingShard(1, MODEL, 0)]
+    assert list(await store.pending_shards(batch.id)) == [PendingShard(1, MODEL, 0)]
 
 
 async def test_fifty_claims_at_once_get_fifty_different_epochs(store: Store) -> None:

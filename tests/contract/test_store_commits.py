@@ -313,14 +313,14 @@ async def test_commits_beside_a_cancel_and_its_finalize_are_either_in_the_file_o
 
 async def test_pending_shards_are_those_with_an_unsettled_line(store: Store) -> None:
     batch = await started(store, shards=3)
-    assert await store.pending_shards(batch.id) == [
+    assert list(await store.pending_shards(batch.id)) == [
         PendingShard(number, MODEL, 0) for number in (0, 1, 2)
     ]
     whole = settling(await claimed(store, batch, 1), finished=range(5), failed=range(5, 10))
     part = settling(await claimed(store, batch, 2), finished=range(9))
     assert await commits(store, whole, part) == [True, True]
-    assert await store.pending_shards(batch.id) == [
+    assert list(await store.pending_shards(batch.id)) == [
         PendingShard(number, MODEL, 0) for number in (0, 2)
     ]
     assert [entry for entry, _, _ in await store.shard_bitmaps(batch.id)] == [0, 20]
-    assert await store.pending_shards(BatchId("batch_none")) == []
+    assert list(await store.pending_shards(BatchId("batch_none"))) == []

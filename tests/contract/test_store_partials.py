@@ -37,7 +37,7 @@ async def test_records_are_kept_in_order_and_settle_nothing(store: Store) -> Non
     assert await store.partials(other.id) == []
     assert (await store.load_batch(batch.id)).counts == Counts(total=20, completed=1)
     assert await store.shard_bitmaps(batch.id) == [
-        (0, 10, bytes(2)),
+        (0, 10, b""),
         (10, 10, bytes([0b1000, 0])),
     ]
 

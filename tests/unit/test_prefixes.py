@@ -14,7 +14,9 @@ from batchline.domain import plan, prefixes
 from batchline.domain.model import Endpoint
 from batchline.domain.prefixes import (
     BOUNDARIES,
+    DIGEST_BYTES,
     KEY_BYTES,
+    branch,
     group_hash,
     key_of,
     levels_of,
@@ -145,6 +147,17 @@ def test_the_trunk_makes_nobody_a_neighbour() -> None:
     assert not neighbours(off, one, trunk)
     assert not neighbours(one, one, one)  # all there is may be the trunk
     assert not neighbours(key_of(b""), key_of(b"x"), b"")
+
+
+@given(st.lists(st.lists(st.integers(1, 3), max_size=5), min_size=3, max_size=3))
+def test_neighbours_are_those_that_leave_the_trunk_alike(chains: list[list[int]]) -> None:
+    one, other, trunk = (
+        b"".join(digest.to_bytes(DIGEST_BYTES, "big") for digest in chain) for chain in chains
+    )
+    whole = one.ljust(KEY_BYTES, b"\0"), other.ljust(KEY_BYTES, b"\0")
+    alike = branch(whole[0], trunk) == branch(whole[1], trunk) != 0
+    assert alike == neighbours(*whole, trunk)
+    assert branch(one, trunk) == branch(whole[0], trunk)
 
 
 def test_a_group_has_one_number_in_every_batch_and_never_a_special_one() -> None:

@@ -227,6 +227,19 @@ def neighbours(one: bytes, other: bytes, trunk: bytes) -> bool:
     return shared_levels(one, other) > min(shared_levels(one, whole), shared_levels(other, whole))
 
 
+def branch(key: bytes, trunk: bytes) -> int:
+    """Where a prompt leaves the trunk, and how it goes on; 0 when it ends first.
+
+    Two prompts are `neighbours` when theirs is the same and not 0. `key` may lack its zeros.
+    """
+    level = len(trunk) // DIGEST_BYTES
+    if not key.startswith(trunk):
+        level = shared_levels(key.ljust(KEY_BYTES, b"\0"), trunk.ljust(KEY_BYTES, b"\0"))
+    at = level * DIGEST_BYTES
+    following = int.from_bytes(key[at : at + DIGEST_BYTES], "big")
+    return level << 8 * DIGEST_BYTES | following if following else 0
+
+
 def group_hash(key: bytes, levels: int, piece: int) -> int:
     """A number for the lines that share `levels` of `key`: never 0, the same in every batch.
 

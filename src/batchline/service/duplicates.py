@@ -18,12 +18,14 @@ from typing import Final, NamedTuple
 
 from batchline.service.scratch import unnamed_file, write_all
 
-SPILL_IDS: Final = 32_768  # 512 KiB of pairs; twice as many cost 2 MiB more and save no time
+SPILL_IDS: Final = 16_384  # 256 KiB of pairs; more of them cost as much again and save no time
 
-# A partition is compared in memory, at about 100 bytes an id: up to some 6 MB.
-_PARTITION_IDS: Final = 65_536
+# A partition is compared in memory, at about 100 bytes an id: up to some 3 MB, and of lines of
+# 600 bytes 0.3 MB: a set of more than 4,915 takes four times the room at once.
+_PARTITION_IDS: Final = 4_096
 _MAX_PARTITIONS: Final = 1_024
-_WRITTEN_BUFFERS: Final = 16  # copied together for a write; all at once would be 512 KiB more
+_WRITTEN_BUFFERS: Final = 16  # copied together for a write; all at once would be 256 KiB more
+_PLACES_AT_ONCE: Final = 64  # partitions of whose buffers it is read at once where they lie
 _SHORTEST_LINE_BYTES: Final = 90  # the four keys and nothing in them
 
 # How many earlier entries a suspect is compared with. More of one hash are equal ids, not clashes.
@@ -49,8 +51,9 @@ class CustomIds:
         self._appends = [buffer.append for buffer in self._buffers]
         self._scratch_dir = scratch_dir
         self._spill_fd: int | None = None
-        self._starts = array("Q")  # of each spill
-        self._ends = array("I")  # of each buffer in its spill: spill-major, partition-minor
+        # Of each spill. It begins with the ends of its buffers: in memory these would be four bytes
+        # for each partition of each spill, a megabyte at ten million lines.
+        self._starts = array("Q")
         self._buffered = 0
         self._spilled = 0  # bytes
         self.added = 0
@@ -81,13 +84,13 @@ class CustomIds:
     def _spill(self) -> None:
         if self._spill_fd is None:
             self._spill_fd = unnamed_file(self._scratch_dir)
-        end = 0
+        ends = array("I", [0])
         for buffer in self._buffers:
             self.repeats += len(buffer) // 2 - len(set(buffer[::2]))
-            end += len(buffer) * buffer.itemsize
-            self._ends.append(end)
+            ends.append(ends[-1] + len(buffer) * buffer.itemsize)
         self._starts.append(self._spilled)
-        self._spilled += end
+        self._spilled += len(ends) * ends.itemsize + ends[-1]
+        write_all(self._spill_fd, ends)
         for first in range(0, len(self._buffers), _WRITTEN_BUFFERS):
             some = self._buffers[first : first + _WRITTEN_BUFFERS]
             write_all(self._spill_fd, b"".join(some))
@@ -109,19 +112,32 @@ class CustomIds:
 
         Equal ids are in one part. Each is in memory by itself.
         """
-        for number in range(self._mask + 1):
-            yield self._load(number)
+        for first in range(0, len(self._buffers), _PLACES_AT_ONCE):
+            some = self._buffers[first : first + _PLACES_AT_ONCE]
+            places = [self._places(start, first, len(some)) for start in self._starts]
+            for at, buffer in enumerate(some):
+                yield self._load(places, at) + buffer
 
-    def _load(self, number: int) -> array[int]:
-        """All pairs of one partition, in entry order."""
+    def _places(self, spill: int, first: int, count: int) -> array[int]:
+        """Where `count` buffers from `first` on begin in that spill, and where the last ends."""
+        begins = array("I")
+        at = spill + first * begins.itemsize
+        begins.frombytes(self._read((count + 1) * begins.itemsize, at))
+        buffers = spill + (len(self._buffers) + 1) * begins.itemsize
+        return array("Q", [buffers + begin for begin in begins])
+
+    def _load(self, places: Sequence[array[int]], at: int) -> array[int]:
+        """The spilled pairs of one partition, in entry order: the `at`th of those in `places`."""
         pairs = array("q")
-        if self._spill_fd is not None:
-            for spill, start in enumerate(self._starts):
-                at = spill * (self._mask + 1) + number
-                begin = self._ends[at - 1] if number else 0
-                pairs.frombytes(os.pread(self._spill_fd, self._ends[at] - begin, start + begin))
-        pairs.extend(self._buffers[number])
+        for begins in places:
+            pairs.frombytes(self._read(begins[at + 1] - begins[at], begins[at]))
         return pairs
+
+    def _read(self, size: int, at: int) -> bytes:
+        data = b"" if self._spill_fd is None else os.pread(self._spill_fd, size, at)
+        if len(data) != size:
+            raise OSError("a scratch file ends before its end")
+        return data
 
     def close(self) -> None:
         if self._spill_fd is not None:

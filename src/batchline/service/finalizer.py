@@ -122,10 +122,7 @@ class Finalizer:
             plan_path=str(self.blobs.path(BlobName(batch.plan_blob))),
             output_path=str(scratch),
             shards=[
-                # Of most shards nothing has run: their bitmaps are no part of the message.
-                Unfinished(
-                    first_entry=first, entries=entries, settled=settled if any(settled) else b""
-                )
+                Unfinished(first_entry=first, entries=entries, settled=settled)
                 for first, entries, settled in bitmaps
             ],
             partials=[

@@ -19,7 +19,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 class Block(NamedTuple):
     r"""Consecutive lines: the first begins at `offset`, each is followed by one b"\n".
 
-    `lines` None stands for one line that is longer than allowed: its bytes were skipped.
+    `lines` None stands for one line that is longer than allowed: its bytes were skipped. A list is
+    the caller's until it asks for the next block, and is emptied then.
     """
 
     offset: int
@@ -82,6 +83,7 @@ class InputFile:
             start = position - held_bytes
             position += len(block)
             lines = block.split(b"\n")
+            del block  # the lines are copies: with them it would be in memory twice
             held_bytes += len(lines[0])
             if held_bytes <= max_line_bytes:
                 held.append(lines[0])
@@ -99,6 +101,7 @@ class InputFile:
             held_bytes = len(held[0])
             if lines:
                 yield Block(start, lines)
+                lines.clear()  # else they were still there while the next ones are read
         if position != self.size:
             raise BlobUnreadable(f"the input ends at byte {position}")
         if held_bytes > max_line_bytes:

@@ -9,16 +9,16 @@ in groups of four, five pairs are to be expected, and one is enough.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from batchline.domain.prefixes import (
     DIGEST_BYTES,
-    KEY_BYTES,
+    branch,
     key_of,
     levels_of,
-    neighbours,
     prompt_of,
     trunk_of,
 )
@@ -30,7 +30,37 @@ _MOST_KEYS: Final = (
     16_384  # 3 MB where prompts are long; a file of over two million lines is sampled more thinly
 )
 _ENOUGH_PAIRS: Final = 1  # strangers with one digest are one in four billion
+_TRUNK_KEYS: Final = 1_024  # what most of so many begin with is the trunk of all
+_COMPARED_AT_ONCE: Final = 4_096
 _SEED: Final = 0  # the same file always has the same plan
+
+
+class _PackedKeys:
+    """Keys without their zeros, one behind the other: 25 bytes a prompt of 500, 72 as objects.
+
+    While a file is read they would be strewn among its lines besides, and keep memory from being
+    given back.
+    """
+
+    def __init__(self) -> None:
+        self._digests = bytearray()
+        self._levels = bytearray()  # of each key
+
+    def add(self, key: bytes) -> None:
+        levels = levels_of(key)
+        self._levels.append(levels)
+        self._digests += key[: levels * DIGEST_BYTES]
+
+    def some(self, most: int) -> list[bytes]:
+        """At most so many of them, evenly."""
+        return list(islice(self, 0, None, -(-len(self._levels) // most)))
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        for levels in self._levels:
+            stop = start + levels * DIGEST_BYTES
+            yield bytes(self._digests[start:stop])
+            start = stop
 
 
 class PrefixSample:
@@ -42,7 +72,7 @@ class PrefixSample:
         self._random = random.Random(_SEED)  # noqa: S311  # where to look, not a secret
         self._apart = 0  # lines from one pair to the next, on average; 0: nothing seen yet
         self._next = 0  # the next pair begins so many lines after the last block
-        self._keys: dict[int, list[bytes]] = {}
+        self._keys: dict[int, _PackedKeys] = {}
 
     def look(self, lines: Sequence[bytes], models: Sequence[int]) -> None:
         """Take some of the next lines of the file; `models` has the number of each one's model."""
@@ -68,18 +98,26 @@ class PrefixSample:
     def _take(self, lines: Sequence[bytes], models: Sequence[int]) -> None:
         assert self._prompt is not None  # noqa: S101  # `look` asked
         for raw, model in zip(lines, models, strict=False):
-            key = key_of(self._prompt(raw))
-            # Zeros are not kept: of a prompt of 500 bytes they are five sixths of the key.
-            key = key[: levels_of(key) * DIGEST_BYTES]
-            self._keys.setdefault(model, []).append(key)
+            if model not in self._keys:
+                self._keys[model] = _PackedKeys()
+            self._keys[model].add(key_of(self._prompt(raw)))
 
     def trunks(self) -> Mapping[int, bytes] | None:
         """What most lines of each model begin with; None when no order is worth its while."""
         pairs = 0
         trunks = {}
         for model, keys in self._keys.items():
-            trunks[model] = trunk = trunk_of(keys)
-            keys.sort()
-            whole = (key.ljust(KEY_BYTES, b"\0") for key in keys)
-            pairs += sum(neighbours(one, other, trunk) for one, other in pairwise(whole))
+            trunks[model] = trunk = trunk_of(keys.some(_TRUNK_KEYS))
+            pairs += _repeated(array("Q", (branch(key, trunk) for key in keys)))
         return trunks if pairs >= _ENOUGH_PAIRS else None
+
+
+def _repeated(branches: array[int]) -> int:
+    """How many are there again, those that are 0 aside; with a bounded number in memory as objects:
+    a set of sixteen thousand takes a megabyte."""
+    repeated = 0
+    parts = len(branches) // _COMPARED_AT_ONCE + 1
+    for part in range(parts):
+        some = [one for one in branches if one % parts == part and one]
+        repeated += len(some) - len(set(some))
+    return repeated

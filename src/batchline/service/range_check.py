@@ -35,7 +35,7 @@ IN_A_THREAD_BYTES: Final = 4 * 1024 * 1024
 _PAGE: Final = 128  # rows of the store: at 1 KB each while they are taken over
 _JOB_RANGES: Final = 2_048  # a message of 50 KB; between two jobs others may have the child
 _LIGHTER: Final = 16  # a byte is checked in so small a part of the time of validating one
-_BLOCK_BYTES: Final = 256 * 1024  # stays in the cache between the read and the CRC
+_BLOCK_BYTES: Final = 64 * 1024  # stays in the cache between the read and the CRC
 
 
 class Damage(StrEnum):

@@ -341,7 +341,8 @@ class Scheduler:
         """Put the lost shards back, except those that the last commits had settled."""
         running = self._running.get(batch_id)
         shards = await self._until_stored(lambda: self._store.pending_shards(batch_id))
-        unsettled = {shard.number: shard for shard in shards}
+        numbers = {key.number for key in lost}
+        unsettled = {shard.number: shard for shard in shards if shard.number in numbers}
         for key in lost:
             self._no_longer_held(key)
             if running is not None:

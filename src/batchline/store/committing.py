@@ -26,7 +26,8 @@ from sqlalchemy import (
 from batchline.domain import bitmap, lifecycle
 from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.lifecycle import BatchStatus
-from batchline.domain.model import BlobRange, PendingShard, Shard, ShardCommit, ShardKey
+from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey
+from batchline.domain.pending import PendingShards
 from batchline.store import references, rows
 from batchline.store.tables import (
     ERROR,
@@ -48,18 +49,14 @@ def _has_unsettled_lines() -> ColumnElement[bool]:
     return shard.c.completed + shard.c.failed < shard.c.entries
 
 
-def pending(connection: Connection, batch_id: BatchId) -> list[PendingShard]:
+def pending(connection: Connection, batch_id: BatchId) -> PendingShards:
     query = (
         select(shard.c.number, shard.c.model, shard.c.deaths)
         .join(batch, batch.c.sequence == shard.c.batch_sequence)
         .where(batch.c.id == batch_id, _has_unsettled_lines())
         .order_by(shard.c.number)
     )
-    models: dict[str, str] = {}  # else each shard has its own copy of the name
-    return [
-        PendingShard(number, models.setdefault(model, model), deaths)
-        for number, model, deaths in connection.execute(query)
-    ]
+    return PendingShards((row.number, row.model, row.deaths) for row in connection.execute(query))
 
 
 def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, bytes]]:
@@ -69,7 +66,10 @@ def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, b
         .where(batch.c.id == batch_id, _has_unsettled_lines())
         .order_by(shard.c.number)
     )
-    return [(row.first_entry, row.entries, bytes(row.settled)) for row in connection.execute(query)]
+    return [
+        (first, entries, bytes(settled) if any(settled) else b"")
+        for first, entries, settled in connection.execute(query)
+    ]
 
 
 def partials(connection: Connection, batch_id: BatchId) -> list[BlobRange]:

@@ -32,7 +32,6 @@ from batchline.domain.model import (
     File,
     LineProblem,
     Page,
-    PendingShard,
     PlannedShard,
     Shard,
     ShardCommit,
@@ -40,6 +39,7 @@ from batchline.domain.model import (
     Upload,
     UploadPart,
 )
+from batchline.domain.pending import PendingShards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +294,7 @@ class Store(Protocol):
 
     # -- shards and commits --------------------------------------------------------------------
 
-    async def pending_shards(self, batch_id: BatchId) -> Sequence[PendingShard]:
+    async def pending_shards(self, batch_id: BatchId) -> PendingShards:
         """Each shard with an unsettled line, by number."""
 
     async def claim_shard(self, key: ShardKey) -> Shard | None:
@@ -324,7 +324,11 @@ class Store(Protocol):
         """
 
     async def shard_bitmaps(self, batch_id: BatchId) -> Sequence[tuple[int, int, bytes]]:
-        """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order."""
+        """(first entry, entries, settled bitmap) of each shard with an unsettled line, in order.
+
+        Of a shard with no settled line the bitmap is empty: of a batch that was stopped early that
+        is nearly every one.
+        """
 
     async def partials(self, batch_id: BatchId) -> Sequence[BlobRange]:
         """The committed records of lines that were cut off, oldest first; gone once it has ended.

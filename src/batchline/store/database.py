@@ -29,7 +29,6 @@ from batchline.domain.model import (
     File,
     LineProblem,
     Page,
-    PendingShard,
     PlannedShard,
     Shard,
     ShardCommit,
@@ -37,6 +36,7 @@ from batchline.domain.model import (
     Upload,
     UploadPart,
 )
+from batchline.domain.pending import PendingShards
 from batchline.store import (
     batches,
     committing,
@@ -338,7 +338,7 @@ class Database:
 
     # -- shards and commits --------------------------------------------------------------------
 
-    async def pending_shards(self, batch_id: BatchId) -> Sequence[PendingShard]:
+    async def pending_shards(self, batch_id: BatchId) -> PendingShards:
         return await self._read(lambda c: committing.pending(c, batch_id))
 
     async def claim_shard(self, key: ShardKey) -> Shard | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -27,6 +28,8 @@ from batchline.domain.model import Batch, Blob, File, Purpose
 from batchline.store import batches, files, references, rows
 from batchline.store.contract import FinalFiles
 from batchline.store.tables import ERROR, OUTPUT, batch, file_range, partial_commit, segment_commit
+
+_DELETED_AT_ONCE: Final = 4_096  # rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +83,11 @@ def finalize(
         .where(batch.c.sequence == this.sequence)
         .values(output_file_id=output, error_file_id=errors, **problems)
     )
-    for table in (segment_commit, partial_commit):
-        connection.execute(delete(table).where(table.c.batch_sequence == this.sequence))
+    for kind in (OUTPUT, ERROR):
+        _delete_commits(connection, this.sequence, kind)
+    connection.execute(
+        delete(partial_commit).where(partial_commit.c.batch_sequence == this.sequence)
+    )
     references.drop_held_by(connection, [batch_id])
     return batches.load(connection, batch_id)
 
@@ -139,6 +145,22 @@ def _write_file(
         last = {"file_sequence": sequence, "position": ranges, "begin": settled}
         _append_never_run(connection, last, file_id, never_run, now=this.now)
     return file_id
+
+
+def _delete_commits(connection: Connection, batch_sequence: int, kind: str) -> None:
+    """Some thousands at a time: SQLite lists what it is to delete in memory, 24 bytes a row, and a
+    batch of ten million lines at a slow backend has half a million."""
+    these = (segment_commit.c.batch_sequence == batch_sequence, segment_commit.c.kind == kind)
+    following = (
+        select(segment_commit.c.sequence)
+        .where(*these)
+        .order_by(segment_commit.c.sequence)
+        .offset(_DELETED_AT_ONCE)
+        .limit(1)
+    )
+    while (stop := connection.execute(following).scalar_one_or_none()) is not None:
+        connection.execute(delete(segment_commit).where(*these, segment_commit.c.sequence < stop))
+    connection.execute(delete(segment_commit).where(*these))
 
 
 def _append_never_run(

@@ -8,6 +8,7 @@ reference stays without one, and its bytes may go.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, case, delete, exists, select
@@ -34,8 +35,12 @@ def worker_holder(worker: str) -> str:
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
     """An INSERT that can have an ON CONFLICT clause."""
+    return _insert_of(connection.dialect.name, table)
+
+
+def _insert_of(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     # Both databases know ON CONFLICT and spell it alike; SQLAlchemy has one class for each.
-    if connection.dialect.name == "postgresql":
+    if dialect == "postgresql":
         # Only here: the start of every command that opens a SQLite database is shorter by it.
         from sqlalchemy.dialects import postgresql
 
@@ -58,11 +63,16 @@ def register_segments(connection: Connection, ends: Mapping[BlobName, int], *, n
         {"name": name, "kind": BlobKind.SEGMENT.value, "bytes": end, "created_at": now}
         for name, end in sorted(ends.items())
     ]
-    insert = insert_into(connection, blob)
+    connection.execute(_growing(connection.dialect.name), values)
+
+
+@cache
+def _growing(dialect: str) -> postgresql.Insert | sqlite.Insert:
+    """Made once: `excluded` is a copy of the table, 150 objects in cycles, and each group of
+    commits would leave one to the garbage collector."""
+    insert = _insert_of(dialect, blob)
     grown = case((insert.excluded.bytes > blob.c.bytes, insert.excluded.bytes), else_=blob.c.bytes)
-    connection.execute(
-        insert.on_conflict_do_update(index_elements=["name"], set_={"bytes": grown}), values
-    )
+    return insert.on_conflict_do_update(index_elements=["name"], set_={"bytes": grown})
 
 
 def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> None:
