@@ -135,7 +135,7 @@ async def test_a_cancel_does_not_wait_for_lines_that_wait_for_their_rate(tmp_pat
             content = make_lines(20)
             batch = submit(client, content)
             running.wait_readiness(
-                lambda body: body["backends"][0]["reason"] == "rate limit: 1 requests a minute"
+                lambda body: body["backends"][0]["reason"] == "rate limit: 1 request a minute"
             )
             client.batches.cancel(batch.id)
             ended = wait_for(client, batch.id)

@@ -255,8 +255,7 @@ async def test_an_input_that_exhausts_the_memory_of_its_child_fails_its_batch(
     async with backend_process() as backend:
         with server(tmp_path, backend.base_url) as running:
             client = running.client()
-            (child,) = set(running.children()) - set(running.workers())
-            give_little_memory(child)
+            give_little_memory(running.wait_job_child())
             failed(wait_for(client, submit(client, json.dumps(line).encode()).id, "failed"))
             # The next one is validated as ever.
             content = make_lines(9)

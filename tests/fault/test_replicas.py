@@ -180,7 +180,7 @@ async def test_a_replica_that_dies_while_nobody_needs_it_is_known_to_before_a_li
 ) -> None:
     content = make_lines(60)
     async with backend_process() as a, backend_process() as b:
-        settings = settings_of({"a": a, "b": b}, health_s=0.05)
+        settings = settings_of({"a": a, "b": b}, health_s=0.1)
         with server(tmp_path, settings=settings) as running:
             await a.go_down()
             running.wait_readiness(lambda body: state_of(body, "a") == "gated")

@@ -40,7 +40,7 @@ from tests.support.server import ServerProcess, server
 
 CLIENTS: Final = 1_000
 TIMEOUT_S: Final = 1.0
-THOUSAND_TIMEOUT_S: Final = 3.0  # they have to be there at once
+THOUSAND_TIMEOUT_S: Final = 8.0  # they have to be there at once, on a busy machine too
 DRIP_S: Final = 0.3
 CONNECTION_BYTES: Final = 640 * 1024  # of the server's memory, for the dearest: a stuck download
 DOWNLOAD_BYTES: Final = 16 * MIB

@@ -158,6 +158,15 @@ class ServerProcess:
         """The children that dispatch."""
         return [pid for pid in self.children() if is_worker(pid)]
 
+    def wait_job_child(self) -> int:
+        """The child that is there for jobs; it is started beside the first requests."""
+        deadline = time.monotonic() + START_S
+        while not (others := set(self.children()) - set(self.workers())):
+            assert time.monotonic() < deadline, "no child for jobs"
+            time.sleep(0.01)
+        (child,) = others
+        return child
+
     def signal_workers(self, number: int) -> int:
         """Send a signal to each worker; how many there were."""
         workers = self.workers()
