@@ -75,6 +75,7 @@ async def test_children_that_were_forked_are_as_those_that_were_executed(
 
 def children_by_name(running: ServerProcess) -> dict[str, int]:
     """One of each, once they wait for something to do."""
+    running.wait_job_child()
     children = running.children()
     for pid in children:
         deadline = time.monotonic() + GONE_S
@@ -113,8 +114,9 @@ async def test_who_forks_the_children_does_not_end_before_the_server(
     serving: ServerProcess,
 ) -> None:
     old = serving.workers()
-    (nursery,) = set(of_session(serving.pid)) - {serving.pid, *serving.children()}
-    os.kill(nursery, signal.SIGTERM)  # which a server drains at, and may need a child for that
+    os.kill(
+        nursery_of(serving), signal.SIGTERM
+    )  # which a server drains at, and may need a child for that
     serving.signal_workers(signal.SIGKILL)
     deadline = time.monotonic() + GONE_S
     while not set(serving.workers()) - set(old):
@@ -133,6 +135,17 @@ async def test_nobody_of_a_servers_session_outlives_it(
     os.killpg(serving.pid, number)  # as systemd does
     assert serving.wait_ended() == (0 if number == signal.SIGTERM else -number)
     assert_gone(session)
+
+
+def nursery_of(running: ServerProcess) -> int:
+    """Who forks its children, once none is on its way."""
+    running.wait_job_child()
+    deadline = time.monotonic() + GONE_S
+    while len(others := set(of_session(running.pid)) - {running.pid, *running.children()}) != 1:
+        assert time.monotonic() < deadline, others
+        time.sleep(0.005)
+    (nursery,) = others
+    return nursery
 
 
 def of_session(pid: int) -> list[int]:
