@@ -36,3 +36,11 @@ def test_cleared_it_begins_anew() -> None:
     samples.clear()
     samples.add(7.0)
     assert (samples.count, samples.mean) == (1, 7.0)
+
+
+def test_of_nothing_but_zeros_the_error_is_unknown() -> None:
+    """An engine that says that nothing runs while requests are with it."""
+    samples = Samples()
+    samples.add(0.0)
+    samples.add(0.0)
+    assert samples.error == math.inf

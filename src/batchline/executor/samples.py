@@ -6,7 +6,7 @@ import math
 
 
 class Samples:
-    """Numbers above zero, each of some weight."""
+    """Numbers from zero on, each of some weight."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -24,8 +24,8 @@ class Samples:
 
     @property
     def error(self) -> float:
-        """The standard error of the mean, as a part of it; infinite for a single one."""
-        if self.count < 2:
+        """The standard error of the mean, as a part of it; infinite for a single one, and of 0."""
+        if self.count < 2 or not self.mean:
             return math.inf
         variance = max(0.0, self._squares / self._weight - self.mean * self.mean)
         return math.sqrt(variance / (self.count - 1)) / self.mean
