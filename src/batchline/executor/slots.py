@@ -151,7 +151,12 @@ class Slots:
             line.task = task
             ended = _ABORTED
             try:
-                ended = await self._attempt(lane, line)
+                try:
+                    ended = await self._attempt(lane, line)
+                finally:
+                    line.task = None
+                    self._ended(lane, line, ended)
+                line = self._take(lane)
             except asyncio.CancelledError:
                 # Aborted by us: this slot ends, and its permit may serve another line.
                 asyncio.get_running_loop().call_soon(self.pump, lane)
@@ -159,10 +164,6 @@ class Slots:
             except Exception as exc:  # noqa: BLE001  # a fault of ours must end the worker loudly
                 self._fail(exc)
                 return
-            finally:
-                line.task = None
-                self._ended(lane, line, ended)
-            line = self._take(lane)
 
     def _never_began(self, lane: Lane, line: Line, task: asyncio.Task[None]) -> None:
         """Make up for a slot that was cancelled before its first step, when not even a `finally`
