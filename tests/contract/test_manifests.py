@@ -6,14 +6,13 @@ A file of a slow backend's batch of ten million lines has half a million ranges.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, cast
 
 import google_crc32c
 import pytest
-from sqlalchemy import Engine, event, insert, text
+from sqlalchemy import Engine, insert, text
 
 from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StoreUnavailable
 from batchline.domain.ids import DEFAULT_PROJECT, FileId
@@ -41,6 +40,7 @@ from tests.contract.store_rows import (
     started,
 )
 from tests.support.allocated import allocated
+from tests.support.sqlite_steps import Steps
 
 FEW, MANY = 1_000, 4_000
 CHUNK = 1_000
@@ -84,21 +84,10 @@ async def test_a_page_costs_what_it_gives_wherever_it_is_and_however_many_there_
     store: Database, engine: Engine, blobs: LocalBlobs
 ) -> None:
     """SQLite counts its own steps."""
-    if engine.dialect.name != "sqlite":
-        pytest.skip("it counts nothing")
-    steps = 0
-
-    @event.listens_for(engine, "connect")
-    def count(connection: sqlite3.Connection, _: object) -> None:
-        def step() -> None:
-            nonlocal steps
-            steps += 1
-
-        connection.set_progress_handler(step, 10)
+    steps = Steps(engine)
 
     def of_a_page(batch: Batch, file_id: FileId | None, start: int) -> int:
-        nonlocal steps
-        steps = 0
+        steps.count = 0
         with engine.begin() as connection:
             end = outputs.end(connection, batch.id, after=start, limit=40, repairs=0, now=NOW)
             assert end == start + 40
@@ -109,9 +98,8 @@ async def test_a_page_costs_what_it_gives_wherever_it_is_and_however_many_there_
             if file_id is not None:
                 page = file_rows.ranges(connection, file_id, start=start, stop=None, most=20)
                 assert len(page) == 20
-        return steps
+        return steps.count
 
-    engine.dispose()  # so that it connects anew
     for ends in (False, True):
         costs = []
         for ranges in (50, 4_000):

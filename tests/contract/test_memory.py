@@ -8,7 +8,6 @@ lesser of two tries: a table of the interpreter's own that happens to grow is me
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from tests.contract.store_rows import (
     validating,
 )
 from tests.support.allocated import Allocated, allocated
+from tests.support.sqlite_steps import Steps
 
 FEW, MANY = 1_000, 4_000
 
@@ -155,27 +155,15 @@ async def test_a_page_of_ranges_costs_what_it_gives_however_many_there_are(
     store: Database, engine: Engine, blobs: LocalBlobs
 ) -> None:
     """SQLite counts its own steps."""
-    if engine.dialect.name != "sqlite":
-        pytest.skip("its planner reads an index in order, but counts nothing")
-    steps = 0
-
-    @event.listens_for(engine, "connect")
-    def count(connection: sqlite3.Connection, _: object) -> None:
-        def step() -> None:
-            nonlocal steps
-            steps += 1
-
-        connection.set_progress_handler(step, 10)
+    steps = Steps(engine)
 
     def of_a_page(batch: Batch, after: int) -> int:
-        nonlocal steps
-        steps = 0
+        steps.count = 0
         with engine.begin() as connection:
             page = repairing.committed(connection, batch.id, after=after, limit=20)
         assert len(page) == 20
-        return steps
+        return steps.count
 
-    engine.dispose()  # so that it connects anew
     few, many = await started(store), await started(store)
     committed(engine, few, blobs.path(Segment().name), 40)
     committed(engine, many, blobs.path(Segment().name), 2_000)
