@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from batchline.domain.errors import SentUnanswered
+from batchline.domain.errors import NotAdmitted, SentUnanswered
 from batchline.executor.transport import http1
 from batchline.executor.transport.http1 import Http1Transport
 from tests.contract.transport.raw_server import (
@@ -84,6 +84,20 @@ async def test_a_new_connection_that_ends_so_is_an_unanswered_request() -> None:
     assert len(keys) == 1
 
 
+async def test_so_is_one_on_a_connection_that_waited_without_having_answered() -> None:
+    """A gate that closed has left it idle. Whoever ends it has let go of nothing: it may be that
+    this request ends its backend."""
+    keys: list[bytes] = []
+    async with serving(letting_go(keys, after=0)) as server:
+        transport = Http1Transport(backend(server.url))
+        with pytest.raises(NotAdmitted):
+            await post(transport, before_write=lambda: False)
+        assert await unanswered(transport) == "reset"
+        await transport.close()
+    assert len(keys) == 1
+    assert server.opened == 1
+
+
 async def test_the_second_try_is_the_last() -> None:
     keys: list[bytes] = []
 
@@ -97,6 +111,37 @@ async def test_the_second_try_is_the_last() -> None:
         await transport.close()
     assert len(keys) == 3
     assert server.opened == 2
+
+
+async def test_the_second_try_is_not_on_another_used_connection() -> None:
+    """Which the server may have let go of as well: they would all be tried, one after the other."""
+    keys: list[bytes] = []
+    async with serving(letting_go(keys)) as server:
+        transport = Http1Transport(backend(server.url))
+        await asyncio.gather(post(transport), post(transport))
+        assert server.opened == 2
+        assert (await post(transport)).status == 200
+        await transport.close()
+    assert len(keys) == 4
+    assert server.opened == 3
+
+
+async def test_what_is_merely_not_answered_in_time_is_not_sent_again() -> None:
+    seen: list[None] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            seen.append(None)
+            if len(seen) == 1:
+                writer.write(http(b"{}"))
+
+    async with serving(script) as server:
+        transport = Http1Transport(backend(server.url, first_byte_timeout_s=0.2))
+        await post(transport)
+        assert await unanswered(transport) == "timeout"
+        await transport.close()
+    assert len(seen) == 2
 
 
 async def test_without_a_server_any_more_the_first_try_counts() -> None:
