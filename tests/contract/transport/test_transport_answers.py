@@ -129,10 +129,22 @@ async def test_a_body_may_end_with_the_connection(make: MakeTransport) -> None:
 
 
 async def test_a_redirect_is_an_answer_and_is_not_followed(make: MakeTransport) -> None:
-    wire = http(b"", status="307 Temporary Redirect", headers="Location: /elsewhere\r\n")
-    async with serving(answering(wire)) as server:
+    asked: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, _ = await read_request(reader)
+            asked.append(head.partition(b"\r\n")[0])
+            if len(asked) == 1:
+                there = f"Location: {server.url}/elsewhere\r\n"
+                writer.write(http(b"", status="307 Temporary Redirect", headers=there))
+            else:
+                writer.write(http(b"{}"))
+
+    async with serving(script) as server:
         answer = await post(make(backend(server.url)))
     assert (answer.status, answer.body) == (307, b"")
+    assert asked == [b"POST /v1/chat/completions HTTP/1.1"]
 
 
 async def test_an_answer_of_many_megabytes_comes_back_whole(make: MakeTransport) -> None:
