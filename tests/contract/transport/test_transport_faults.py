@@ -135,8 +135,9 @@ async def test_an_answer_that_does_not_begin_ends_at_the_first_byte_timeout(
         writer.write(said)
 
     async with serving(script) as server:
-        assert await unanswered(make(backend(server.url, first_byte_timeout_s=0.05))) == "timeout"
+        transport = make(backend(server.url, first_byte_timeout_s=0.05, total_timeout_s=3_600.0))
         async with asyncio.timeout(SOON_S):
+            assert await unanswered(transport) == "timeout"
             await server.all_gone.wait()
 
 

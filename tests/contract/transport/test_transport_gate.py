@@ -8,12 +8,10 @@ import socket
 import ssl
 
 import pytest
-import uvloop
 
 from batchline.domain.errors import NotAdmitted, NotSent
 from tests.contract.transport.raw_server import (
     CERTIFICATE,
-    IMPLEMENTATIONS,
     SPEAKS_TLS,
     MakeTransport,
     answering,
@@ -175,49 +173,11 @@ async def test_the_gate_is_asked_once_and_in_the_loop_step_of_the_first_write(
         peer = (await accepting)[0]
         with peer:
             sending = asyncio.create_task(post(transport, before_write=before_write))
+            # Behind that task's first step, and before a write that a loop has put off to the end
+            # of its turn, as some versions of uvloop do.
+            loop.call_soon(peek)
             await readable(peer)
             await loop.sock_recv(peer, 65536)
             await loop.sock_sendall(peer, http(b"{}"))
             assert (await sending).status == 200
-    assert peeks == [b"", b"POST"]
-
-
-@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
-def test_on_the_loop_of_workers_too_the_first_byte_leaves_in_the_step_that_asked(
-    implementation: str,
-) -> None:
-    """A loop may put a write off until all others have had their turn: too late."""
-    assert uvloop.run(_seen_right_after_the_step(implementation)) == [b"", b"POST"]
-
-
-async def _seen_right_after_the_step(implementation: str) -> list[bytes]:
-    """What the far side has when the gate is asked, and when that step of the loop is over."""
-    loop = asyncio.get_running_loop()
-    seen: list[bytes] = []
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        listener.setblocking(False)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        transport = IMPLEMENTATIONS[implementation](backend(url))
-        accepting = asyncio.create_task(loop.sock_accept(listener))
-
-        def peek() -> bool:
-            try:
-                seen.append(peer.recv(4, socket.MSG_PEEK))
-            except BlockingIOError:
-                seen.append(b"")
-            return True
-
-        with pytest.raises(NotAdmitted):  # leaves one idle connection, whose far side we hold
-            await post(transport, before_write=lambda: False)
-        peer = (await accepting)[0]
-        with peer:
-            sending = asyncio.create_task(post(transport, before_write=peek))
-            loop.call_soon(peek)  # the same turn of the loop, behind the first step of the task
-            await readable(peer)
-            await loop.sock_recv(peer, 65536)
-            await loop.sock_sendall(peer, http(b"{}"))
-            assert (await sending).status == 200
-        await transport.close()
-    return seen
+    assert peeks == [b"", b"POST", b"POST"]
