@@ -103,8 +103,15 @@ def test_a_part_of_an_answer_is_none(
     assert not keeps
 
 
+# To the parser nothing is wrong with a second answer, or with the beginning of one.
+following = st.one_of(
+    st.binary(min_size=1, max_size=50),
+    st.tuples(framed(), st.integers(1, 10_000)).map(lambda x: x[0][0][: x[1]]),
+)
+
+
 @settings(max_examples=150, deadline=None)
-@given(framed(), st.binary(min_size=1, max_size=50), st.lists(st.integers(0, 10_000), max_size=5))
+@given(framed(), following, st.lists(st.integers(0, 10_000), max_size=5))
 def test_what_follows_an_answer_spoils_the_connection_and_not_the_answer(
     case: tuple[bytes, Answer, bool], more: bytes, cuts: list[int]
 ) -> None:
