@@ -106,7 +106,9 @@ def test_a_part_of_an_answer_is_none(
 # To the parser nothing is wrong with a second answer, or with the beginning of one.
 following = st.one_of(
     st.binary(min_size=1, max_size=50),
-    st.tuples(framed(), st.integers(1, 10_000)).map(lambda x: x[0][0][: x[1]]),
+    st.tuples(framed(), st.integers(1, 10_000))
+    .map(lambda x: x[0][0][: x[1]])
+    .filter(lambda wire: b"x-request-id" not in wire),
 )
 
 
