@@ -13,6 +13,7 @@ from batchline.executor.transport.http1 import Http1Transport
 from tests.contract.transport.raw_server import (
     SOON_S,
     Script,
+    answering,
     backend,
     http,
     post,
@@ -227,3 +228,16 @@ async def test_what_the_loop_has_not_read_yet_is_not_the_answer_to_the_next_requ
                 await loop.sock_sendall(second, http(b"2"))
                 assert (await sending).body == b"2"
         await transport.close()
+
+
+async def test_a_connection_that_nobody_needs_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "_KEEPALIVE_S", 0.0)
+    monkeypatch.setattr(http1, "_SWEEP_S", 0.01)
+    async with serving(answering(http(b"{}"))) as server:
+        transport = Http1Transport(backend(server.url))
+        await post(transport)
+        async with asyncio.timeout(SOON_S):
+            await server.all_gone.wait()
+        await post(transport)
+        await transport.close()
+    assert server.opened == 2
