@@ -89,6 +89,25 @@ async def test_configured_headers_go_out_and_those_of_the_call_win(make: MakeTra
     assert heads[1].lower().count(b"\r\ncontent-type:") == 1
 
 
+async def test_the_key_goes_out_once_whatever_else_does(make: MakeTransport) -> None:
+    keys: list[list[bytes]] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            lines = (await read_request(reader))[0].lower().split(b"\r\n")
+            keys.append([line for line in lines if line.startswith(b"idempotency-key:")])
+            writer.write(http(b"{}"))
+
+    async with serving(script) as server:
+        transport = make(backend(server.url))
+        async with asyncio.timeout(SOON_S):
+            for headers in (None, {"X-Request-Id": "r"}, None):
+                await transport.send(
+                    "/chat/completions", b"{}", lambda: True, key="k", headers=headers
+                )
+    assert keys == [[b"idempotency-key: k"]] * 3
+
+
 @pytest.mark.parametrize("value", ["a\r\nX-Smuggled: 1", "a\nb", "a\x00b"])
 async def test_a_header_cannot_be_smuggled_in(make: MakeTransport, value: str) -> None:
     async with serving(answering(http(b"{}"))) as server:
