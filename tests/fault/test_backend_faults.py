@@ -146,6 +146,45 @@ async def test_a_refused_key_opens_the_circuit_and_is_named(tmp_path: Path) -> N
             assert conserved(client, ended, content, await backend.log()).finished == LINES
 
 
+@pytest.mark.parametrize("status", [401, 429])
+async def test_a_fault_of_the_backend_that_is_followed_by_a_break_has_used_no_attempt(
+    tmp_path: Path, status: int
+) -> None:
+    """Of faults alone no line ends, however they are counted: so its attempts are used up after."""
+    content = make_lines(5)
+    refused = Answer(status=status)
+    plan = (refused, refused, Answer(status=500), Answer())
+    settings = {"retry": {"max_attempts": 2, "base_s": 0.01}}
+    async with backend_process(Script(by_id={line_id(2): plan})) as backend:
+        with server(tmp_path, backend.base_url, settings=settings) as running:
+            client = running.client()
+            ended = wait_for(client, submit(client, content).id)
+            assert ended.status == "completed"
+            log = await backend.log()
+            assert conserved(client, ended, content, log).finished == 5
+    of_line = [event.status for event in log.of(Kind.ANSWERED) if event.id == line_id(2)]
+    assert of_line == [status, status, 500, 200]
+
+
+async def test_the_key_of_an_attempt_changes_with_an_answer_and_not_without_one(
+    tmp_path: Path,
+) -> None:
+    """Without one the work may be done already; with one a stored 500 would be given again."""
+    plan = (Answer(fault=Fault.TRUNCATED), Answer(status=500), Answer())
+    settings = {"retry": {"max_attempts": 3, "base_s": 0.01}}
+    async with backend_process(Script(by_id={line_id(0): plan})) as backend:
+        with server(tmp_path, backend.base_url, settings=settings) as running:
+            client = running.client()
+            ended = wait_for(client, submit(client, make_lines(1)).id)
+            assert ended.status == "completed"
+            first, second, third = [
+                event.idempotency_key for event in (await backend.log()).arrivals
+            ]
+    assert first is not None
+    assert first == second
+    assert third not in (None, first)
+
+
 async def test_a_hung_request_times_out_and_its_line_fails_after_its_attempts(
     tmp_path: Path,
 ) -> None:
