@@ -219,10 +219,12 @@ def test_what_others_take_is_learnt_and_left_to_them() -> None:
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def test_after_a_refusal_nothing_goes_until_the_backend_said() -> None:
+@pytest.mark.parametrize("told", [frozenset(), frozenset({Kind.REQUESTS})])
+def test_after_a_refusal_nothing_goes_until_the_backend_said(told: frozenset[Kind]) -> None:
+    """Also where it says that there is something left: then it is another limit that was met."""
     made = rates(requests=6_000)
     sent_in(made, START, START + 10)
-    made.refused(START + 10, retry_after_s=5.0, told=frozenset(), roll=0.0)
+    made.refused(START + 10, retry_after_s=5.0, told=told, roll=0.0)
     assert made.grant(ONE, START + 14.9) is None
     assert made.grant(ONE, START + 15.2) is not None
 
