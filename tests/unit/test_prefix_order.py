@@ -186,6 +186,23 @@ def test_models_keep_their_shards_and_share_nothing(tmp_path: Path) -> None:
     assert len([1 for _ in groupby(entry.prefix_hash for entry in entries)]) == 14
 
 
+def test_where_one_model_ends_as_the_next_begins_each_keeps_its_lines(tmp_path: Path) -> None:
+    """The last prompts of the one are the first of the other: side by side, and no family."""
+    prompt = prefixes.prompt_of(Endpoint.CHAT_COMPLETIONS)
+    assert prompt is not None
+    keys = {
+        prefixes.key_of(prompt(line(0, text))): text for text in (f"{n}" * 3_000 for n in range(9))
+    }
+    texts = [keys[key] for key in sorted(keys)]
+    asked = [("b", text) for text in texts[:5]] + [("a", text) for text in texts[4:]]
+    asked += [("a", texts[-1])] * 3  # it saves most of all, and so comes first of its model
+    models = [model for model, _ in asked for _ in range(8)]
+    lines = [line(n, asked[n // 8][1], model=model) for n, model in enumerate(models)]
+    result, entries = ordered(tmp_path, lines, allow_mixed_models=True)
+    assert [(shard.model, shard.entries) for shard in result.shards] == [("b", 40), ("a", 64)]
+    assert [models[number - 1] for number in numbers(entries)] == ["b"] * 40 + ["a"] * 64
+
+
 def test_lines_that_are_left_out_stay_out(tmp_path: Path) -> None:
     lines = documents(5, 4)
     lines[3:3] = [b"{}\n", b"\n"]
