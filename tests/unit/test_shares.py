@@ -267,6 +267,21 @@ def test_long_lines_go_less_often_beside_short_ones() -> None:
     assert short.weight / long.weight == pytest.approx(3)
 
 
+def test_lines_go_by_the_weight_of_their_project_which_has_a_part_of_it_at_each_worker() -> None:
+    """Else a project that is at all workers had more of all of them than one that is at one."""
+    room = Room()
+    room.batch(1, "heavy", weight=3)
+    room.batch(2, "light")
+    charge = room.give()
+    assert charge is not None
+    assert charge.member.sequence == 1
+    alone, light = room.turn(1, place="w"), room.turn(2, place="w")
+    assert alone.weight == pytest.approx(3 * light.weight)
+    assert room.turn(1, place="another").weight == pytest.approx(alone.weight / 2)
+    room.shares.returned(charge)
+    assert room.turn(1, place="another").weight == pytest.approx(alone.weight)
+
+
 # -- dangers ---------------------------------------------------------------------------------------
 
 
