@@ -128,7 +128,9 @@ def _must_run_the_copy(copy: Path) -> None:
         raise RuntimeError(f"the tests would run {found.stdout.strip()}, not the copy")
 
 
-def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int | None, str]:
+def run_tests(
+    copy: Path, tests: Sequence[str], *, limit_s: float = LIMIT_S
+) -> tuple[int | None, str]:
     """Exit code and output of pytest in the copy; None when it did not end in time."""
     _must_run_the_copy(copy)
     options = ["-q", "-p", "no:cacheprovider", "--tb=line", "--basetemp", str(copy / "tmp")]
@@ -144,7 +146,7 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int | None, str]:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=LIMIT_S)
+        said, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         _end_what_runs_in(copy)  # whoever holds the pipe open
@@ -191,7 +193,8 @@ def _is_of(test: str, failed: str) -> bool:
 def whole(tests: Sequence[str]) -> str:
     """Run the tests on an unbroken copy; "" when they pass, else what they said."""
     with copied_tree() as copy:
-        code, said = run_tests(copy, tests)
+        # There are hundreds of them, and each has its own limit.
+        code, said = run_tests(copy, tests, limit_s=LIMIT_S + TEST_LIMIT_S * len(tests))
     return "" if code == 0 else said
 
 
