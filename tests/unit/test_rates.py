@@ -62,6 +62,7 @@ def test_nearly_all_of_it_is_used_for_hours(limit: int) -> None:
     limit=st.sampled_from([1, 5, 60, 500, 2_000]),
     pauses=st.lists(st.floats(0.001, 20.0), min_size=5, max_size=40),
 )
+@example(limit=1, pauses=[1.0, 1.5, 4.5, 19.5, 1.5, 5.25, 19.5])  # at the whole rate it is 2
 def test_no_minute_sees_more_than_the_limit_however_late_the_ticks(
     limit: int, pauses: list[float]
 ) -> None:
