@@ -275,6 +275,21 @@ def test_what_differs_from_a_known_head_is_the_parsers(odd: bytes) -> None:
     assert found[0][2]  # it was kept, and so can the second be known
 
 
+@pytest.mark.parametrize(
+    "heads",
+    [
+        (b"content-length: 2\r\nx-request-id: a", b"content-length: 2\r\nx-request-id: b"),
+        (b"connection: close\r\ncontent-length: 2", b"connection: close\r\ncontent-length: 2"),
+    ],
+    ids=["another behind the length", "one that ends its connection"],
+)
+def test_what_the_parser_would_tell_apart_is_not_known(heads: tuple[bytes, bytes]) -> None:
+    """As long as each other, and no less whole."""
+    wires = [b"HTTP/1.1 200 OK\r\n%b\r\n\r\n{}" % head for head in heads]
+    found = uvloop.run(told(wires, AllLearnt()))
+    assert found == uvloop.run(told(wires, NoneKnown(LIMIT)))
+
+
 def test_a_head_that_codes_the_body_is_never_known() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b"
     wires = [head % (len(body), body) for body in (b"", gzip.compress(b"zip"))]
