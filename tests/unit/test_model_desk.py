@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from batchline.domain.attempts import Outcome
+from batchline.domain.waiting import of_model
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.circuit import FIRST_WAIT_S, LONGEST_WAIT_S
@@ -86,8 +87,9 @@ def test_all_who_send_there_hear_once_that_a_model_is_away_and_the_backend_admit
     desk.missed("b")
     assert desk.news() == []
     one, two = desk.admission.standings({})
-    assert (one.gated, one.waits, one.away) == (None, None, {"m": "away: status 404"})
-    assert one.reason == "m: away: status 404"
+    away = of_model("m", Outcome.AWAY, "status 404")
+    assert (one.gated, one.waits, one.away) == (None, None, {"m": away})
+    assert one.reason == away
     assert (two.away, two.reason) == ({}, None)
     assert desk.admission.models_away(ONE) == ("m",)
     assert desk.changes == 1
@@ -171,7 +173,8 @@ def test_the_word_of_a_trial_that_is_not_the_present_one_moves_nothing(desk: Des
 
 def test_what_the_backend_asks_for_is_waited_for_and_shown(desk: Desk) -> None:
     desk.missed("a", asked_s=120.0)
-    assert desk.admission.standings({})[0].away == {"m": "away: status 404, next try in 120 s"}
+    away = of_model("m", Outcome.AWAY, "status 404", next_try_s=120.0)
+    assert desk.admission.standings({})[0].away == {"m": away}
     desk.now += 119.0
     assert desk.trial() is None
     desk.now += 1.0

@@ -16,6 +16,7 @@ from typing import Final
 
 from batchline import telemetry
 from batchline.domain.attempts import RETRY_AFTER_CAP_S, Outcome
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
@@ -96,7 +97,7 @@ class Admission:
             for b in backends
         }
 
-    def waiting_reasons(self) -> Mapping[str, str]:
+    def waiting_reasons(self) -> Mapping[str, Reason]:
         """Backend to why lines wait for it: a closed circuit, a person who drained it, or a pace
         that its limits set."""
         return {one.name: one.waits for one in self.standings({}) if one.waits is not None}
@@ -113,7 +114,7 @@ class Admission:
                     max_in_flight=desk.ceiling,
                     permits=permits,
                     in_flight=min(permits, in_flight.get(name, 0)),
-                    gated=None if circuit.admitting else circuit.shown(now),
+                    gated=circuit.shown(now),
                     drained=desk.drained,
                     paced=desk.rates.reason(now),
                     away=desk.models.reasons(now),

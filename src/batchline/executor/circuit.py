@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchline.domain.attempts import Outcome
+from batchline.domain.waiting import Reason, of_fault, of_model
 
 FIRST_WAIT_S: Final = 0.25
 LONGEST_WAIT_S: Final = 30.0
@@ -71,11 +72,21 @@ class Circuit:
         self.asked_until = 0.0
         return was_closed
 
-    def shown(self, now: float) -> str:
-        """Why it is closed, for people; with the time that is left of what was asked for."""
+    def next_try_s(self, now: float) -> float | None:
+        """What is left of the time that was asked for; None where it is nothing to speak of."""
         left_s = min(self.asked_until, self.retry_at) - now
-        asked = f", next try in {left_s:.0f} s" if left_s >= SHOWN_S else ""
-        return f"{self.outcome}: {self.reason}{asked}"
+        return left_s if left_s >= SHOWN_S else None
+
+    def shown(self, now: float) -> Reason | None:
+        """Why it is closed to all lines of its backend; None while it admits."""
+        if self.admitting or self.outcome is None:
+            return None
+        return of_fault(self.outcome, self.reason or "", next_try_s=self.next_try_s(now))
+
+    def shown_of(self, model: str, now: float) -> Reason:
+        """Why it is closed to the lines of `model`."""
+        outcome = self.outcome or Outcome.AWAY
+        return of_model(model, outcome, self.reason or "", next_try_s=self.next_try_s(now))
 
     def trial_due(self, now: float) -> bool:
         """Whether a worker should be asked to try one line now."""

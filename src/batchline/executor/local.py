@@ -20,6 +20,7 @@ from typing import Final
 from batchline import telemetry
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
@@ -120,7 +121,7 @@ class LocalExecutor:
     def ready_workers(self) -> int:
         return sum(link.ready and not link.quarantine for link in self._links.values())
 
-    def waiting_reasons(self) -> Mapping[str, str]:
+    def waiting_reasons(self) -> Mapping[str, Reason]:
         """Backend to why lines wait for it."""
         return {one.name: one.waits for one in self.standings() if one.waits is not None}
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from batchline import telemetry
 from batchline.domain.attempts import Outcome
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 
@@ -44,9 +45,9 @@ class ModelDesk:
         """By the backend's names."""
         return tuple(self._circuits)
 
-    def reasons(self, now: float) -> Mapping[str, str]:
-        """Model to why its lines wait here, for people."""
-        return {model: circuit.shown(now) for model, circuit in self._circuits.items()}
+    def reasons(self, now: float) -> Mapping[str, Reason]:
+        """Model to why its lines wait here."""
+        return {model: circuit.shown_of(model, now) for model, circuit in self._circuits.items()}
 
     # -- workers ---------------------------------------------------------------------------
 

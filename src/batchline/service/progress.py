@@ -14,9 +14,10 @@ from batchline.domain.forecast import Rates, TimeLeft
 from batchline.domain.ids import BatchId, ProjectId
 from batchline.domain.lifecycle import TERMINAL, BatchStatus
 from batchline.domain.model import Batch, Counts
+from batchline.domain.waiting import WaitCode
 from batchline.service.batches import Batches
 from batchline.service.running import AtWork, Running
-from batchline.service.waits import Known, Wait, WaitCode, of_batch
+from batchline.service.waits import Known, Wait, of_batch
 
 # While one of these holds, nobody knows when the batch is done. A turn or a pace is no such thing.
 _HELD_UP = frozenset(WaitCode) - {WaitCode.OTHERS_FIRST, WaitCode.RATE_LIMIT}
