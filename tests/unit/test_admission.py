@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from batchline.domain.attempts import Outcome
+from batchline.domain.attempts import TRIAL_PATIENCE_S, Outcome
 from batchline.domain.waiting import of_drain, of_fault, of_rate
 from batchline.executor import messages as m
 from batchline.executor.admission import SILENT_WAIT_S, TURN_S, Admission
@@ -227,6 +227,19 @@ def test_a_failed_trial_keeps_it_closed_for_longer(desk: Desk) -> None:
     assert desk.trial() is None
     desk.now += FIRST_WAIT_S + 0.001
     assert desk.trial() == "a"
+
+
+def test_server_errors_of_trials_keep_it_closed_until_they_are_believed(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a", outcome=Outcome.NOT_SENT)
+    began = desk.now
+    while desk.admission.waiting_reasons():
+        while (trier := desk.trial()) is None:
+            desk.now += 5.0
+        desk.news()
+        desk.fault(trier, trial=True, outcome=Outcome.BROKEN)
+    assert ("a", m.SetCircuit(ONE, admitting=True)) in desk.news()
+    assert TRIAL_PATIENCE_S < desk.now - began < 2 * TRIAL_PATIENCE_S
 
 
 def test_the_trial_of_a_reaped_worker_goes_to_another(desk: Desk) -> None:

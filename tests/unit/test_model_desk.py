@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from batchline.domain.attempts import Outcome
+from batchline.domain.attempts import TRIAL_PATIENCE_S, Outcome
 from batchline.domain.waiting import of_model
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
@@ -28,6 +28,7 @@ class Desk:
     told: list[tuple[str, m.ToWorker]] = field(default_factory=list)
     has: set[tuple[str, str]] = field(default_factory=lambda: {("a", "m"), ("b", "m")})
     changes: int = 0
+    patience_s: float = TRIAL_PATIENCE_S
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,6 +38,7 @@ class Desk:
             clock=lambda: self.now,
             holds=lambda worker, backend, model: backend == ONE and (worker, model) in self.has,
             on_models=self.changed,
+            trial_patience_s=self.patience_s,
         )
         for worker in "ab":
             self.admission.set_wanting(worker, [ONE])
@@ -224,3 +226,20 @@ def test_models_are_apart(desk: Desk) -> None:
     desk.has.remove(("a", "n"))
     desk.admission.tick()
     assert desk.news() == [("a", GONE), ("b", GONE)]
+
+
+def test_a_trial_that_meets_a_server_error_does_not_bring_it_back_until_that_is_believed() -> None:
+    desk = Desk(patience_s=3_600.0)
+    desk.missed("a")
+    began = desk.now
+    while True:
+        trier = desk.due()
+        broken = m.ModelAway(ONE, "m", "status 500", None, trial=True, broken=True)
+        desk.admission.model_away(trier, broken)
+        (one, _) = desk.admission.standings({})
+        if not one.away:
+            break
+        assert one.away["m"] == of_model("m", Outcome.BROKEN, "status 500")
+        assert desk.news() == []
+    assert 3_600.0 < desk.now - began < 3 * 3_600.0
+    assert [message for _, message in desk.news()] == [ALL_THERE, ALL_THERE]

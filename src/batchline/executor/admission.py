@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchline import telemetry
-from batchline.domain.attempts import RETRY_AFTER_CAP_S, Outcome
+from batchline.domain.attempts import RETRY_AFTER_CAP_S, TRIAL_PATIENCE_S, Outcome
 from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
@@ -75,6 +75,7 @@ class Admission:
         on_unreachable: Callable[[str, str], None] | None = None,
         chance: random.Random | None = None,
         retry_after_cap_s: float = RETRY_AFTER_CAP_S,
+        trial_patience_s: float = TRIAL_PATIENCE_S,
         holds: Callable[[str, str, str], bool] = lambda *_: True,
         on_models: Callable[[], None] = lambda: None,
     ) -> None:
@@ -88,11 +89,18 @@ class Admission:
         self._clock = clock
         self._random = chance or random.Random()  # noqa: S311  # jitter, not a secret
         self._retry_after_cap_s = retry_after_cap_s
+        self._trial_patience_s = trial_patience_s
         self._desks = {
             b.name: _desk_of(
                 b,
                 RateDesk(b, tell=tell, now=clock(), retry_after_cap_s=retry_after_cap_s),
-                ModelDesk(b.name, tell=tell, holds=_at(b.name, holds), on_change=on_models),
+                ModelDesk(
+                    b.name,
+                    tell=tell,
+                    holds=_at(b.name, holds),
+                    on_change=on_models,
+                    patience_s=trial_patience_s,
+                ),
             )
             for b in backends
         }
@@ -235,6 +243,9 @@ class Admission:
                 pool=desk.pool,
             )
             self._follow(message.backend, desk, desk.steering)
+        if message.trial and circuit.believes(self._trial_patience_s):
+            telemetry.trouble("errors_believed", backend=message.backend, reason=message.reason)
+            self._admit(desk)
 
     def _believed(self, retry_after_s: float | None) -> float:
         return min(retry_after_s or 0.0, self._retry_after_cap_s)
@@ -292,10 +303,14 @@ class Admission:
         if not message.worked:
             desk.circuit.trial_returned(worker, self._clock())
             return
+        self._admit(desk)
+
+    def _admit(self, desk: _Desk) -> None:
+        name = desk.settings.name
         if desk.circuit.answered():
-            telemetry.event("backend_admitted", backend=message.backend)
-        for other in sorted(desk.wanting):
-            self._tell(other, m.SetCircuit(message.backend, admitting=True))
+            telemetry.event("backend_admitted", backend=name)
+        for worker in sorted(desk.wanting):
+            self._tell(worker, m.SetCircuit(name, admitting=True))
 
     def model_away(self, worker: str, message: m.ModelAway) -> None:
         desk = self._desks[message.backend]

@@ -75,6 +75,7 @@ class LocalExecutor:
             tell=self._tell,
             on_unreachable=on_unreachable,
             retry_after_cap_s=settings.worker.retry.retry_after_cap_s,
+            trial_patience_s=settings.worker.retry.trial_patience_s,
             holds=self._holds,
             on_models=self._models_changed,
         )

@@ -274,13 +274,15 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
 
 class ModelAway(msgspec.Struct, frozen=True, tag=True):
     """`backend` says that it does not have `model`, which some backend lists: nothing was wrong
-    with the line. `trial`: it was the one that was to try it. Otherwise as `BackendFault`."""
+    with the line. `trial`: it was the one that was to try it. `broken`: it did not say that, but
+    failed that line or cut it off. Otherwise as `BackendFault`."""
 
     backend: str
     model: str
     reason: str
     retry_after_s: float | None
     trial: bool
+    broken: bool = False
 
 
 class ModelTried(msgspec.Struct, frozen=True, tag=True):
