@@ -148,6 +148,56 @@ def test_no_worker_is_without_permits_for_long(desk: Desk) -> None:
     assert turns in (["a", "b", "a", "b", "a"], ["a", "b", "a", "b"])
 
 
+def test_a_permit_goes_to_who_has_lines_and_comes_back_when_the_other_has_some(
+    desk: Desk,
+) -> None:
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b")
+    desk.admission.lane_idle("a", m.LaneIdle(ONE, idle=True))
+    assert desk.news() == [("a", m.SetPermits(ONE, 0, 2))]
+    desk.admission.permits_held("a", m.PermitsHeld(ONE, 0, 2))
+    assert desk.news() == [("b", m.SetPermits(ONE, 1, 1))]
+    desk.admission.permits_held("b", m.PermitsHeld(ONE, 1, 1))
+    for _ in range(10):
+        desk.now += TURN_S
+        desk.admission.tick()
+    assert desk.news() == []
+    desk.admission.lane_idle("a", m.LaneIdle(ONE, idle=False))
+    for _ in range(2):
+        desk.now += TURN_S
+        desk.admission.tick()
+    assert desk.news() == [("b", m.SetPermits(ONE, 0, 2))]
+
+
+def test_where_all_are_idle_permits_stay_where_they_are(desk: Desk) -> None:
+    """A trial may be to be had from one of them. If this fails, a closed circuit may never open."""
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b")
+    desk.admission.lane_idle("b", m.LaneIdle(ONE, idle=True))
+    desk.admission.lane_idle("a", m.LaneIdle(ONE, idle=True))
+    assert desk.news() == []
+
+
+def test_who_has_a_permit_is_asked_to_try(desk: Desk) -> None:
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b", "c")
+    desk.fault("b")
+    has, tried = "a", set()
+    for _ in range(600):
+        desk.now += 0.3
+        desk.admission.tick()
+        for worker, message in list(desk.told):
+            if isinstance(message, m.SetCircuit) and message.trials:
+                assert worker == has
+                tried.add(worker)
+                desk.admission.trial_over(worker, m.TrialOver(ONE, worked=False))
+            elif isinstance(message, m.SetPermits):
+                has = ""
+        desk.settle()
+        (has,) = [one for one, permits in desk.admission._desks[ONE].pool.told.items() if permits]
+    assert tried == {"a", "b", "c"}
+
+
 def test_backends_are_apart(desk: Desk) -> None:
     desk.admission.set_wanting("a", [ONE, TWO])
     desk.settle()

@@ -43,13 +43,14 @@ class _Desk:
     places: int | None = None  # of the engine, where nobody said how many requests to send
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
-    turn_until: float = 0.0  # with fewer permits than workers, others have them then
+    turns_at: float = 0.0  # with fewer permits than workers, it is looked whose turn is over
     measure: int = 0  # what its workers report under
     answered_at: float = -math.inf  # a line, as of the last heartbeat that told of one
     settled: bool = False  # the log has been told of the limit
     shedding: bool = False  # its circuit closed, when it last did, over a refusal for load
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
+    idle: set[str] = field(default_factory=set)  # who said last that no line of theirs could go
 
     @property
     def ceiling(self) -> int:
@@ -59,8 +60,8 @@ class _Desk:
 
     @property
     def takers(self) -> set[str]:
-        """Who gets permits."""
-        return set() if self.drained else self.wanting
+        """Who gets permits. Where all are idle there may be a trial to be had from any of them."""
+        return set() if self.drained else self.wanting - self.idle or self.wanting
 
 
 class Admission:
@@ -182,6 +183,7 @@ class Admission:
         for name, desk in self._desks.items():
             desk.wanting.discard(worker)
             desk.single.discard(worker)
+            desk.idle.discard(worker)
             desk.pool.gone(worker)
             if desk.steering is not None:
                 desk.steering.gone(worker)
@@ -189,6 +191,15 @@ class Admission:
             desk.circuit.trial_returned(worker, self._clock())
             desk.models.gone(worker, self._clock())
             self._rebalance(name, desk)
+
+    def lane_idle(self, worker: str, message: m.LaneIdle) -> None:
+        """The worker has no use for its permits, or has again."""
+        desk = self._desks[message.backend]
+        if message.idle:
+            desk.idle.add(worker)
+        else:
+            desk.idle.discard(worker)
+        self._rebalance(message.backend, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
         orders = desk.pool.rebalance(desk.takers, single=desk.single & desk.takers)
@@ -399,12 +410,14 @@ class Admission:
             if desk.models.away:
                 admits = desk.circuit.admitting and not desk.drained
                 desk.models.tick(desk.wanting, now, admits=admits, chance=self._random)
-            if now >= desk.turn_until:
-                desk.turn_until = now + TURN_S
-                if desk.pool.pass_on(desk.takers, single=desk.single & desk.takers):
-                    self._rebalance(name, desk)
-            if desk.wanting and not desk.drained and desk.circuit.trial_due(now):
-                worker = self._random.choice(sorted(desk.wanting))
+            if now >= desk.turns_at:
+                desk.turns_at = now + TURN_S / 2
+                self._order(name, desk, desk.pool.pass_on(desk.takers))
+            if not desk.drained and desk.circuit.trial_due(now):
+                able = [one for one in sorted(desk.wanting) if desk.pool.told.get(one)]
+                if not able:
+                    continue
+                worker = self._random.choice(able)
                 desk.circuit.trial_with = worker
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))
 

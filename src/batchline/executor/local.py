@@ -305,6 +305,8 @@ class LocalExecutor:
                 self._admission.fault(link.worker, message)
             case m.LaneReport():
                 self._admission.lane_report(link.worker, message)
+            case m.LaneIdle():
+                self._admission.lane_idle(link.worker, message)
             case m.TrialOver():
                 self._admission.trial_over(link.worker, message)
             case m.ModelAway():

@@ -1,0 +1,31 @@
+"""Real workers that are more than their backend takes requests at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.contract.test_local_executor import ONE, TWO, rig
+from tests.support.inputs import line_id
+from tests.support.scripted_backend import Answer, Script
+
+HELD_LINE = 0
+# Far more than one turn takes: 50 lines at 20 ms each, one at a time.
+MORE_THAN_A_TURN = 100
+FAR_MORE = 1_000
+
+
+async def test_one_long_request_holds_up_nobody_whose_lines_could_go(tmp_path: Path) -> None:
+    """Two permits and three workers. If this fails, the worker that has the other permit while a
+    request takes long keeps it for as long as that, and a third has none."""
+    script = Script(answer=Answer(latency_s=0.02), by_id={line_id(HELD_LINE): (Answer(hold=True),)})
+    async with rig(tmp_path, script, workers=3, max_in_flight=2) as it:
+        first, second, third = it.workers()
+        held = it.open(it.work(ONE, 1, number=HELD_LINE), worker=first)
+        await it.backend.wait_until(min_held=1)
+        small = it.open(it.work(ONE, MORE_THAN_A_TURN, number=1), worker=second)
+        large = it.open(it.work(TWO, FAR_MORE, number=2), worker=third)
+        assert (await it.events.release(small)).settled
+        assert held not in it.events.released
+        assert large not in it.events.released
+        stats = await it.backend.stats()
+        assert (stats.held, stats.max_in_flight) == (1, 2)
