@@ -87,6 +87,19 @@ def test_a_model_that_is_away_is_named() -> None:
     assert wait.message == "backend x does not have model m0 at the moment (status 404)"
 
 
+def test_a_model_that_nobody_lists_is_named_unless_a_backend_that_had_it_is_waited_for() -> None:
+    def found(known: Known, **serving: list[str]) -> list[tuple[str, str]]:
+        waits = of_batch(
+            BatchStatus.IN_PROGRESS, known, serving=serving, others_first=True, unlisted=["m0"]
+        )
+        return [(wait.code.value, wait.message) for wait in waits]
+
+    message = "no backend lists model m0 any more; its lines go on when one does"
+    assert found(Known(), m0=[], m1=["x"]) == [("model_unlisted", message)]
+    assert [code for code, _ in found(Known(away=AWAY), m0=[])] == ["model_away"]
+    assert [code for code, _ in found(Known(has_backends=False), m0=[])] == ["no_backend"]
+
+
 @pytest.mark.parametrize(
     ("known", "code"),
     [

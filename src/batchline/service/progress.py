@@ -138,13 +138,14 @@ class ProgressReader:
     def _waits(self, batch: Batch, running: Running | None, now: _Moment) -> Sequence[Wait]:
         if batch.status in TERMINAL or (running is not None and running.stopped):
             return ()
+        names = {m: self._backends.name_at_backends(m) for m in (running.models if running else ())}
+        serving = {name: self._backends.backends_for(m) for m, name in names.items()}
+        at_work = running.meter.models if running else ()
         return of_batch(
             batch.status,
             now.known,
-            serving={
-                self._backends.name_at_backends(m): self._backends.backends_for(m)
-                for m in (running.models if running else ())
-            },
+            serving=serving,
+            unlisted=[name for m, name in names.items() if m not in at_work and not serving[name]],
             others_first=running is not None and _is_passed_over(running, now),
             checked_later=now.known.being_checked is not None
             and batch.id not in now.known.being_checked,

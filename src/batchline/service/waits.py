@@ -71,12 +71,14 @@ def of_batch(
     *,
     serving: Mapping[str, Sequence[str]],
     others_first: bool,
+    unlisted: Collection[str] = (),
     checked_later: bool = False,
 ) -> Sequence[Wait]:
     """Why nothing, or nothing of one of its models, goes on; empty when nothing is in the way.
 
     `serving` are the backends that may serve it, for each model with lines left, by the backends'
-    name for it. `others_first`: there are shards to hand out, no worker has one, and all room is
+    name for it; `unlisted` are those of them that nobody lists and no worker has lines of.
+    `others_first`: there are shards to hand out, no worker has one, and all room is
     taken by other batches.
     `checked_later`: it is validating, and other files are read first.
     """
@@ -95,6 +97,9 @@ def of_batch(
         in_the_way = [_of_backend(name, model, known) for name in (*backends, *lost)]
         # A line goes to whichever backend takes it: all of them have to be in the way.
         waits += [wait for wait in in_the_way if wait is not None and None not in in_the_way]
+        if model in unlisted and not in_the_way and known.has_backends:
+            message = f"no backend lists model {model} any more; its lines go on when one does"
+            waits.append(Wait(code=WaitCode.MODEL_UNLISTED, message=message))
     if others_first and not waits:
         message = "other batches are served first"
         waits.append(Wait(code=WaitCode.OTHERS_FIRST, message=message))
