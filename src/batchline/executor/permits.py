@@ -120,9 +120,9 @@ class PermitPool:
 
     def gone(self, worker: str) -> None:
         """The worker is reaped: its permits are free."""
-        self.told.pop(worker, None)
-        self.held.pop(worker, None)
-        self.orders.pop(worker, None)
+        for of_each in (self.told, self.held, self.orders, self._has, self._queue):
+            of_each.pop(worker, None)
+        self._had.discard(worker)
 
 
 def _even_split(limit: int, workers: list[str]) -> dict[str, int]:
