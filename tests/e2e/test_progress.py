@@ -82,7 +82,7 @@ async def test_a_batch_tells_its_pace_and_end_its_obstacle_and_that_it_is_done(
 
             said = tmp_path / "watched"
             with started("watch", batch.id, env=env, stderr=said) as watching:
-                wait_said(said, "backend the-one: not_sent")
+                wait_said(said, "backend the-one cannot be reached")
                 await backend.set_script(Script())  # and the rest quickly
                 await backend.come_up()
                 assert await ended(watching, timeout_s=40) == 0, said.read_text()

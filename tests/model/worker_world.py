@@ -263,6 +263,8 @@ class World:
                 self.admission.model_away(link.name, message)
             case m.ModelTried():
                 self.admission.model_tried(link.name, message)
+            case m.LaneIdle():
+                self.admission.lane_idle(link.name, message)
             case m.LaneReport():
                 self.admission.lane_report(link.name, message)
             case m.AskRates():

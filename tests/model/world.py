@@ -224,6 +224,9 @@ class OneBackend:
     def known(self) -> bool:
         return True
 
+    def has_listed(self, model: str) -> bool:
+        return model == MODEL
+
     def models(self) -> list[str]:
         return [MODEL]
 

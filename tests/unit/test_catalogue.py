@@ -191,6 +191,19 @@ async def test_a_backend_that_stops_listing_keeps_its_models_while_it_loads() ->
     assert report.failures == 1  # so that it is asked again soon
 
 
+async def test_what_was_listed_since_the_start_is_remembered_by_every_name_that_files_use() -> None:
+    other = Answer(status=200, headers={}, body=b'{"data":[{"id":"other"}]}')
+    one = catalogue({"a": Far(ok(), other)}, aliases={"small": "m1"}, models={})
+    assert not one.has_listed("m1")
+    await one.refresh("a")
+    await one.refresh("a")
+    assert one.backends_for("m1") == []
+    assert [one.has_listed(model) for model in ("m1", "small", "other", "x")] == [True] * 3 + [
+        False
+    ]
+    assert catalogue({"a": Far(ok())}, models={"a": ["mine"]}).has_listed("mine")
+
+
 async def test_a_proxys_page_in_the_place_of_its_answer_is_none() -> None:
     page = Answer(status=502, headers={}, body=b"<html>")
     one = catalogue({"a": Far(ok(), page, page, ok())})

@@ -102,6 +102,7 @@ TO_CONTROL: list[m.ToControl] = [
     m.PermitsHeld("plain", 16, 3),
     m.BackendFault("plain", "shed", "status 429", 1.5, trial=True),
     m.BackendFault("plain", "not_sent", "connection refused", None, trial=False),
+    m.LaneIdle("plain", idle=True),
     m.LaneReport("plain", 3, 9, 16, limited=True, answers=4, tokens=100, latency_s=2.5),
     m.TrialOver("plain", worked=True),
     m.ModelAway("plain", "m", "status 404", None, trial=True),

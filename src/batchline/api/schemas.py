@@ -14,6 +14,7 @@ from batchline.api.errors import INVALID_REQUEST, SERVER_ERROR
 from batchline.api.wire import JSON_TYPE
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Endpoint, Purpose, UploadStatus
+from batchline.domain.waiting import WaitCode
 from batchline.executor.contract import CancelBy
 from batchline.service import idempotency
 from batchline.service.batches import (
@@ -26,7 +27,6 @@ from batchline.service.batches import (
 from batchline.service.files import MAX_EXPIRY_S, MAX_ID_CHARS, MIN_EXPIRY_S, UPLOAD_PURPOSES
 from batchline.service.receipts import Proof
 from batchline.service.upload_orders import MAX_FILENAME_CHARS
-from batchline.service.waits import WaitCode
 
 Schema = Mapping[str, object]
 
@@ -308,6 +308,7 @@ def _readiness() -> Mapping[str, Schema]:
             "name": TEXT,
             "state": TEXT,
             "reason": nullable(TEXT),
+            "code": nullable(_enum(list(WaitCode))),
             "models": {"type": "array", "items": TEXT},
         }
     )

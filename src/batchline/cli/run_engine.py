@@ -292,14 +292,14 @@ def _note(parts: Parts, batch: Batch) -> str:
         return parts.executor.failing
     disk = parts.executor.paused or parts.executor.storage_trouble()
     if disk:
-        return f"disk: {disk}"
+        return f"waiting for room on the disk ({disk})"
     backends = backend_health(parts)
-    working = {one.name for one in backends if one.state == "up"}
-    if working:
-        # A backend that works and is waited for all the same has a rate limit.
-        waits = ((one.name, one.waits) for one in parts.executor.standings())
-        return "; ".join(f"{name}: {why}" for name, why in waits if why and name in working)
-    return "; ".join(f"waiting for {one.name}: {one.reason or one.state}" for one in backends)
+    if any(one.state == "up" for one in backends):
+        running = parts.progress.running(DEFAULT_PROJECT, limit=1)
+        return "; ".join(wait.message for one in running for wait in one.waits)
+    return "; ".join(
+        f"backend {one.name} {one.reason or 'has not answered yet'}" for one in backends
+    )
 
 
 def _say(order: Order, succeeded: int, failed: int, not_run: int) -> None:

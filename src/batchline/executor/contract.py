@@ -113,7 +113,8 @@ class ShardWork:
     """A shard with all that a worker needs to run it, and nothing of the database.
 
     Lines are read from `input_path` by the entries of `plan_path`. `backends` are those that may
-    serve its model, by name; `listed_by` are those whose own catalogue lists it. `refuse` is a
+    serve its model, by name; `listed_by` are those whose own catalogue lists it, or all of them
+    where it was known before: then it is not the lines' fault if it is not there. `refuse` is a
     `results.Failure`: every line is settled with it and nothing is sent. `send_as` is the backends'
     name of the model where the file has another one for it (an alias). `turn`: its right among
     the shards that run beside it.

@@ -20,6 +20,7 @@ from typing import Final
 from batchline import telemetry
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
@@ -74,6 +75,7 @@ class LocalExecutor:
             tell=self._tell,
             on_unreachable=on_unreachable,
             retry_after_cap_s=settings.worker.retry.retry_after_cap_s,
+            trial_patience_s=settings.worker.retry.trial_patience_s,
             holds=self._holds,
             on_models=self._models_changed,
         )
@@ -120,7 +122,7 @@ class LocalExecutor:
     def ready_workers(self) -> int:
         return sum(link.ready and not link.quarantine for link in self._links.values())
 
-    def waiting_reasons(self) -> Mapping[str, str]:
+    def waiting_reasons(self) -> Mapping[str, Reason]:
         """Backend to why lines wait for it."""
         return {one.name: one.waits for one in self.standings() if one.waits is not None}
 
@@ -303,6 +305,8 @@ class LocalExecutor:
                 self._admission.fault(link.worker, message)
             case m.LaneReport():
                 self._admission.lane_report(link.worker, message)
+            case m.LaneIdle():
+                self._admission.lane_idle(link.worker, message)
             case m.TrialOver():
                 self._admission.trial_over(link.worker, message)
             case m.ModelAway():

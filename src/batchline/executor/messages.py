@@ -272,15 +272,25 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
     worked: bool
 
 
+class LaneIdle(msgspec.Struct, frozen=True, tag=True):
+    """Nothing of the worker is in flight at `backend` and no line could go there (`idle`), or it is
+    otherwise again. Said only where there are hardly more permits than workers."""
+
+    backend: str
+    idle: bool
+
+
 class ModelAway(msgspec.Struct, frozen=True, tag=True):
     """`backend` says that it does not have `model`, which some backend lists: nothing was wrong
-    with the line. `trial`: it was the one that was to try it. Otherwise as `BackendFault`."""
+    with the line. `trial`: it was the one that was to try it. `broken`: it did not say that, but
+    failed that line or cut it off. Otherwise as `BackendFault`."""
 
     backend: str
     model: str
     reason: str
     retry_after_s: float | None
     trial: bool
+    broken: bool = False
 
 
 class ModelTried(msgspec.Struct, frozen=True, tag=True):
@@ -355,6 +365,7 @@ ToControl = (
     | PermitsHeld
     | BackendFault
     | LaneReport
+    | LaneIdle
     | TrialOver
     | ModelAway
     | ModelTried

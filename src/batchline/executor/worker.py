@@ -24,6 +24,7 @@ from batchline.executor.attempt import Attempts
 from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.contract import BackendSettings, ShardWork, Transport
 from batchline.executor.failover import Failover
+from batchline.executor.idle_lanes import IdleLanes
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import REPORT_S
@@ -81,6 +82,10 @@ class Worker:
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(runs.values())
         )
+        self._idle_lanes = IdleLanes(
+            has_shards=lambda name: any(name in run.work.backends for run in runs.values()),
+            send=send,
+        )
         self._metering = Metering(settings.backends, self._lanes, send=send)
         self._proxies = Proxies(fail=self._fail)
         self._failover = Failover(
@@ -137,6 +142,7 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         await self._aborts.close()
+        self._idle_lanes.close()
         self._failover.close()
         self._proxies.close()
         for lane in self._lanes.values():
@@ -234,6 +240,7 @@ class Worker:
         lane = self._lanes[order.backend]
         lane.permits, lane.permits_order = order.permits, order.order
         lane.owes_permits = True
+        self._idle_lanes.watch(lane)
         if lane.meter is not None:
             lane.meter.begin_anew(order.measure)
         self._slots.settle_permits(lane)
