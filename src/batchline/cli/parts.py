@@ -17,6 +17,7 @@ from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.places import ANSWER_S, MOST_PAGE_BYTES, Places
 from batchline.executor.roots import at_root
+from batchline.executor.supervision import SupervisionSettings
 from batchline.executor.transport.choice import transport_for
 from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
@@ -344,16 +345,19 @@ def _local_settings(
     settings: Settings, directory: DataDirectory, blobs: LocalBlobs
 ) -> LocalSettings:
     return LocalSettings(
-        workers=settings.workers,
-        command=[
-            sys.executable,
-            "-m",
-            "batchline.cli.worker_child",
-            "--children",
-            str(directory.children),
-        ],
-        children=directory.children,
-        worker_prefix=secrets.token_hex(4),
+        supervision=SupervisionSettings(
+            workers=settings.workers,
+            command=[
+                sys.executable,
+                "-m",
+                "batchline.cli.worker_child",
+                "--children",
+                str(directory.children),
+            ],
+            children=directory.children,
+            worker_prefix=secrets.token_hex(4),
+            silent_s=settings.worker.silent_s,
+        ),
         worker=WorkerSettings(
             worker="",
             segment_directory=str(blobs.segment_directory()),
@@ -367,5 +371,4 @@ def _local_settings(
         ),
         probes=settings.probes,
         ack_s=settings.cancel.ack_s,
-        silent_s=settings.worker.silent_s,
     )

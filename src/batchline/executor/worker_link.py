@@ -1,6 +1,7 @@
 """One worker process as the control process sees it: start, talk, watch, kill, reap.
 
-The link knows whether the process lives; what its messages mean is `local.LocalExecutor`'s.
+The link knows whether the process lives; when there is to be one is `supervision`'s, and
+what its messages mean `local`'s.
 """
 
 from __future__ import annotations
