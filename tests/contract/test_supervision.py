@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,12 +58,12 @@ HELLO: Final = m.Hello(pid=1)
 
 @dataclass(slots=True)
 class Recorder:
-    """Who has the workers: what it was told, in order."""
+    """Who has the workers: what it was told, in order. `answer` to what comes in its turn."""
 
+    answer: Callable[[WorkerLink], Awaitable[object]]
     first: list[bool] = field(default_factory=list)
     told: list[tuple[WorkerId, object]] = field(default_factory=list)
     lost: list[WorkerLink] = field(default_factory=list)
-    in_turn: Callable[[m.ToControl], None] = field(default=lambda _: None)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def greet(self, link: WorkerLink, first: bool) -> None:
@@ -77,8 +77,7 @@ class Recorder:
         return True
 
     async def heard_in_turn(self, link: WorkerLink, message: m.ToControl) -> None:
-        await asyncio.sleep(0)  # others come between
-        self.in_turn(message)
+        await self.answer(link)
         self._tell(link, message)
 
     async def on_lost(self, link: WorkerLink) -> None:
@@ -96,11 +95,29 @@ class Recorder:
                 await self._changed.wait()
 
 
+async def soon(link: WorkerLink) -> None:  # one of several answers
+    await asyncio.sleep(0)
+
+
+async def refused(link: WorkerLink) -> None:
+    raise OSError(f"no answer to {link.worker}")
+
+
+async def after_its_end(link: WorkerLink) -> None:
+    """As of a store that takes its time."""
+    await link.gone.wait()
+
+
 @asynccontextmanager
 async def supervised(
-    directory: Path, command: Sequence[str], *, workers: int = 1, silent_s: float = 600.0
+    directory: Path,
+    command: Sequence[str],
+    *,
+    workers: int = 1,
+    silent_s: float = 600.0,
+    answer: Callable[[WorkerLink], Awaitable[object]] = soon,
 ) -> AsyncIterator[tuple[Supervision, Recorder]]:
-    recorder = Recorder()
+    recorder = Recorder(answer)
     it = Supervision(
         SupervisionSettings(
             workers=workers,
@@ -137,7 +154,8 @@ async def test_what_a_worker_said_before_its_end_is_dealt_with_before_it_is_lost
     tmp_path: Path,
 ) -> None:
     words = (HELLO, m.SegmentClosed(), m.Handed(KEY), m.Drained())
-    async with supervised(tmp_path, ending_after(*words)) as (_, recorder):
+    command = ending_after(*words)
+    async with supervised(tmp_path, command, answer=after_its_end) as (_, recorder):
         await recorder.until(lambda: ("w-0-2", "lost") in recorder.told)
         told = recorder.told[: [what for _, what in recorder.told].index("lost") + 1]
         assert {worker for worker, _ in told} == {"w-0-1"}
@@ -149,14 +167,10 @@ async def test_what_a_worker_said_before_its_end_is_dealt_with_before_it_is_lost
 
 
 async def test_a_worker_that_nobody_answers_any_more_is_killed(tmp_path: Path) -> None:
-    async with supervised(tmp_path, saying(HELLO, m.SegmentClosed())) as (_, recorder):
-        recorder.in_turn = refuse
+    command = saying(HELLO, m.SegmentClosed())
+    async with supervised(tmp_path, command, answer=refused) as (_, recorder):
         await recorder.until(lambda: ("w-0-2", HELLO) in recorder.told)
         assert recorder.lost[0].gone.is_set()
-
-
-def refuse(message: m.ToControl) -> None:
-    raise OSError(f"no answer to {message}")
 
 
 async def test_workers_that_die_before_their_hello_end_the_start_and_are_reported(
