@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
-from batchline.config import Settings
+from batchline.config.settings import Settings
 from batchline.executor.catalogue import LISTING_BYTES, BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings

@@ -25,7 +25,7 @@ from batchline.cli.progress import ProgressView, Sight
 from batchline.cli.readiness import backend_health
 from batchline.cli.run_directory import InputNote, RunDirectory
 from batchline.cli.signals import on_signals
-from batchline.config import Settings
+from batchline.config.settings import Settings
 from batchline.domain.errors import IllegalTransition, InvalidRequest, StorageFull
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import TERMINAL, BatchStatus

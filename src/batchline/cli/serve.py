@@ -29,7 +29,8 @@ from batchline.cli.file_limit import raise_file_limit, too_few_files
 from batchline.cli.parts import Parts, build
 from batchline.cli.readiness import ServedBackends, readiness
 from batchline.cli.signals import on_signals
-from batchline.config import Settings, check_reach, is_loopback
+from batchline.config.reach import check_reach, is_loopback
+from batchline.config.settings import Settings
 from batchline.domain.errors import ConfigError
 from batchline.executor import processes
 from batchline.service.keys import Keys
