@@ -28,6 +28,7 @@ from batchline.domain.model import Shard, ShardCommit, ShardKey
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
+from batchline.executor.framing import frame
 from batchline.executor.local import MOST_OPEN, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.supervision import FAILING_DEATHS, SupervisionSettings
@@ -694,7 +695,7 @@ async def test_a_worker_that_ends_sends_nothing_more(
                 m.SetPermits(backend="scripted", permits=AT_ONCE, order=1),
                 m.OpenShard(work=it.work(ONE, 1_000)),
             ):
-                ours.sendall(m.frame(message))
+                ours.sendall(frame(message))
             await it.backend.wait_until(min_held=AT_ONCE)
             ours.sendall(last_words)
         assert await asyncio.to_thread(process.wait, SOON_S) == status

@@ -19,6 +19,7 @@ from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor import supervision
+from batchline.executor.framing import frame
 from batchline.executor.supervision import FAILING_DEATHS, Supervision, SupervisionSettings
 from batchline.executor.worker_link import WorkerLink
 
@@ -42,14 +43,14 @@ while sys.argv[2:3] == ["--fd"] and b"Drain" not in heard:
 
 def saying(*words: m.ToControl) -> list[str]:
     """The command of a worker that says these words and lives on."""
-    said = b"".join(map(m.frame, words)).hex()
+    said = b"".join(map(frame, words)).hex()
     return [sys.executable, "-I", "-S", "-c", PROGRAM, said]
 
 
 def ending_after(*words: m.ToControl) -> list[str]:
     """The command of a worker that says these words and ends."""
     program = PROGRAM.partition("heard = ")[0]
-    said = b"".join(map(m.frame, words)).hex()
+    said = b"".join(map(frame, words)).hex()
     return [sys.executable, "-I", "-S", "-c", program, said]
 
 
@@ -184,7 +185,7 @@ async def test_workers_that_die_before_their_hello_end_the_start_and_are_reporte
 async def test_one_hello_ends_the_report_of_failing(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text("raise SystemExit(1)")
-    hello = m.frame(HELLO).hex()
+    hello = frame(HELLO).hex()
     command = [sys.executable, "-I", "-S", str(script), hello]
     async with supervised(tmp_path, command, workers=FAILING_DEATHS) as (it, recorder):
         assert it.failing is not None
