@@ -12,6 +12,7 @@ from typing import Final
 
 from batchline.api.errors import INVALID_REQUEST, SERVER_ERROR
 from batchline.api.wire import JSON_TYPE
+from batchline.domain import ids
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Endpoint, Purpose, UploadStatus
 from batchline.executor.contract import CancelBy
@@ -23,7 +24,7 @@ from batchline.service.batches import (
     MAX_METADATA_PAIRS,
     MAX_METADATA_VALUE_CHARS,
 )
-from batchline.service.files import MAX_EXPIRY_S, MAX_ID_CHARS, MIN_EXPIRY_S, UPLOAD_PURPOSES
+from batchline.service.file_rules import MAX_EXPIRY_S, MIN_EXPIRY_S, UPLOAD_PURPOSES
 from batchline.service.receipts import Proof
 from batchline.service.upload_orders import MAX_FILENAME_CHARS
 from batchline.service.waits import WaitCode
@@ -379,7 +380,7 @@ def _create_batch(limits: Limits) -> Schema:
             "input_file_id": {
                 "type": "string",
                 "minLength": 1,
-                "maxLength": MAX_ID_CHARS,
+                "maxLength": ids.MAX_CHARS,
                 "pattern": _PRINTABLE_ASCII,
                 "description": "Whether there is such a file is the batch's validation.",
             },

@@ -33,14 +33,8 @@ from batchline.domain.model import (
     UploadPart,
     UploadStatus,
 )
-from batchline.service.files import (
-    HEAD_BYTES,
-    MIB,
-    Files,
-    check_begins_like_jsonl,
-    is_plausible_id,
-    too_large,
-)
+from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
+from batchline.service.files import MIB, Files
 from batchline.service.upload_orders import Completion, parse_completion, parse_upload
 from batchline.store.contract import BlobStore, BlobWriter, Store
 from batchline.telemetry import event
@@ -284,7 +278,7 @@ class Uploads:
 
     async def _get(self, project_id: ProjectId, upload_id: str) -> Upload:
         found = None
-        if is_plausible_id(upload_id):
+        if ids.is_plausible(upload_id):
             found = await self._store.get_upload(project_id, UploadId(upload_id))
         if found is None:
             raise NotFound(f"No such Upload object: {upload_id}", param="id")
