@@ -47,8 +47,9 @@ from batchline.service.uploads import Uploads
 from batchline.service.validation import ValidationJob
 from batchline.service.waits import Known
 from batchline.store import database as database_module
+from batchline.store.blob_contract import BlobStore
 from batchline.store.blobs import LocalBlobs
-from batchline.store.contract import BlobStore, Store
+from batchline.store.contract import Store
 from batchline.store.database import Database
 from batchline.store.engine import open_engine, sqlite_url
 from tests.model.executor import BACKEND, HandExecutor

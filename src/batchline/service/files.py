@@ -23,7 +23,8 @@ from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
 from batchline.service import manifest
 from batchline.service.alarms import Alarms
 from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
-from batchline.store.contract import BlobStore, BlobWriter, Store
+from batchline.store.blob_contract import BlobStore, BlobWriter
+from batchline.store.contract import Store
 from batchline.telemetry import event
 
 MIB: Final = 1024 * 1024

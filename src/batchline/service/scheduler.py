@@ -25,7 +25,8 @@ from batchline.service.pace_meter import PaceMeter
 from batchline.service.running import AtWork, Running
 from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
-from batchline.store.contract import BlobStore, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 T = TypeVar("T")
 

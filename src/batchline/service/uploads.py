@@ -36,7 +36,8 @@ from batchline.domain.model import (
 from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
 from batchline.service.files import MIB, Files
 from batchline.service.upload_orders import Completion, parse_completion, parse_upload
-from batchline.store.contract import BlobStore, BlobWriter, Store
+from batchline.store.blob_contract import BlobStore, BlobWriter
+from batchline.store.contract import Store
 from batchline.telemetry import event
 
 MAX_PART_BYTES: Final = 64 * MIB  # the service's, and what its Python client cuts
