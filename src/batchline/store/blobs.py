@@ -41,7 +41,7 @@ _NAME: Final = re.compile(rf"({'|'.join(kind.value for kind in BlobKind)})-[A-Za
 
 
 class LocalBlobs:
-    """Implements `store.blob_contract.BlobStore` in folders below `root`, all on one file system."""
+    """Implements `blob_contract.BlobStore` in folders below `root`, all on one file system."""
 
     def __init__(self, root: Path) -> None:
         """Make the folders that are missing, durably: a rename into one needs nothing else."""
@@ -101,7 +101,7 @@ class LocalBlobs:
 
 
 class LocalBlobWriter:
-    """Implements `store.blob_contract.BlobWriter`; one task uses it.
+    """Implements `blob_contract.BlobWriter`; one task uses it.
 
     The file is touched in threads only, one at a time under `_lock`: a task that was cancelled in
     `write` may call `discard` while the thread is still writing.

@@ -1,4 +1,4 @@
-"""Every question that may be asked of durable state. Start reading here.
+"""Every question that may be asked of the database. Start reading here; of bytes: `blob_contract`.
 
 Promises common to all methods of `Store`:
 - A method that returns has committed: what it wrote survives kill -9 and power loss.
