@@ -11,10 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
-
-import anyio
+from typing import Final
 
 from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StorageFull
@@ -23,6 +20,7 @@ from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
 from batchline.service import manifest
 from batchline.service.alarms import Alarms
 from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
+from batchline.service.incoming import Incoming
 from batchline.store.blob_contract import BlobStore, BlobWriter
 from batchline.store.contract import Store
 from batchline.telemetry import event
@@ -237,28 +235,17 @@ class Files:
         return int(self._clock())
 
 
-class IncomingFile:
+class IncomingFile(Incoming):
     """A file that is being uploaded. Its metadata may come after its bytes: `finish` takes it.
 
-    Used by one task, as `async with files.begin(…) as incoming`.
+    See `Files.begin`.
     """
 
     def __init__(self, files: Files, project_id: ProjectId, writer: BlobWriter) -> None:
+        super().__init__(writer)
         self._files = files
         self._project_id = project_id
-        self._writer = writer
         self._head = bytearray()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.discard()
 
     async def write(self, chunk: bytes) -> None:
         """Append to the file.
@@ -294,12 +281,6 @@ class IncomingFile:
             purpose=purpose,
             expires_after_s=expires_after_s,
         )
-
-    async def discard(self) -> None:
-        """Drop the bytes; does nothing after `finish` returned or a second time."""
-        # Shielded: the bytes must go even when the task is ending because it was cancelled.
-        with anyio.CancelScope(shield=True):
-            await self._writer.discard()
 
 
 def _no_such_file(file_id: str) -> NotFound:
