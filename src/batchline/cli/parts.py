@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -46,6 +48,7 @@ from batchline.store.engine import sqlite_url
 
 HEARTBEAT_S: Final = 1.0
 BEATS_PER_SILENCE: Final = 4  # so that one that comes late is not taken for silence
+FIRST_LOOK_S: Final = 1.5  # how long a start waits to be able to say what the backends serve
 NO_LIMIT: Final = 2**62  # what 0 in the settings becomes where a number is compared
 
 
@@ -114,6 +117,14 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             weights={name: one.weight for name, one in settings.projects.items()},
         )
         yield _services(settings, directory, storage, jobs, dispatch, scheduler)
+
+
+async def first_look(parts: Parts) -> None:
+    """Ask the backends what they serve and how many requests they run; not for long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOK_S):
+            await parts.catalogue.refresh_all()
+            await parts.places.ask()
 
 
 async def _storage(stack: AsyncExitStack, settings: Settings, directory: DataDirectory) -> _Storage:
