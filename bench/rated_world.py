@@ -22,10 +22,11 @@ from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line
 from batchline.executor.local import GRANT_S, TICK_S
 from batchline.executor.rate_headers import told_in
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import ShardRun
 from bench.nowhere import Nowhere
 from bench.rated_account import MINUTE_S, Account, Counted
 

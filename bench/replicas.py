@@ -23,9 +23,10 @@ from batchline.domain.model import Shard, ShardKey
 from batchline.executor import routed
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line
 from batchline.executor.local import OPEN_SHARDS
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import ShardRun
 from bench.nowhere import Nowhere
 
 BATCH: Final = BatchId("batch_" + "0" * 32)

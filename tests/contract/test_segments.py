@@ -21,8 +21,9 @@ from batchline.domain.ids import BatchId
 from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey, Usage
 from batchline.executor import segments
 from batchline.executor.contract import ShardWork
+from batchline.executor.line import Gate, Line
 from batchline.executor.segments import MAX_UNANSWERED, SegmentWriter
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import ShardRun
 
 SOON_S: Final = 30.0
 NEVER_S: Final = 3_600.0  # an interval that no test waits out

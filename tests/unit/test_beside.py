@@ -14,7 +14,8 @@ from batchline.executor.beside import Beside
 from batchline.executor.contract import ShardWork
 from batchline.executor.handing import Handing
 from batchline.executor.lane import Lane
-from batchline.executor.shard_run import Gate, ShardRun
+from batchline.executor.line import Gate
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.turns import Turns
 from tests.unit.test_routed import lanes, take_evenly
 from tests.unit.test_routed import shard as shared

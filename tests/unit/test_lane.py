@@ -9,7 +9,8 @@ from batchline.domain.ids import BatchId
 from batchline.domain.model import Shard, ShardKey
 from batchline.executor.contract import Answer, ShardWork
 from batchline.executor.lane import Lane
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.turns import Turns
 
 

@@ -14,9 +14,10 @@ from batchline.executor import messages as m
 from batchline.executor import routed
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
+from batchline.executor.line import Gate, Line, Trial
 from batchline.executor.rate_meter import RateMeter
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
 from tests.unit.test_lane import Nowhere
 
 

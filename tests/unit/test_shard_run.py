@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from batchline.domain import bitmap, ids, plan
 from batchline.domain.model import Shard, ShardKey, Usage
 from batchline.executor.contract import Ends, ShardWork
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
 
 BATCH = ids.batch_id(1_750_000_000, hashlib.sha256(b"batch").digest()[: ids.RANDOM_BYTES])
 USAGE = Usage(

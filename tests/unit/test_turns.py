@@ -8,7 +8,8 @@ import pytest
 
 from batchline.domain.ids import BatchId
 from batchline.domain.shares import Turn
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.turns import Turns
 from tests.unit.test_lane import shard_run
 

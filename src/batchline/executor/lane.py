@@ -13,9 +13,9 @@ from batchline.executor.contract import Transport
 from batchline.executor.edits import Edits
 from batchline.executor.held_models import HeldModels
 from batchline.executor.level_meter import LevelMeter
+from batchline.executor.line import Line, Trial
 from batchline.executor.messages import LaneReport
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Line, Trial
 from batchline.executor.turns import Source, Turns
 
 

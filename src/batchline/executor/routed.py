@@ -19,7 +19,8 @@ from batchline.executor.contract import BackendSettings, ShardWork, Transport
 from batchline.executor.edits import edits_of
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import meter_of
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.spread import Spread
 from batchline.executor.turns import Source
 

@@ -25,7 +25,8 @@ from batchline.domain.ids import BlobName
 from batchline.domain.model import BlobKind, BlobRange, ShardCommit
 from batchline.durable import sync_data, sync_folder
 from batchline.executor.blocks import Blocks, gathered
-from batchline.executor.shard_run import Gate, ShardRun, Snapshot
+from batchline.executor.line import Gate
+from batchline.executor.shard_run import ShardRun, Snapshot
 from batchline.telemetry import probe
 
 RETRY_S: Final = 0.5  # between tries while the disk does not take a group
