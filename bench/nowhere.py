@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchline.executor.contract import Answer
+from batchline.executor.transport.contract import Answer
 
 
 class Nowhere:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId
 from batchline.domain.model import Shard, ShardKey
-from batchline.executor.contract import Answer, ShardWork
+from batchline.executor.contract import ShardWork
 from batchline.executor.lane import Lane
 from batchline.executor.line import Gate, Line
 from batchline.executor.shard_run import ShardRun
+from batchline.executor.transport.contract import Answer
 from batchline.executor.turns import Turns
 
 

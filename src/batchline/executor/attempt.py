@@ -13,7 +13,6 @@ from batchline.executor import messages as m
 from batchline.executor import verdict
 from batchline.executor.aborts import Aborts
 from batchline.executor.byte_budget import ByteBudget
-from batchline.executor.contract import Answer
 from batchline.executor.lane import Lane
 from batchline.executor.line import Line
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
@@ -22,6 +21,7 @@ from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, UNREADABLE, Ended
 from batchline.executor.streamed import StreamedAnswer, exchange
+from batchline.executor.transport.contract import Answer
 from batchline.executor.verdict import of_usual
 from batchline.telemetry import armed, probe
 

@@ -22,7 +22,7 @@ from batchline.executor import routed
 from batchline.executor.aborts import Aborts
 from batchline.executor.attempt import Attempts
 from batchline.executor.byte_budget import ByteBudget
-from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.failover import Failover
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
@@ -35,6 +35,7 @@ from batchline.executor.settling import Settling
 from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import Slots
+from batchline.executor.transport.contract import Transport
 from batchline.telemetry import probe
 
 
