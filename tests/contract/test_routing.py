@@ -17,6 +17,7 @@ from batchline.domain.model import Shard, ShardKey
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
+from batchline.executor.supervision import SupervisionSettings
 from tests.contract.test_local_executor import ONE, SOON_S, Recorder
 from tests.support.inputs import MODEL, make_lines
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_here
@@ -88,13 +89,16 @@ async def rig(
         backends = {name: await stack.enter_async_context(backend_here(script)) for name in NAMES}
         executor = LocalExecutor(
             LocalSettings(
-                workers=2,
-                command=[
-                    *(sys.executable, "-m", "batchline.cli.worker_child"),
-                    *("--children", str(children)),
-                ],
-                children=children,
-                worker_prefix="w",
+                supervision=SupervisionSettings(
+                    workers=2,
+                    command=[
+                        *(sys.executable, "-m", "batchline.cli.worker_child"),
+                        *("--children", str(children)),
+                    ],
+                    children=children,
+                    worker_prefix="w",
+                    silent_s=60.0,
+                ),
                 worker=WorkerSettings(
                     worker="",
                     segment_directory=str(segments),
@@ -112,7 +116,6 @@ async def rig(
                     heartbeat_s=0.2,
                 ),
                 ack_s=SOON_S,
-                silent_s=60.0,
             )
         )
         events = Recorder()

@@ -46,9 +46,10 @@ from batchline.service.scheduler import Scheduler
 from batchline.service.uploads import Uploads
 from batchline.service.validation import ValidationJob
 from batchline.service.waits import Known
-from batchline.store import database as database_module
+from batchline.store import transactions
+from batchline.store.blob_contract import BlobStore
 from batchline.store.blobs import LocalBlobs
-from batchline.store.contract import BlobStore, Store
+from batchline.store.contract import Store
 from batchline.store.database import Database
 from batchline.store.engine import open_engine, sqlite_url
 from tests.model.executor import BACKEND, HandExecutor
@@ -324,7 +325,7 @@ class World:
         self._lives = 0
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(telemetry, "trouble", self._trouble)
-        self._patch.setattr(database_module, "open_engine", lambda _: template.engine)
+        self._patch.setattr(transactions, "open_engine", lambda _: template.engine)
         telemetry.configure_logging(level="error")
         self.server = self._open()
 

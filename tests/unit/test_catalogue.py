@@ -17,8 +17,9 @@ from batchline.executor.catalogue import (
     next_look_s,
     read_listing,
 )
-from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.contract import BackendSettings
 from batchline.executor.health import is_down
+from batchline.executor.transport.contract import Answer
 
 SOON_S = 20.0
 LISTED = b'{"object": "list", "data": [{"id": "m1", "object": "model"}, {"id": "m2"}]}'

@@ -8,7 +8,7 @@ from batchline import telemetry
 from batchline.api.admin_backends import ShownBackend
 from batchline.api.services import BackendHealth, Readiness
 from batchline.cli.parts import Parts
-from batchline.config import Settings
+from batchline.config.settings import Settings
 from batchline.domain.attempts import Outcome
 from batchline.domain.waiting import Reason, WaitCode, of_fault
 from batchline.executor.catalogue import BackendReport, Reach

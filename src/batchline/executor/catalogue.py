@@ -20,8 +20,9 @@ import msgspec
 from batchline import telemetry
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.domain.results import usable_body
-from batchline.executor.contract import Answer, BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
 from batchline.executor.looks import page_of, said_by_proxy
+from batchline.executor.transport.contract import Answer, Transport
 
 LISTING_BYTES: Final = 8 * 1024 * 1024  # of an answer of `/v1/models`: some 100,000 models
 

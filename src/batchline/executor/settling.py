@@ -24,8 +24,9 @@ from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.circuit import trial_again_s
 from batchline.executor.failover import Failover
 from batchline.executor.lane import Lane
+from batchline.executor.line import FENCED, OPEN, Line, Trial
 from batchline.executor.proxies import Proxies
-from batchline.executor.shard_run import FENCED, OPEN, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, FAULT, Ended
 from batchline.executor.verdict import Verdict

@@ -22,19 +22,21 @@ from batchline.executor import routed
 from batchline.executor.aborts import Aborts
 from batchline.executor.attempt import Attempts
 from batchline.executor.byte_budget import ByteBudget
-from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.failover import Failover
 from batchline.executor.idle_lanes import IdleLanes
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import REPORT_S
+from batchline.executor.line import CLOSED, FENCED
 from batchline.executor.metering import Metering
 from batchline.executor.proxies import Proxies
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.settling import Settling
-from batchline.executor.shard_run import CLOSED, FENCED, ShardRun
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import Slots
+from batchline.executor.transport.contract import Transport
 from batchline.telemetry import probe
 
 

@@ -25,7 +25,8 @@ from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.leftovers import LeftoversJob, Unfinished, write_leftovers
 from batchline.service.partials import PartialsRange
 from batchline.service.project_weights import ProjectWeights, weight_of
-from batchline.store.contract import BlobStore, FinalFiles, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import FinalFiles, Store
 
 RETRY_S: Final = 0.5
 

@@ -12,7 +12,8 @@ from typing import Final
 from batchline import telemetry
 from batchline.domain.errors import StoreError
 from batchline.domain.model import DAY_S
-from batchline.store.contract import BlobStore, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 SWEEP_S: Final = 20.0  # what expired is gone from disk within a minute
 _AT_ONCE: Final = 500

@@ -26,7 +26,8 @@ from batchline.service.project_weights import ProjectWeights, weight_of
 from batchline.service.skipped import SkipSettings
 from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
-from batchline.store.contract import BlobStore, Skipped, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Skipped, Store
 
 RETRY_S: Final = 0.5
 CHILD_TRIES: Final = 3  # a file that kills the validating child this often is refused

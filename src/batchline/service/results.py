@@ -19,7 +19,8 @@ from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobRange
 from batchline.service import manifest
 from batchline.service.batches import Batches
-from batchline.store.contract import BlobStore, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 CHUNK_BYTES: Final = 256 * 1024
 _REPAIR: Final = 2**48  # places of one file: 256 TiB of results; a few repairs stay below 2**53

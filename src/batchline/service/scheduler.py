@@ -28,7 +28,8 @@ from batchline.service.running import AtWork, Running
 from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
 from batchline.service.unlisted import Listings, Unlisted
-from batchline.store.contract import BlobStore, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 T = TypeVar("T")
 
