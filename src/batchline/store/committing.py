@@ -47,13 +47,8 @@ def _has_unsettled_lines() -> ColumnElement[bool]:
 
 
 def pending(connection: Connection, batch_id: BatchId) -> PendingShards:
-    query = (
-        select(shard.c.number, shard.c.model, shard.c.deaths)
-        .join(batch, batch.c.sequence == shard.c.batch_sequence)
-        .where(batch.c.id == batch_id, _has_unsettled_lines())
-        .order_by(shard.c.number)
-    )
-    return PendingShards((row.number, row.model, row.deaths) for row in connection.execute(query))
+    found = connection.execute(_PENDING, {"of_batch": batch_id})
+    return PendingShards((row.number, row.model, row.deaths) for row in found)
 
 
 def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, bytes]]:
@@ -322,6 +317,12 @@ def _write_growth(connection: Connection, growth: dict[int, dict[str, int]]) -> 
 _THIS_SHARD: Final = (
     shard.c.batch_sequence == bindparam("in_batch"),
     shard.c.number == bindparam("with_number"),
+)
+_PENDING: Final = (
+    select(shard.c.number, shard.c.model, shard.c.deaths)
+    .join(batch, batch.c.sequence == shard.c.batch_sequence)
+    .where(batch.c.id == bindparam("of_batch"), _has_unsettled_lines())
+    .order_by(shard.c.number)
 )
 # A batch that is IN_PROGRESS has no `stopping`: the schema sees to that. The lock makes a cancel
 # beside a claim come wholly before or wholly after it.

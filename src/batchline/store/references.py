@@ -99,13 +99,21 @@ def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> 
     )
 
 
-def take_selected(connection: Connection, names_and_holders: Select[tuple[str, str]]) -> None:
-    """As `take`, of what a query gives."""
-    connection.execute(
-        insert_into(connection, blob_reference)
-        .from_select(["blob_name", "holder"], names_and_holders)
-        .on_conflict_do_nothing()
-    )
+def take_selected(
+    connection: Connection,
+    names_and_holders: Select[tuple[str, str]],
+    values: Mapping[str, object],
+) -> None:
+    """As `take`, of what a query gives that is made once and executed with `values`."""
+    connection.execute(_taking(connection.dialect.name, names_and_holders), values)
+
+
+@cache
+def _taking(
+    dialect: str, names_and_holders: Select[tuple[str, str]]
+) -> postgresql.Insert | sqlite.Insert:
+    insert = _insert_of(dialect, blob_reference)
+    return insert.from_select(["blob_name", "holder"], names_and_holders).on_conflict_do_nothing()
 
 
 def drop_held_by(
