@@ -128,7 +128,8 @@ def _delete_commits(connection: Connection, batch_sequence: int, kind: str) -> N
     """Some thousands at a time: SQLite lists what it is to delete in memory, 24 bytes a row, and a
     batch of ten million lines at a slow backend has half a million."""
     these = {"of_batch": batch_sequence, "of_kind": kind}
-    while (stop := connection.execute(_FOLLOWING, these).scalar_one_or_none()) is not None:
+    some = {"at_once": _DELETED_AT_ONCE, **these}
+    while (stop := connection.execute(_FOLLOWING, some).scalar_one_or_none()) is not None:
         connection.execute(_DELETE_BEFORE, {"before": stop, **these})
     connection.execute(_DELETE, these)
 
@@ -191,7 +192,7 @@ _FOLLOWING: Final = (
     select(segment_commit.c.sequence)
     .where(*_COMMITTED)
     .order_by(segment_commit.c.sequence)
-    .offset(_DELETED_AT_ONCE)
+    .offset(bindparam("at_once"))
     .limit(1)
 )
 _DELETE: Final = delete(segment_commit).where(*_COMMITTED)
