@@ -25,6 +25,7 @@ from batchline.executor import messages as m
 from batchline.executor.contract import Released
 
 RESULT: Final = b'{"id":"a result that nobody reads"}\n'
+_NONE_YET: Final = BlobName("")
 _PATIENCE_S: Final = 0.2  # for another shard, before a group goes out that is not full
 
 
@@ -49,7 +50,7 @@ class _Puppet:
     in_group: int = 0
     answered: bool = True
     segment: int = -1
-    name: BlobName = BlobName("")
+    name: BlobName = _NONE_YET
     end: int = 0
 
     def run(self) -> None:
