@@ -36,7 +36,7 @@ def create(connection: Connection, new: File, blob: Blob) -> None:
     sequence = insert_file(connection, new)
     references.register(connection, blob, holder=new.id, now=new.created_at)
     connection.execute(
-        insert(file_range),
+        _INSERT_RANGE,
         {
             "file_sequence": sequence,
             "position": 0,
@@ -138,6 +138,7 @@ def ranges(
 
 # Made once: of every upload, of every batch's end, and of every look at a file.
 _INSERT: Final = insert(file)
+_INSERT_RANGE: Final = insert(file_range)
 _SEQUENCE: Final = select(file.c.sequence).where(file.c.id == bindparam("of_file"))
 _GET: Final = select(file).where(
     file.c.id == bindparam("of_file"),
