@@ -51,7 +51,7 @@ from batchline.store.blob_contract import BlobStore
 from batchline.store.blobs import LocalBlobs
 from batchline.store.contract import Store
 from batchline.store.database import Database
-from batchline.store.engine import open_engine, sqlite_url
+from batchline.store.engine import open_engine, reading, sqlite_url
 from tests.model.executor import BACKEND, HandExecutor
 from tests.model.loop import QuietLoop
 from tests.support.inputs import MODEL
@@ -271,8 +271,8 @@ class Server:
 class Template:
     """What all lives share because it has no state: it would be most of the time to make it anew.
 
-    An empty database that is copied, the engine of the copies (it has the compiled statements; its
-    connections are closed with each life), and the application's routes.
+    An empty database that is copied, the engines of the copies (they have the compiled statements;
+    their connections are closed with each life), and the application's routes.
     """
 
     _app: FastAPI | None = None
@@ -284,8 +284,10 @@ class Template:
         loop.finish(loop.finish(Database.open(url)).close())
         loop.close()
         self.engine = open_engine(url)
+        self.reader = reading(self.engine)
 
         @listens_for(self.engine, "do_connect")
+        @listens_for(self.reader, "do_connect")
         def connect_to_the_copy(_: object, __: object, arguments: list[Any], ___: object) -> None:
             arguments[0] = str(self._path)
 
@@ -326,6 +328,7 @@ class World:
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(telemetry, "trouble", self._trouble)
         self._patch.setattr(transactions, "open_engine", lambda _: template.engine)
+        self._patch.setattr(transactions, "reading", lambda _: template.reader)
         telemetry.configure_logging(level="error")
         self.server = self._open()
 

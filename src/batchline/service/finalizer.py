@@ -54,15 +54,16 @@ class Finalizer:
     output_lifetime_s: int = 30 * DAY_S  # of both files, unless the batch's creator said otherwise
     weights: ProjectWeights | None = None  # of projects; None: all are the same
 
-    async def finalize(self, batch_id: BatchId) -> Batch:
+    async def finalize(self, batch_id: BatchId, *, known: Batch | None = None) -> Batch:
         """Write the files and make the batch terminal; the terminal batch.
 
-        Tries until it succeeds: a full disk or an absent database only delays it. A cancel that
-        arrives meanwhile wins, and the files are written again with its reason.
+        `known` is the batch as it was a moment ago: where it is not so any more, nothing comes of
+        the first try. Tries until it succeeds: a full disk or an absent database only delays it.
+        A cancel that arrives meanwhile wins, and the files are written again with its reason.
         """
         while True:
             try:
-                batch = await self.store.load_batch(batch_id)
+                batch, known = known or await self.store.load_batch(batch_id), None
                 if batch.status in TERMINAL:
                     return batch
                 ended = await self._try(batch)

@@ -261,10 +261,9 @@ class Planner:
         )
 
     async def _drop_scratch(self, job: ValidationJob) -> None:
-        await self.blobs.drop_scratch(Path(job.plan_path))
-        await self.blobs.drop_scratch(unfinished(Path(job.plan_path)))
-        if job.skip is not None:
-            await self.blobs.drop_scratch(Path(job.skip.path))
+        plan = Path(job.plan_path)
+        skipped = [] if job.skip is None else [Path(job.skip.path)]
+        await self.blobs.drop_scratch(plan, unfinished(plan), *skipped)
 
     def _job(self, source: BatchInput) -> ValidationJob:
         unlimited = 2**62

@@ -74,8 +74,8 @@ class BlobStore(Protocol):
     def scratch(self) -> Path:
         """A fresh path on the same file system for a child to write to; swept at start."""
 
-    async def drop_scratch(self, path: Path) -> None:
-        """Remove what a child left at a scratch path; harmless when nothing is there (any more)."""
+    async def drop_scratch(self, *paths: Path) -> None:
+        """Remove what a child left at scratch paths; harmless where nothing is (any more)."""
 
     async def sweep_scratch(self) -> None:
         """Remove unfinished uploads and scratch files; only at start, before anyone writes."""

@@ -93,8 +93,8 @@ class LocalBlobs:
     def scratch(self) -> Path:
         return self._scratch / secrets.token_hex(16)
 
-    async def drop_scratch(self, path: Path) -> None:
-        await asyncio.to_thread(_drop, [path])
+    async def drop_scratch(self, *paths: Path) -> None:
+        await asyncio.to_thread(_drop, paths)
 
     async def sweep_scratch(self) -> None:
         await asyncio.to_thread(lambda: _unlink_all(list(self._scratch.iterdir())))

@@ -11,7 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, case, delete, exists, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    bindparam,
+    case,
+    delete,
+    exists,
+    select,
+)
 from sqlalchemy.dialects import sqlite
 
 from batchline.domain.ids import BlobName
@@ -48,10 +58,16 @@ def _insert_of(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     return sqlite.insert(table)
 
 
+@cache
+def _unless_there(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that leaves a row that is there as it is. Made once, as `_growing`."""
+    return _insert_of(dialect, table).on_conflict_do_nothing()
+
+
 def register(connection: Connection, new: Blob, *, holder: str, now: int) -> None:
     """Give a durable blob its row and its first reference."""
     connection.execute(
-        insert_into(connection, blob).on_conflict_do_nothing(),
+        _unless_there(connection.dialect.name, blob),
         {"name": new.name, "kind": new.kind.value, "bytes": new.bytes, "created_at": now},
     )
     take(connection, [(new.name, holder)])
@@ -78,28 +94,42 @@ def _growing(dialect: str) -> postgresql.Insert | sqlite.Insert:
 def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> None:
     """Let each (blob, holder) be; those that are there already stay as they are."""
     connection.execute(
-        insert_into(connection, blob_reference).on_conflict_do_nothing(),
+        _unless_there(connection.dialect.name, blob_reference),
         [{"blob_name": name, "holder": holder} for name, holder in sorted(references)],
     )
 
 
-def take_selected(connection: Connection, names_and_holders: Select[tuple[str, str]]) -> None:
-    """As `take`, of what a query gives."""
-    connection.execute(
-        insert_into(connection, blob_reference)
-        .from_select(["blob_name", "holder"], names_and_holders)
-        .on_conflict_do_nothing()
-    )
+def take_selected(
+    connection: Connection,
+    names_and_holders: Select[tuple[str, str]],
+    values: Mapping[str, object],
+) -> None:
+    """As `take`, of what a query gives that is made once and executed with `values`."""
+    connection.execute(_taking(connection.dialect.name, names_and_holders), values)
+
+
+@cache
+def _taking(
+    dialect: str, names_and_holders: Select[tuple[str, str]]
+) -> postgresql.Insert | sqlite.Insert:
+    insert = _insert_of(dialect, blob_reference)
+    return insert.from_select(["blob_name", "holder"], names_and_holders).on_conflict_do_nothing()
 
 
 def drop_held_by(
     connection: Connection, holders: Sequence[str], *, but: Sequence[BlobName] = ()
 ) -> None:
     """Drop every reference of `holders`, except on the blobs in `but`."""
-    statement = delete(blob_reference).where(blob_reference.c.holder.in_(holders))
     if but:
-        statement = statement.where(blob_reference.c.blob_name.not_in(but))
-    connection.execute(statement)
+        connection.execute(_DROP_BUT, {"holders": holders, "but": but})
+    else:
+        connection.execute(_DROP, {"holders": holders})
+
+
+_DROP: Final = delete(blob_reference).where(
+    blob_reference.c.holder.in_(bindparam("holders", expanding=True))
+)
+_DROP_BUT: Final = _DROP.where(blob_reference.c.blob_name.not_in(bindparam("but", expanding=True)))
 
 
 def drop_held_by_workers(connection: Connection) -> None:

@@ -17,11 +17,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from batchline.domain.errors import StorageFull, StoreUnavailable
 from batchline.store.engine import (
-    READING,
     is_worth_repeating,
     may_come_back,
     open_engine,
     overwrite_failed,
+    reading,
     threads_for,
     translated,
 )
@@ -46,7 +46,7 @@ class Transactions:
         """`make_room` frees some space on a full disk, from any thread; False when none is left."""
         self._make_room = make_room
         self._engine = engine
-        self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
+        self._reader = reading(engine)
         self._writers = writers
         self._readers = readers  # may be the same
         self._health = StoreHealth()
@@ -77,6 +77,7 @@ class Transactions:
         await asyncio.to_thread(self._writers.shutdown)
         await asyncio.to_thread(self._readers.shutdown)
         self._engine.dispose()
+        self._reader.dispose()
 
     def trouble(self) -> str | None:
         """What is wrong with the database, in words for people; None when nothing is known."""
