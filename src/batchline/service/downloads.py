@@ -16,7 +16,7 @@ from typing import Final
 from batchline import telemetry
 from batchline.domain.ids import BatchId, FileId
 
-LONGEST_S: Final = 3_600.0
+LONGEST_S: Final = 3_600
 
 
 class Downloads:

@@ -32,7 +32,7 @@ class RetentionSettings:
     batch_file_s: int = 30 * DAY_S
     output_s: int = 30 * DAY_S
     upload_s: int = 3_600
-    download_s: float = LONGEST_S
+    download_s: int = LONGEST_S
     sweep_s: float = SWEEP_S
 
 
