@@ -44,10 +44,6 @@ class LevelFit:
         self._tokens = 0.0
         self._lived: dict[int, int] = {}  # how many answers have lived at a level
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.__init__()  # type: ignore[misc]  # all of it is plain numbers
-
     def add(
         self, answers: int, tokens: float, seconds: Mapping[int, float], before: Mapping[int, int]
     ) -> None:
@@ -55,7 +51,7 @@ class LevelFit:
 
         `before` are how many of them had begun before a level did.
         """
-        if tokens <= 0 or not seconds:
+        if tokens < 1 or not seconds:
             return
         row = {self._column(self._speeds, level): spent for level, spent in seconds.items()}
         row |= {self._column(self._bursts, level): -count for level, count in before.items()}
@@ -125,7 +121,7 @@ def _inverse(matrix: list[list[float]]) -> list[list[float]]:
     for at in range(size):
         best = max(range(at, size), key=lambda row: abs(rows[row][at]))
         rows[at], rows[best] = rows[best], rows[at]
-        pivot = rows[at][at]
+        pivot = rows[at][at] or _TINY
         rows[at] = [value / pivot for value in rows[at]]
         for other in range(size):
             if other != at and (factor := rows[other][at]):

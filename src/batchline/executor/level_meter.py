@@ -1,7 +1,8 @@
 """What a worker tells of a backend whose limit is learnt: answers, tokens and how long they took.
 
-Answers that were asked for at the present level are told apart from older ones, which say something
-of several levels: how long they spent at each is told with them. A lane has a meter or none; without one it costs a comparison or two a line.
+Those that were asked for at the present level are told apart from older ones, which say something
+of several levels: how long they spent at each goes with them. A lane has a meter or none; without
+one it costs a comparison or two a line.
 """
 
 from __future__ import annotations

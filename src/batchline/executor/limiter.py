@@ -4,7 +4,8 @@
 
 - `report`: answers, their tokens and their latencies. Only answers to requests that began at the
   present level count, and by Little's law (in flight) / (seconds per token) is the backend's tokens
-  a second, without counting over time: half a round of answers is enough.
+  a second, without counting over time: half a round of answers is enough. While it doubles, slow
+  answers that began before say enough as well, where they agree (`level_fit.py`).
 - `look`: the engine's own page, where there is one. It knows how long a token takes *now*, before
   any answer has come, what waits for a place, and what others have in hand.
 - `shed`: a refusal for load, and how many of those in flight were refused with it.
@@ -171,13 +172,14 @@ class AdaptiveLimit:
     ) -> None:
         """Answers to requests that began since the level was last changed.
 
-        `latency_s` is their sum; `older` are others that have ended since. `limited` says that as many were in flight all the time as were
-        allowed: else there was too little to do, and nothing is learnt of the limit.
+        `latency_s` is their sum; `older` are those that began before. `limited` says that as many
+        were in flight all the time as were allowed: else there was too little to do, and nothing is
+        learnt of the limit.
         """
         before = self.measure
         if not limited or now < self._looks_until or self._is_held_back(now):
             self._forget()
-            self._fit.clear()
+            self._fit = LevelFit()
         else:
             if latency_s > 0:
                 self._answers += answers
