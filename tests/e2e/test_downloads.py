@@ -18,7 +18,7 @@ from tests.support.server import WAIT_S, ServerProcess, server
 from tests.support.stored import wait_until_nothing_is_left, wait_until_rows_and_bytes_agree
 
 # Far more than the sockets and the server hold between them.
-CONTENT = b"".join(b"%07d\n" % number for number in range(3_000_000))
+CONTENT = b"".join(1_000 * (b"%07d\n" % number) for number in range(3_000))
 TAKEN = 100_000
 NOWHERE = "http://127.0.0.1:9"
 
