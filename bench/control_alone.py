@@ -29,6 +29,7 @@ from batchline.executor import local
 from batchline.executor.contract import BackendSettings
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
+from batchline.executor.supervision import SupervisionSettings
 from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches
 from batchline.service.files import Files
@@ -126,13 +127,16 @@ def _local_settings(
     children: Path, blobs: LocalBlobs, workers: int, group_lines: int
 ) -> LocalSettings:
     return LocalSettings(
-        workers=workers,
-        command=[
-            *(sys.executable, "-m", "bench.puppet_worker"),
-            *("--group-lines", str(group_lines)),
-        ],
-        children=children,
-        worker_prefix=secrets.token_hex(4),
+        supervision=SupervisionSettings(
+            workers=workers,
+            command=[
+                *(sys.executable, "-m", "bench.puppet_worker"),
+                *("--group-lines", str(group_lines)),
+            ],
+            children=children,
+            worker_prefix=secrets.token_hex(4),
+            silent_s=_HOUR_S,
+        ),
         worker=WorkerSettings(
             worker="",
             segment_directory=str(blobs.segment_directory()),
@@ -140,7 +144,6 @@ def _local_settings(
             backends=[BackendSettings(name=_BACKEND, base_url="http://127.0.0.1:9/v1")],
             retry=RetryPolicy(),
         ),
-        silent_s=_HOUR_S,
     )
 
 

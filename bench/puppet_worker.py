@@ -23,6 +23,7 @@ from batchline.domain.ids import BlobName
 from batchline.domain.model import BlobKind, BlobRange, Shard, ShardCommit, Usage
 from batchline.executor import messages as m
 from batchline.executor.contract import Released
+from batchline.executor.framing import FrameReader, frame
 
 RESULT: Final = b'{"id":"a result that nobody reads"}\n'
 _NONE_YET: Final = BlobName("")
@@ -44,7 +45,7 @@ class _Puppet:
 
     link: socket.socket
     group_lines: int
-    frames: m.FrameReader = field(default_factory=m.FrameReader)
+    frames: FrameReader = field(default_factory=FrameReader)
     waiting: deque[_Running] = field(default_factory=deque)  # shards whose lines have not all gone
     group: list[_Running] = field(default_factory=list)
     in_group: int = 0
@@ -55,7 +56,7 @@ class _Puppet:
 
     def run(self) -> None:
         """Until the control process hangs up."""
-        self.link.sendall(m.frame(m.Hello(pid=os.getpid())))
+        self.link.sendall(frame(m.Hello(pid=os.getpid())))
         while True:
             while not self.waiting:
                 # At once what there is, where no more comes for a while.
@@ -112,7 +113,7 @@ class _Puppet:
         )
 
     def _tell(self, message: m.ToControl) -> None:
-        self.link.sendall(m.frame(message))
+        self.link.sendall(frame(message))
 
     def _hear(self, patience_s: float | None) -> bool:
         """Obey what has come, after at most so long; False when nothing did."""

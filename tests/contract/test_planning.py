@@ -43,6 +43,7 @@ from tests.contract.store_rows import (
     commits,
     finalized,
     fresh_file,
+    let_go,
     moved,
     settling,
     started,
@@ -471,6 +472,7 @@ async def test_a_refused_batch_gives_its_input_back(
     batch = await batch_of(store, blobs, b"{\n")
     assert await planner_on(store, blobs, shared_jobs).plan(batch)
     assert await store.delete_file(DEFAULT_PROJECT, batch.input_file_id, now=NOW)
+    await let_go(store)
     assert [blob.name for blob in await store.unreferenced_blobs(limit=10)] == [batch.input_blob]
 
 

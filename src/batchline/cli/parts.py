@@ -25,6 +25,7 @@ from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.clocks import UnhurriedClock
 from batchline.service.disk import DiskGuard
+from batchline.service.downloads import Downloads
 from batchline.service.drains import Drains
 from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
@@ -204,6 +205,7 @@ def _services(
     """The use cases, on everything beneath them."""
     store, blobs, disk = storage.store, storage.blobs, storage.disk
     alarms = Alarms()
+    downloads = Downloads(longest_s=settings.retention.download_s, has_room=lambda: disk.has_room)
     weights = ProjectWeights(store, {name: one.weight for name, one in settings.projects.items()})
     planner = Planner(
         store=store,
@@ -226,6 +228,7 @@ def _services(
         limits=_file_limits(settings),
         has_room=lambda: disk.has_room,
         alarms=alarms,
+        downloads=downloads,
     )
     batch_settings = BatchSettings(
         windows=settings.windows,
@@ -250,6 +253,7 @@ def _services(
             blobs=blobs,
             clock=UnhurriedClock(),
             sweep_s=settings.retention.sweep_s,
+            downloads=downloads,
         ),
         files=files,
         uploads=Uploads(
@@ -261,7 +265,7 @@ def _services(
         ),
         batches=batches,
         dry_run=DryRun(planner=planner, settings=batch_settings),
-        results=Results(store=store, blobs=blobs, batches=batches),
+        results=Results(store=store, blobs=blobs, batches=batches, downloads=downloads),
         progress=ProgressReader(
             batches,
             scheduler,

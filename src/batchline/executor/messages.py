@@ -242,6 +242,19 @@ class BackendFault(msgspec.Struct, frozen=True, tag=True):
     in_flight: int = 0
 
 
+class OlderAnswers(msgspec.Struct, frozen=True):
+    """Answers to requests that began before the present level did.
+
+    `seconds` they spent together at each level, by its `measure`; `before` is how many of them had
+    begun before a level.
+    """
+
+    answers: int
+    tokens: int
+    seconds: dict[int, float]
+    before: dict[int, int]
+
+
 class LaneReport(msgspec.Struct, frozen=True, tag=True):
     """What a worker has at a backend whose limit is learnt, and what came of it since it last said.
 
@@ -258,6 +271,7 @@ class LaneReport(msgspec.Struct, frozen=True, tag=True):
     answers: int
     tokens: int
     latency_s: float
+    older: OlderAnswers | None = None
 
 
 class TrialOver(msgspec.Struct, frozen=True, tag=True):

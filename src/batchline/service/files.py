@@ -19,6 +19,7 @@ from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
 from batchline.service import manifest
 from batchline.service.alarms import Alarms
+from batchline.service.downloads import Downloads, holding
 from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
 from batchline.service.incoming import Incoming
 from batchline.store.blob_contract import BlobStore, BlobWriter
@@ -55,6 +56,7 @@ class Files:
         limits: FileLimits | None = None,
         has_room: Callable[[], bool] = lambda: True,
         alarms: Alarms | None = None,
+        downloads: Downloads | None = None,
     ) -> None:
         """`has_room` False: the disk is low, and uploads are refused before it is full."""
         self._store = store
@@ -64,6 +66,7 @@ class Files:
         self.limits = limits or FileLimits()
         self._has_room = has_room
         self._alarms = alarms or Alarms()
+        self._downloads = downloads or Downloads()
 
     def begin(self, project_id: ProjectId) -> IncomingFile:
         """Start an upload; use it as `async with`, which discards what was not finished.
@@ -119,7 +122,8 @@ class Files:
             raise _no_such_cursor(str(after)) from exc
 
     async def delete(self, project_id: ProjectId, file_id: str) -> FileId:
-        """Hide the file. A batch that uses its bytes goes on with them.
+        """Hide the file. A batch that uses its bytes goes on with them, and a download with what it
+        reads (`Downloads`).
 
         Raises:
             NotFound: as `get`; so a second delete raises it too.
@@ -148,18 +152,21 @@ class Files:
         self, file: File, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The bytes `start` to `stop` (None: the end) of a file that is `downloadable`, in chunks;
-        close the generator when the reader goes away.
+        close the generator when the reader goes away. Until then they stay, also when the file is
+        deleted or expires, as long as `Downloads` allows.
 
         Raises:
             NotFound: it has been deleted since.
             BlobUnreadable: the row promises bytes that are not there; also while iterating.
         """
-        # A manifest that ends just there is whole: it is read only as far as there is no gap.
-        last = await self._store.file_ranges(file.id, start=max(0, file.bytes - 1), most=1)
-        if sum(part.stop - part.start for part in last) != min(1, file.bytes):
-            await self.get(file.project_id, file.id)
-            raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
-        return self._chunks(file, start, file.bytes if stop is None else stop)
+        with self._downloads.of_file(file.id):
+            await self.get(file.project_id, file.id)  # once more: what is hidden by now may go
+            # A manifest that ends just there is whole: it is read only as far as there is no gap.
+            last = await self._store.file_ranges(file.id, start=max(0, file.bytes - 1), most=1)
+            if sum(part.stop - part.start for part in last) != min(1, file.bytes):
+                raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
+            chunks = self._chunks(file, start, file.bytes if stop is None else stop)
+            return await holding(self._downloads.of_file(file.id), chunks)
 
     async def _chunks(self, file: File, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         bytes_of_file = manifest.read(
@@ -174,7 +181,7 @@ class Files:
                 async for chunk in bytes_of_file:
                     yield chunk
         except BlobUnreadable:
-            # Else it was deleted or has expired beside us, and its bytes went with it.
+            # Else it was deleted or has expired beside us, and its bytes went after a while.
             if await self._store.get_file(file.project_id, file.id, now=self._now()) is not None:
                 self._alarms.file_corrupt(file_id=file.id)
             raise

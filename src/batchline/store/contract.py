@@ -143,13 +143,20 @@ class Store(Protocol):
         """
 
     async def delete_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
-        """Hide the file and drop its references; False when there was no such visible file.
+        """Hide the file; False when there was no such visible file.
 
-        A batch that uses the file's bytes keeps its own reference.
+        Its manifest and bytes stay until `let_go_files`. A batch that uses them has a reference of
+        its own.
         """
 
     async def expire_files(self, *, now: int, limit: int) -> int:
-        """Drop the references of up to `limit` files past `expires_at`; how many were dropped."""
+        """Hide up to `limit` files past `expires_at`, as `delete_file` does; how many."""
+
+    async def hidden_files(self, *, after: FileId | None, limit: int) -> Sequence[FileId]:
+        """Deleted and expired files whose bytes are still held, in order of their ids."""
+
+    async def let_go_files(self, file_ids: Sequence[FileId]) -> None:
+        """Drop the manifests and the references of hidden files; what is not hidden stays."""
 
     async def file_ranges(
         self, file_id: FileId, *, start: int = 0, stop: int | None = None, most: int | None = None
@@ -348,10 +355,11 @@ class Store(Protocol):
         """
 
     async def committed_output(
-        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int
+        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int | None
     ) -> Sequence[BlobRange]:
         """The committed output from byte `start` to `stop`, by offsets as in `output_end`: of its
         ranges the first `most`, cut there. Costs by what it gives. Empty when none of it is there.
+        `now` None: also of a file that is hidden, as long as its bytes are there.
         """
 
     async def committed_ranges(

@@ -100,6 +100,12 @@ class Database(Transactions):
             lambda c: files.hide_expired(c, now=now, limit=limit), step="files.expire"
         )
 
+    async def hidden_files(self, *, after: FileId | None, limit: int) -> Sequence[FileId]:
+        return await self._read(lambda c: references.hidden(c, after=after, limit=limit))
+
+    async def let_go_files(self, file_ids: Sequence[FileId]) -> None:
+        await self._write(lambda c: files.let_go(c, file_ids), step="files.let_go")
+
     async def file_ranges(
         self, file_id: FileId, *, start: int = 0, stop: int | None = None, most: int | None = None
     ) -> Sequence[BlobRange]:
@@ -267,7 +273,7 @@ class Database(Transactions):
         )
 
     async def committed_output(
-        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int
+        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int | None
     ) -> Sequence[BlobRange]:
         return await self._read(
             lambda c: outputs.committed(

@@ -93,7 +93,7 @@ def _cursor(connection: Connection, project_id: ProjectId, after: FileId) -> int
 
 
 def hide(connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
-    """Hide one visible file and let its bytes go; False when there was none."""
+    """Hide one visible file; False when there was none."""
     hidden = connection.execute(
         update(file)
         .where(file.c.id == file_id, file.c.project_id == project_id, is_visible(now))
@@ -101,7 +101,7 @@ def hide(connection: Connection, project_id: ProjectId, file_id: FileId, *, now:
     )
     if hidden.rowcount == 0:
         return False
-    _let_go(connection, [file_id])
+    references.pass_to_hidden(connection, [file_id])
     return True
 
 
@@ -116,15 +116,17 @@ def hide_expired(connection: Connection, *, now: int, limit: int) -> int:
     expired = [FileId(file_id) for file_id in connection.scalars(query)]
     if expired:
         connection.execute(update(file).where(file.c.id.in_(expired)).values(deleted_at=now))
-        _let_go(connection, expired)
+        references.pass_to_hidden(connection, expired)
     return len(expired)
 
 
-def _let_go(connection: Connection, file_ids: Sequence[FileId]) -> None:
-    """Drop manifests and references; the caller holds the hidden rows."""
-    sequences = select(file.c.sequence).where(file.c.id.in_(file_ids))
+def let_go(connection: Connection, file_ids: Sequence[FileId]) -> None:
+    """See `Store.let_go_files`."""
+    sequences = select(file.c.sequence).where(
+        file.c.id.in_(file_ids), file.c.deleted_at.is_not(None)
+    )
     connection.execute(delete(file_range).where(file_range.c.file_sequence.in_(sequences)))
-    references.drop_held_by(connection, file_ids)
+    references.drop_held_by(connection, [references.hidden_holder(one) for one in file_ids])
 
 
 def ranges(

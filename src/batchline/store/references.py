@@ -20,11 +20,13 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    literal,
     select,
+    update,
 )
 from sqlalchemy.dialects import sqlite
 
-from batchline.domain.ids import BlobName
+from batchline.domain.ids import BlobName, FileId
 from batchline.domain.model import Blob, BlobKind
 from batchline.store import rows
 from batchline.store.tables import blob, blob_reference
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
 
 WORKER_HOLDER: Final = "worker:"
+HIDDEN_HOLDER: Final = "hidden:"
+_BEHIND_HIDDEN: Final = "hidden;"  # the first text that does not begin with it
 
 # Values bound in one statement: SQLite takes 32,766 and PostgreSQL 65,535; below that it is a
 # matter of how long the other callers wait.
@@ -41,6 +45,11 @@ _NAMES_AT_ONCE: Final = 1_000
 
 def worker_holder(worker: str) -> str:
     return f"{WORKER_HOLDER}{worker}"
+
+
+def hidden_holder(file_id: FileId) -> str:
+    """Who holds the bytes of a file that is deleted or expired, until they are let go."""
+    return f"{HIDDEN_HOLDER}{file_id}"
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -136,6 +145,31 @@ def drop_held_by_workers(connection: Connection) -> None:
     connection.execute(
         delete(blob_reference).where(blob_reference.c.holder.startswith(WORKER_HOLDER))
     )
+
+
+def pass_to_hidden(connection: Connection, file_ids: Sequence[FileId]) -> None:
+    """What files hold is held by `hidden_holder` of each from now on."""
+    holder = blob_reference.c.holder
+    connection.execute(
+        update(blob_reference)
+        .where(holder.in_(file_ids))
+        .values(holder=literal(HIDDEN_HOLDER) + holder)
+    )
+
+
+def hidden(connection: Connection, *, after: FileId | None, limit: int) -> list[FileId]:
+    """The files behind hidden holders, by their ids."""
+    holder: ColumnElement[str] = blob_reference.c.holder
+    if connection.dialect.name == "postgresql":
+        holder = holder.collate("C")  # else punctuation counts little or nothing, by its locale
+    query = (
+        select(holder)
+        .where(holder > hidden_holder(after or FileId("")), holder < _BEHIND_HIDDEN)
+        .distinct()
+        .order_by(holder)
+        .limit(limit)
+    )
+    return [FileId(found.removeprefix(HIDDEN_HOLDER)) for found in connection.scalars(query)]
 
 
 def unreferenced(connection: Connection, *, limit: int) -> list[Blob]:
