@@ -42,6 +42,7 @@ CLIENTS: Final = 1_000
 TIMEOUT_S: Final = 1.0
 THOUSAND_TIMEOUT_S: Final = 8.0  # they have to be there at once, on a busy machine too
 DRIP_S: Final = 0.3
+OTHERS_S: Final = 0.05  # between two uploads of somebody who is not slow
 CONNECTION_BYTES: Final = 640 * 1024  # of the server's memory, for the dearest: a stuck download
 DOWNLOAD_BYTES: Final = 16 * MIB
 
@@ -158,6 +159,7 @@ def test_a_thousand_slow_clients_are_let_go_of_and_keep_nobody_waiting(
                 asked = time.monotonic()
                 assert post(running, "/v1/files", WHOLE, FORM).status == 200
                 took_s.append(time.monotonic() - asked)
+                time.sleep(OTHERS_S)
             each = (resident_bytes(running.pid) - before) / CLIENTS
             answers = until_closed(sockets[: heads + bodies])
         finally:
