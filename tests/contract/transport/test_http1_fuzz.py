@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import Answer
 from batchline.executor.transport.connection import Connection, Dead
+from batchline.executor.transport.known_heads import KnownHeads
 from tests.contract.transport.raw_server import http
 
 LIMIT = 5_000
@@ -129,6 +130,161 @@ def test_what_follows_an_answer_spoils_the_connection_and_not_the_answer(
 def test_garbage_is_a_reason_or_an_answer_and_nothing_else(wire: bytes, cuts: list[int]) -> None:
     found, _ = uvloop.run(fed(pieces(wire, cuts), then_end=True))
     assert isinstance(found, Answer) or found in REASONS
+
+
+class NoneKnown(KnownHeads):
+    """The parser reads every head."""
+
+    __slots__ = ()
+
+    def answer(self, data: bytes) -> None:
+        pass
+
+
+class AllLearnt(KnownHeads):
+    """Every head that can be known is, from its second coming on."""
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        super().__init__(LIMIT)
+        self.known = 0
+
+    def answer(self, data: bytes) -> Answer | None:
+        answer = super().answer(data)
+        self.known += answer is not None
+        return answer
+
+    def note(self, data: bytes, answer: Answer) -> None:
+        self._strange = 0
+        super().note(data, answer)
+
+
+# Beginnings, the name of the length's header, and what may follow it.
+_STARTS = [
+    *[b""] * 4,
+    b"server: x\r\nretry-after: 3\r\n",
+    b"Content-Encoding: gzip\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"x: content-length: 1\r\n",
+    b"content-length: 3\r\n",
+]
+_NAMES = [*[b"content-length: "] * 4, b"Content-Length:", b"content-length:\t", b"y: "]
+_RESTS = [
+    *[b"\r\n\r\n"] * 4,
+    b"\r\nx-request-id: r\r\n\r\n",
+    b"\r\nconnection: close\r\n\r\n",
+    b"\r\ncontent-encoding: gzip\r\n\r\n",
+    b"\r\ncontent-length: 3\r\n\r\n",
+    b" \r\n\r\n",
+    b"\n\n",
+]
+_STATUSES = [*[b"200 OK"] * 6, b"429 Slow", b"103 Early\r\n\r\nHTTP/1.1 200 OK"]
+_BODIES = [b"", b"{}", b"abc", gzip.compress(b"zip"), b"3\r\nabc\r\n0\r\n\r\n"]
+_BODIES += [b"x" * LIMIT, b"x" * (LIMIT + 1)]
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Answers of one server, which have most of their heads in common. Some cannot count."""
+    start, name = draw(st.sampled_from(_STARTS)), draw(st.sampled_from(_NAMES))
+    rests = draw(st.lists(st.sampled_from(_RESTS), min_size=1, max_size=2))
+    wires = []
+    for _ in range(draw(st.integers(2, 8))):
+        body = draw(st.one_of(st.sampled_from(_BODIES), st.binary(max_size=30)))
+        off, wide = draw(
+            st.sampled_from([*[(0, 1)] * 8, (-1, 1), (1, 1), (0, 3), (0, 18), (0, 25)])
+        )
+        digits = b"%0*d" % (wide, max(0, len(body) + off))
+        digits = draw(st.sampled_from([*[digits] * 9, b"", b"+" + digits, digits + b" "]))
+        status, rest = draw(st.sampled_from(_STATUSES)), draw(st.sampled_from(rests))
+        more = draw(st.sampled_from([*[b""] * 9, b"\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"{"]))
+        wires.append(b"HTTP/1.1 %b\r\n" % status + start + name + digits + rest + body + more)
+    return wires
+
+
+async def told(wires: Sequence[bytes], heads: KnownHeads) -> list[tuple[object, ...]]:
+    """What becomes of exchanges one after the other, on one connection as long as it is kept."""
+    found: list[tuple[object, ...]] = []
+    connection: Connection | None = None
+    theirs: socket.socket | None = None
+    for wire in wires:
+        if connection is None or theirs is None:
+            ours, theirs = socket.socketpair()
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(limit_bytes=LIMIT, known_heads=heads), sock=ours
+            )
+        waiting = connection.begin(b"POST / HTTP/1.1\r\n\r\n", b"{}")
+        assert not connection.has_head
+        connection.data_received(wire)
+        if not waiting.done():
+            connection.fail("it waits for more", reason="reset")
+        error = waiting.exception()
+        answer = waiting.result() if error is None else None
+        keeps = connection.end()
+        found.append((getattr(error, "reason", None), answer, keeps, connection.answers))
+        if not keeps:
+            connection.abort()
+            await connection.closed()
+            theirs.close()
+            connection = theirs = None
+    if connection is not None and theirs is not None:
+        connection.abort()
+        await connection.closed()
+        theirs.close()
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(alike())
+def test_a_known_head_is_read_as_the_parser_reads_it(wires: list[bytes]) -> None:
+    found = uvloop.run(told(wires, AllLearnt()))
+    assert found == uvloop.run(told(wires, NoneKnown(LIMIT)))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"content-length: +2\r\n\r\n{}",
+        b"content-length:  2\r\n\r\n{}",
+        b"content-length: \r\n\r\n",
+        b"content-length: 0002\r\n\r\n{}",
+        b"content-length: %025d\r\n\r\n{}" % 2,
+        b"content-length: 1\r\n\r\n{}",
+        b"content-length: 3\r\n\r\n{}",
+        b"content-length: 2\r\nconnection: close\r\n\r\n{}",
+        b"content-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n",
+        b"content-length: %d\r\n\r\n%b" % (LIMIT + 1, b"x" * (LIMIT + 1)),
+    ],
+)
+def test_what_differs_from_a_known_head_is_the_parsers(odd: bytes) -> None:
+    start = b"HTTP/1.1 200 OK\r\n"
+    wires = [start + b"content-length: 2\r\n\r\n{}", start + odd]
+    found = uvloop.run(told(wires, AllLearnt()))
+    assert found == uvloop.run(told(wires, NoneKnown(LIMIT)))
+    assert found[0][2]  # it was kept, and so can the second be known
+
+
+def test_a_head_that_codes_the_body_is_never_known() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b"
+    wires = [head % (len(body), body) for body in (b"", gzip.compress(b"zip"))]
+    found = uvloop.run(told(wires, AllLearnt()))
+    assert [isinstance(one[1], Answer) and one[1].body for one in found] == [b"", b"zip"]
+
+
+def test_the_answers_of_a_server_are_known_but_for_their_length() -> None:
+    heads = AllLearnt()
+    wires = [
+        b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: %d\r\nx-request-id: r\r\n\r\n%b"
+        % (len(body), body)
+        for body in (b"{}", b"", b"x" * 1_000, b"1234567890")
+    ]
+    found = uvloop.run(told(wires, heads))
+    assert heads.known == 3
+    assert [answer for _, answer, _, _ in found] == [
+        Answer(200, {"x-request-id": "r"}, wire.partition(b"\r\n\r\n")[2]) for wire in wires
+    ]
 
 
 def test_a_connection_that_is_being_closed_takes_no_request() -> None:

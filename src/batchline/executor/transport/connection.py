@@ -20,6 +20,7 @@ from batchline.domain.errors import SentUnanswered
 from batchline.executor.contract import RATE_HEADERS, Answer, Pieces
 from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.decoding import decoded
+from batchline.executor.transport.known_heads import KnownHeads
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_INTERIM: Final = 16  # answers of 102 and 103 before the one that counts
@@ -40,12 +41,22 @@ class Dead(Exception):
 class Connection(asyncio.Protocol):
     """`begin` an exchange, await what it gives, and ask `reusable`. Not used by two at once."""
 
-    def __init__(self, *, limit_bytes: int, intake: Intake | None = None) -> None:
-        """`limit_bytes` bounds the body of an answer, `intake` those of all that are large."""
+    def __init__(
+        self,
+        *,
+        limit_bytes: int,
+        intake: Intake | None = None,
+        known_heads: KnownHeads | None = None,
+    ) -> None:
+        """`limit_bytes` bounds the body of an answer, `intake` those of all that are large.
+
+        `known_heads` are those of its backend.
+        """
         self._limit_bytes = limit_bytes
         self._intake = intake or Intake()
         self._look_at = self._first_look = min(limit_bytes, LARGE_BYTES)
         self._digits = len(str(limit_bytes))
+        self._known_heads = known_heads or KnownHeads(self._first_look)
         self._loop = asyncio.get_running_loop()
         self._create_future = self._loop.create_future
         self._transport: asyncio.Transport | None = None
@@ -61,8 +72,8 @@ class Connection(asyncio.Protocol):
         self.heard = False  # a byte came since the exchange began
         self.idle_since = 0.0  # `loop.time()`; for the pool
         self._is_large = False
-        self._begin_answer()
         self._interim = 0
+        self._begin_answer()
 
     # -- for the pool ----------------------------------------------------------------------
 
@@ -94,8 +105,7 @@ class Connection(asyncio.Protocol):
         if first is head:
             self._transport.write(body)
         self._whole = self.heard = False
-        self._interim = 0
-        self._begin_answer()
+        self._in_body = False
         self._pieces = pieces
         self._answer = answer = self._create_future()
         return answer
@@ -190,7 +200,24 @@ class Connection(asyncio.Protocol):
             self._whole = False
             self.abort()
             return
+        if self.heard:
+            self._feed(data)
+            return
         self.heard = True
+        if self._pieces is None:
+            known = self._known_heads.answer(data)
+            if known is not None:
+                self._whole = True
+                self.answers += 1
+                answer.set_result(known)
+                return
+        self._interim = 0
+        self._begin_answer()
+        self._feed(data)
+        if self._whole and self._pieces is None:  # in one piece
+            self._known_heads.note(data, answer.result())
+
+    def _feed(self, data: bytes) -> None:
         if not self._in_body:
             self._head_bytes += len(data)
         try:

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
 from batchline.executor.contract import Answer, BackendSettings, Pieces
-from batchline.executor.intake import Intake
+from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.connection import Connection, Dead
 from batchline.executor.transport.deadlines import Deadlines
 from batchline.executor.transport.heads import Heads
+from batchline.executor.transport.known_heads import KnownHeads
 
 # uvicorn and node close an idle connection after 5 s. Letting go first keeps us from writing into a
 # connection that is being closed; a permit that is in use never idles that long.
@@ -51,6 +52,7 @@ class Http1Transport:
             raise ValueError("this transport speaks http:// only")
         self._settings = settings
         self._intake = intake or Intake()
+        self._known_heads = KnownHeads(min(settings.max_answer_bytes, LARGE_BYTES))
         self._heads = Heads(settings.base_url, settings.headers or {})
         self._host, self._port = url.hostname, url.port or 80
         self._loop = asyncio.get_running_loop()
@@ -258,19 +260,23 @@ class Http1Transport:
             raise NotSent(f"no connection: {_reason(exc)}") from exc
 
     async def _connect_to_any(self, addresses: list[str]) -> Connection:
-        limit_bytes = self._settings.max_answer_bytes
         for address in addresses[:-1]:
             try:
-                return await self._connect_to(address, limit_bytes)
+                return await self._connect_to(address)
             except OSError:
                 continue
-        return await self._connect_to(addresses[-1], limit_bytes)
+        return await self._connect_to(addresses[-1])
 
-    async def _connect_to(self, address: str, limit_bytes: int) -> Connection:
-        _, connection = await self._loop.create_connection(
-            lambda: Connection(limit_bytes=limit_bytes, intake=self._intake), address, self._port
-        )
+    async def _connect_to(self, address: str) -> Connection:
+        _, connection = await self._loop.create_connection(self._connection, address, self._port)
         return connection
+
+    def _connection(self) -> Connection:
+        return Connection(
+            limit_bytes=self._settings.max_answer_bytes,
+            intake=self._intake,
+            known_heads=self._known_heads,
+        )
 
     async def _addresses(self) -> list[str]:
         """The host's addresses; many callers at once ask the resolver once."""
