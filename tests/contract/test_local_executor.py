@@ -41,6 +41,8 @@ from tests.support.scripted_backend import (
     backend_here,
 )
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 SOON_S: Final = 30.0
 NEVER_S: Final = 3_600.0
 HELD: Final = Script(answer=Answer(hold=True))

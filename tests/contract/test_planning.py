@@ -53,6 +53,8 @@ from tests.contract.store_rows import (
 from tests.support.inputs import MODEL, make_lines
 from tests.support.small_disk import fill
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 LIMIT_S = 30.0
 
 INTERNAL = LineProblem(
@@ -606,6 +608,7 @@ async def test_error_lines_of_lines_left_out_stay_with_the_plan_or_go_with_it(
 # -- cancels ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("executed_workers")
 async def test_a_cancel_in_the_middle_leaves_no_child_and_no_bytes(
     store: Database, blobs: LocalBlobs, jobs: Jobs
 ) -> None:
@@ -627,6 +630,7 @@ async def test_a_cancel_in_the_middle_leaves_no_child_and_no_bytes(
     assert left_on_disk(blobs) == []
 
 
+@pytest.mark.usefixtures("executed_workers")
 @pytest.mark.parametrize("content", [make_lines(2), SOME_BAD])
 async def test_a_batch_that_moved_on_meanwhile_is_not_started(
     store: Database, blobs: LocalBlobs, jobs: Jobs, content: bytes
@@ -715,6 +719,7 @@ class Asked(Jobs):
         return await super().run(*args, **kwargs)
 
 
+@pytest.mark.usefixtures("executed_workers")
 async def test_a_validation_that_waits_for_its_turn_is_not_counted_when_the_server_dies(
     store: Store, blobs: LocalBlobs, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from batchline.domain import bitmap, plan
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import WorkerId
@@ -21,6 +23,8 @@ from batchline.executor.supervision import SupervisionSettings
 from tests.contract.test_local_executor import ONE, SOON_S, Recorder
 from tests.support.inputs import MODEL, make_lines
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_here
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 NAMES: Final = ("gpu-a", "gpu-b", "gpu-c")
 HOLDING: Final = Script(answer=Answer(hold=True))

@@ -16,8 +16,9 @@ import pytest
 from tests.contract.api.test_http_progress import samples
 from tests.support.command import command, ended, started
 from tests.support.inputs import make_lines
+from tests.support.pauses import POLL_S
 from tests.support.scripted_backend import Answer, Script, backend_process
-from tests.support.server import POLL_S, WAIT_S, ServerProcess, server, submit, wait_for
+from tests.support.server import WAIT_S, ServerProcess, server, submit, wait_for
 
 STEADY = Script(answer=Answer(latency_s=0.08))
 
