@@ -61,6 +61,9 @@ class _OneModel:
     def lists(self, backend: str, model: str) -> bool:
         return backend == _BACKEND and model == MODEL
 
+    def has_listed(self, model: str) -> bool:
+        return model == MODEL
+
     def name_at_backends(self, model: str) -> str:
         return model
 

@@ -23,7 +23,7 @@ from batchline.domain.ids import BlobName
 from batchline.domain.model import BlobKind, BlobRange, Shard, ShardCommit, Usage
 from batchline.executor import messages as m
 from batchline.executor.contract import Released
-from batchline.executor.framing import FrameReader, frame
+from batchline.executor.framing import FrameReader, decode_to_worker, frame
 
 RESULT: Final = b'{"id":"a result that nobody reads"}\n'
 _NONE_YET: Final = BlobName("")
@@ -123,7 +123,7 @@ class _Puppet:
         if not data:
             os._exit(0)
         for payload in self.frames.feed(data):
-            self._obey(m.decode_to_worker(payload))
+            self._obey(decode_to_worker(payload))
         return True
 
     def _obey(self, message: m.ToWorker) -> None:
