@@ -250,6 +250,48 @@ SECOND_KEPT_BACK: Final = (
 THIRD_KEPT_BACK: Final = (
     EngineShape(name="knee at 28, answers of 11 s", knee=28, step_s=0.05, tokens=220.0),
 )
+# The use of answers that began at an earlier level (decision 0043) was tuned on these.
+SLOW: Final = (
+    EngineShape(name="knee at 12, answers of 15 s", knee=12, step_s=0.05, tokens=300.0),
+    EngineShape(name="knee at 20, answers of 10 s", knee=20, step_s=0.05, tokens=200.0),
+    EngineShape(name="knee at 44, answers of 14 s", knee=44, step_s=0.05, tokens=280.0),
+    EngineShape(name="knee at 50, answers of 20 s", knee=50, step_s=0.05, tokens=400.0),
+    EngineShape(name="knee at 90, answers of 12 s", knee=90, step_s=0.05, tokens=240.0),
+    EngineShape(name="knee at 130, answers of 10 s", knee=130, step_s=0.04, tokens=250.0),
+    EngineShape(
+        name="knee at 250 that is none (a half slower), answers of 10 s and more",
+        knee=250,
+        drag=1 / 300,
+        step_s=0.05,
+        tokens=200.0,
+    ),
+    EngineShape(
+        name="no knee: twice as slow at 64, answers of 10 s and more",
+        knee=100_000,
+        drag=1 / 64,
+        step_s=0.05,
+        tokens=200.0,
+    ),
+    EngineShape(
+        name="knee at 70, answers of 11 s, prompts of all lengths (0.05 s)",
+        knee=70,
+        step_s=0.05,
+        tokens=220.0,
+        read_s=0.05,
+        read_sigma=1.0,
+    ),
+    EngineShape(
+        name="knee at 30, answers of 12 s, prompts of all lengths (0.2 s)",
+        knee=30,
+        step_s=0.05,
+        tokens=240.0,
+        read_s=0.2,
+        read_sigma=1.0,
+    ),
+    EngineShape(
+        name="429 above 50, answers of 12 s", knee=200, step_s=0.05, tokens=240.0, sheds_above=50
+    ),
+)
 # Nothing was changed over what these showed (docs/benchmarks.md).
 KEPT_BACK: Final = (
     EngineShape(name="knee at 36, answers of 12 s", knee=36, step_s=0.05, tokens=240.0),

@@ -1,4 +1,4 @@
-"""A backend that costs as little as can be: a fixed answer after a fixed delay, and counts.
+"""A backend that costs as little as can be: much the same answer after a fixed delay, and counts.
 
 `python -m bench.fast_backend` prints its port and ends when its standard input does. It parses
 exactly what the clients of the benchmarks send (HTTP/1.1, kept alive, `Content-Length`); the
@@ -22,6 +22,7 @@ import threading
 import time
 from array import array
 from collections import deque
+from email.utils import formatdate
 from typing import Final, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -39,17 +40,26 @@ _TIMESPEC: Final = struct.Struct("@ll")
 _READ_BYTES: Final = 64 * 1024
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_LENGTHS: Final = 16  # a power of two
 _TEXT: Final = "The answer to this request, in some forty words of no consequence. " * 4
 
 
-def packed(body: bytes) -> bytes:
-    """A 200 with `body`."""
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % len(body) + body
+def packed(body: bytes, second: int = 0) -> bytes:
+    """A 200 with `body` at that second of the epoch; its head is what uvicorn sends."""
+    head = (
+        b"HTTP/1.1 200 OK\r\ndate: %b\r\nserver: uvicorn\r\n"
+        b"content-length: %d\r\ncontent-type: application/json\r\n\r\n"
+    )
+    return head % (formatdate(second, usegmt=True).encode(), len(body)) + body
 
 
-ANSWER: Final = packed(
-    msgspec.json.encode(
+def answers(second: int) -> list[bytes]:
+    """Those given at that second of the epoch: of several lengths, as a model's are."""
+    return [packed(body, second) for body in _BODIES]
+
+
+def _body(text: str) -> bytes:
+    return msgspec.json.encode(
         {
             "id": "chatcmpl-bench",
             "object": "chat.completion",
@@ -58,7 +68,7 @@ ANSWER: Final = packed(
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": _TEXT},
+                    "message": {"role": "assistant", "content": text},
                     "logprobs": None,
                     "finish_reason": "stop",
                 }
@@ -66,7 +76,9 @@ ANSWER: Final = packed(
             "usage": {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140},
         }
     )
-)
+
+
+_BODIES: Final = [_body(_TEXT[: len(_TEXT) - 8 * n]) for n in range(_LENGTHS)]
 _ABORT: Final = b"POST /abort_request "
 CALLED_OFF: Final = packed(b"{}")
 CATALOGUE: Final = packed(
@@ -100,6 +112,8 @@ class Backend:
         self._loop = asyncio.get_running_loop()
         self._due: deque[tuple[int, Connection]] = deque()
         self._delay_ns = 0
+        self._second = 0
+        self._answers: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self.reset(0.0)
 
@@ -137,6 +151,14 @@ class Backend:
         self._due.append((now + self._delay_ns, connection))
         if self._timer is None:
             self._set_timer(self._delay_ns)
+
+    def next_answer(self, now_ns: int) -> bytes:
+        """The next of those that are given now."""
+        second = now_ns // 1_000_000_000
+        if second != self._second:
+            self._second = second
+            self._answers = answers(second)
+        return self._answers[self.answered & (_LENGTHS - 1)]
 
     def _set_timer(self, delay_ns: int) -> None:
         self._timer = self._loop.call_later(delay_ns / 1e9, self._answer_due)
@@ -230,7 +252,7 @@ class Connection(asyncio.Protocol):
             backend.in_flight -= 1
             backend.answered += 1
             backend.last_answer_ns = now_ns
-            self.write(ANSWER)
+            self.write(backend.next_answer(now_ns))
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)

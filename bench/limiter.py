@@ -15,6 +15,7 @@ from bench.engines import (
     LONG_PROMPTS,
     SECOND_KEPT_BACK,
     SHAPES,
+    SLOW,
     THIRD_KEPT_BACK,
     EngineShape,
     Fixed,
@@ -29,6 +30,8 @@ FOUND_BY_S: Final = 30.0
 WITHIN: Final = 0.20
 TUNED_ON: Final = (*SHAPES, *FIRST_KEPT_BACK, *SECOND_KEPT_BACK, *THIRD_KEPT_BACK)
 SEEDS: Final = (1, 2, 3)
+SLOW_SEEDS: Final = range(1, 9)
+SLOW_UNTIL_S: Final = 300.0
 _STRETCH_S: Final = (
     10.0  # over which a limit is looked at: steps up and down are tried all the time
 )
@@ -133,6 +136,30 @@ def _long_prompts() -> Table:
     return Table("Long prompts, which wait in a queue until they are read", rows)
 
 
+def _slow() -> Table:
+    rows: list[Row] = []
+    for shape in SLOW:
+        plays = [played(shape, seed=seed, until=SLOW_UNTIL_S) for seed in SLOW_SEEDS]
+        (part,) = parts_of(shape)
+        finds = [found(play, part) for play in plays]
+        best = best_fixed(shape, ceiling=CEILING)
+        early, late = (
+            spread([play.rate(start, stop) / best.tokens_per_s for play in plays])
+            for start, stop in ((0.0, part.stop), (part.stop, SLOW_UNTIL_S))
+        )
+        rows.append(
+            {
+                "engine": shape.name,
+                "best fixed limit": best.limit,
+                "found": median(one.limit for one in finds),
+                "found after, s": spread([one.after_s for one in finds]),
+                "share of the best rate, to 90 s": early,
+                "from 90 to 300 s": late,
+            }
+        )
+    return Table("Slow answers and no page; 81 s is not within the 90", rows)
+
+
 def measure(rig: Rig) -> Measurement:
     """Every shape from a cold start with each seed; of the one that changes, each of its parts."""
     rows: list[Row] = []
@@ -164,7 +191,7 @@ def measure(rig: Rig) -> Measurement:
     return Measurement(
         tables=[
             Table("The limit in the second half of each part; the worst of three runs", rows),
-            *([_long_prompts(), limiter_turns.table(SEEDS)] if whole else []),
+            *([_slow(), _long_prompts(), limiter_turns.table(SEEDS)] if whole else []),
         ],
         floors=[
             Floor(

@@ -20,12 +20,14 @@ from batchline.domain.lines import RequestLine
 from batchline.domain.model import Shard, ShardKey, Usage
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
-from batchline.executor.contract import Answer, BackendSettings, ShardWork
+from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line
 from batchline.executor.local import GRANT_S, TICK_S
 from batchline.executor.rate_headers import told_in
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import ShardRun
+from bench.nowhere import Nowhere
 from bench.rated_account import MINUTE_S, Account, Counted
 
 BACKEND: Final = "hosted"
@@ -78,19 +80,6 @@ class Clock:
             self.now, _, call = heapq.heappop(self._due)
             call()
         self.now = instant
-
-
-class Nowhere:
-    """A lane only hands its transport on."""
-
-    async def send(self, *_: object, **__: object) -> Answer:
-        raise NotImplementedError
-
-    async def get_json(self, *_: object, **__: object) -> Answer:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 @dataclass(slots=True)

@@ -21,26 +21,15 @@ from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId
 from batchline.domain.model import Shard, ShardKey
 from batchline.executor import routed
-from batchline.executor.contract import Answer, BackendSettings, ShardWork
+from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line
 from batchline.executor.local import OPEN_SHARDS
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import ShardRun
+from bench.nowhere import Nowhere
 
 BATCH: Final = BatchId("batch_" + "0" * 32)
-
-
-class Nowhere:
-    """Virtual requests have no transport."""
-
-    async def send(self, *_: object, **__: object) -> Answer:
-        raise NotImplementedError
-
-    async def get_json(self, *_: object, **__: object) -> Answer:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

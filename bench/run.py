@@ -20,6 +20,7 @@ from typing import Final
 from bench import (
     api_load,
     cancel,
+    control,
     crowd,
     dispatch,
     finalize,
@@ -54,6 +55,7 @@ PARTS: Final = MappingProxyType[str, Callable[[Rig], Measurement]](
         "dispatch": dispatch.measure,
         "wide": dispatch.measure_wide,
         "workers": two_workers.measure,
+        "control": control.measure,
         "finalize": finalize.measure,
         "cancel": cancel.measure,
         "api": api_load.measure,

@@ -21,12 +21,13 @@ from batchline.domain.attempts import Outcome
 from batchline.domain.model import Usage
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
-from batchline.executor.contract import BackendSettings, Concurrency, Transport
+from batchline.executor.contract import BackendSettings, Concurrency
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import REPORT_S, LevelMeter
+from batchline.executor.line import Line, Trial
 from batchline.executor.load_watch import LOOK_S
 from batchline.executor.local import TICK_S
-from batchline.executor.shard_run import Line, Trial
+from batchline.executor.transport.contract import Transport
 from batchline.executor.turns import Turns
 from bench.engines import Asked, Engine, EngineShape
 

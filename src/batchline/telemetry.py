@@ -4,7 +4,7 @@ Log events carry ids, enums, counts and sizes only: their arguments are keyword-
 prompt, body or key can reach a log by accident.
 
 A probe is one dictionary look-up when no test armed it. Armed through the environment (read by
-`config.py`, handed to `arm`), it ends a process at an exact point of the program:
+`config`, handed to `arm`), it ends a process at an exact point of the program:
 
     segment.synced=kill            SIGKILL this process the first time
     commit.before=kill@3           ... the third time

@@ -15,7 +15,10 @@ from batchline.store.database import Database
 from batchline.store.engine import open_engine, sqlite_url
 from batchline.store.tables import project
 from tests.contract.store_rows import OTHER_PROJECT
+from tests.support.forked_workers import executed_workers, forked_workers
 from tests.support.small_disk import mounted_disk
+
+__all__ = ["executed_workers", "forked_workers"]  # fixtures
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -230,6 +230,12 @@ async def commits(store: Store, *group: ShardCommit, worker: str = "w1") -> Sequ
     return await store.commit(worker, group, now=NOW + 2)
 
 
+async def let_go(store: Store) -> None:
+    """Let go of every file that is deleted or expired, as a sweep does beside no download."""
+    while hidden := await store.hidden_files(after=None, limit=100):
+        await store.let_go_files(hidden)
+
+
 async def both(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
     """What the two give when they run at once."""
     return await asyncio.gather(one, other)

@@ -18,8 +18,8 @@ from batchline.domain.ids import BlobName
 from batchline.domain.model import Blob, BlobKind, BlobRange
 from batchline.store import blobs as blobs_module
 from batchline.store import reading
+from batchline.store.blob_contract import BlobWriter
 from batchline.store.blobs import SEGMENT_PREFIX, LocalBlobs
-from batchline.store.contract import BlobWriter
 
 MIB = 1024 * 1024
 

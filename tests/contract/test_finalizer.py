@@ -43,6 +43,8 @@ from tests.contract.test_jobs import stopped_child
 from tests.support.inputs import line_id, make_lines
 from tests.support.small_disk import fill
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 LIMIT_S = 30.0
 LINES = 10
 SHARD = 4  # shards of 4, 4 and 2 lines
@@ -236,6 +238,7 @@ async def test_a_cancelled_batch_has_a_line_for_each_request_without_a_result(
     await assert_cancelled_with_all_lines(server, ended)
 
 
+@pytest.mark.usefixtures("executed_workers")
 async def test_a_batch_ends_however_many_files_are_to_be_validated(armed_server: Server) -> None:
     """Those take minutes each when they are large, and a cancel ten at most."""
     jobs = armed_server.jobs
@@ -478,6 +481,7 @@ async def test_a_child_that_dies_only_delays_the_end(
     assert troubles.names == [("finalize_delayed", "store_unavailable")]
 
 
+@pytest.mark.usefixtures("executed_workers")
 async def test_an_end_that_is_broken_off_is_made_by_the_next_one(armed_server: Server) -> None:
     telemetry.arm("never_run.synced=stop")
     await armed_server.jobs.warm()

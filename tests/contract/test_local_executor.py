@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -28,15 +28,10 @@ from batchline.domain.model import Shard, ShardCommit, ShardKey
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import BackendSettings, CancelBy, Ends, Released, ShardWork
-from batchline.executor.local import (
-    FAILING_DEATHS,
-    MOST_OPEN,
-    OPEN_SHARDS,
-    LocalExecutor,
-    LocalSettings,
-)
+from batchline.executor.framing import frame
+from batchline.executor.local import MOST_OPEN, OPEN_SHARDS, LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
-from batchline.executor.worker_link import WorkerLink
+from batchline.executor.supervision import FAILING_DEATHS, SupervisionSettings
 from tests.support.inputs import MODEL, line_id, make_lines
 from tests.support.scripted_backend import (
     Answer,
@@ -45,6 +40,8 @@ from tests.support.scripted_backend import (
     Script,
     backend_here,
 )
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 SOON_S: Final = 30.0
 NEVER_S: Final = 3_600.0
@@ -219,10 +216,13 @@ async def rig(
     async with backend_here(script) as backend:
         executor = LocalExecutor(
             LocalSettings(
-                workers=workers,
-                command=command or run_child,
-                children=children,
-                worker_prefix="w",
+                supervision=SupervisionSettings(
+                    workers=workers,
+                    command=command or run_child,
+                    children=children,
+                    worker_prefix="w",
+                    silent_s=silent_s,
+                ),
                 worker=WorkerSettings(
                     worker="",
                     segment_directory=str(segments),
@@ -239,7 +239,6 @@ async def rig(
                     heartbeat_s=0.2,
                 ),
                 ack_s=ack_s,
-                silent_s=silent_s,
                 probes=probes,
             )
         )
@@ -564,14 +563,6 @@ async def test_a_killed_worker_is_lost_once_it_is_reaped_and_another_goes_on(
         assert [attempts[line_id(number)] for number in range(20)] == [1] * 4 + [2] * 8 + [1] * 8
 
 
-async def test_a_worker_that_falls_silent_is_killed(tmp_path: Path) -> None:
-    async with rig(tmp_path, silent_s=3.0) as it:
-        (worker,), (pid,) = it.workers(), it.pids()
-        os.kill(pid, signal.SIGSTOP)
-        await it.events.until(lambda: worker in it.events.lost)
-        assert is_gone(pid)
-
-
 async def test_a_silent_worker_is_killed_also_when_grants_and_trials_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -657,26 +648,6 @@ async def test_a_drain_closes_past_its_grace_what_is_not_closed_otherwise(tmp_pa
         assert it.events.released[key].ends == {"scripted": Ends(unanswered=8)}
 
 
-async def test_a_drain_ends_although_a_worker_is_being_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = WorkerLink.start
-    draining: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
-    async with rig(tmp_path) as it:
-
-        async def start_during_a_drain(*arguments: Any, **named: Any) -> WorkerLink:
-            link = await start(*arguments, **named)
-            draining.set_result(asyncio.create_task(it.executor.drain(grace_s=0)))
-            await asyncio.sleep(0)  # it has looked around
-            return link
-
-        monkeypatch.setattr(WorkerLink, "start", start_during_a_drain)
-        os.kill(it.pids()[0], signal.SIGKILL)
-        async with asyncio.timeout(SOON_S):
-            await (await draining)
-        assert it.pids() == []
-
-
 async def test_a_drain_commits_at_once_what_waits_for_its_interval(tmp_path: Path) -> None:
     """With an hour between commits and no grace."""
     hold = (Answer(hold=True),)
@@ -726,7 +697,7 @@ async def test_a_worker_that_ends_sends_nothing_more(
                 m.SetPermits(backend="scripted", permits=AT_ONCE, order=1),
                 m.OpenShard(work=it.work(ONE, 1_000)),
             ):
-                ours.sendall(m.frame(message))
+                ours.sendall(frame(message))
             await it.backend.wait_until(min_held=AT_ONCE)
             ours.sendall(last_words)
         assert await asyncio.to_thread(process.wait, SOON_S) == status

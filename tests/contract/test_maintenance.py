@@ -20,6 +20,7 @@ from tests.contract.store_rows import (
     commits,
     final_files,
     finalized,
+    let_go,
     moved,
     settling,
     started,
@@ -134,6 +135,7 @@ async def test_a_hold_that_begins_while_a_sweep_looks_is_kept(
         async def looking(*, limit: int) -> Sequence[Blob]:
             holding.enter_context(maintenance.deletion.held())
             assert await store.delete_file(DEFAULT_PROJECT, file.id, now=NOW)
+            await let_go(store)
             return await look(limit=limit)
 
         monkeypatch.setattr(store, "unreferenced_blobs", looking)

@@ -35,6 +35,7 @@ from tests.contract.store_rows import (
     claimed,
     commits,
     finalized,
+    let_go,
     moved,
     settling,
     started,
@@ -237,7 +238,7 @@ async def test_a_batch_may_end_while_its_results_are_read_and_the_store_be_away_
 
 
 @pytest.mark.usefixtures("small_pages")
-async def test_a_file_that_is_deleted_while_it_is_read_breaks_off_and_is_no_alarm(
+async def test_a_file_that_is_let_go_of_while_it_is_read_breaks_off_and_is_no_alarm(
     store: Database, engine: Engine, blobs: LocalBlobs
 ) -> None:
     batch, _ = await with_ranges(store, engine, blobs, 40)
@@ -249,6 +250,7 @@ async def test_a_file_that_is_deleted_while_it_is_read_breaks_off_and_is_no_alar
     chunks = await files.content(file)
     await anext(chunks)
     await files.delete(DEFAULT_PROJECT, ended.output_file_id)
+    await let_go(store)
     with pytest.raises(BlobUnreadable):
         async for _ in chunks:
             pass

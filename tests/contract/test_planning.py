@@ -43,6 +43,7 @@ from tests.contract.store_rows import (
     commits,
     finalized,
     fresh_file,
+    let_go,
     moved,
     settling,
     started,
@@ -51,6 +52,8 @@ from tests.contract.store_rows import (
 )
 from tests.support.inputs import MODEL, make_lines
 from tests.support.small_disk import fill
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 LIMIT_S = 30.0
 
@@ -471,6 +474,7 @@ async def test_a_refused_batch_gives_its_input_back(
     batch = await batch_of(store, blobs, b"{\n")
     assert await planner_on(store, blobs, shared_jobs).plan(batch)
     assert await store.delete_file(DEFAULT_PROJECT, batch.input_file_id, now=NOW)
+    await let_go(store)
     assert [blob.name for blob in await store.unreferenced_blobs(limit=10)] == [batch.input_blob]
 
 
@@ -604,6 +608,7 @@ async def test_error_lines_of_lines_left_out_stay_with_the_plan_or_go_with_it(
 # -- cancels ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("executed_workers")
 async def test_a_cancel_in_the_middle_leaves_no_child_and_no_bytes(
     store: Database, blobs: LocalBlobs, jobs: Jobs
 ) -> None:
@@ -625,6 +630,7 @@ async def test_a_cancel_in_the_middle_leaves_no_child_and_no_bytes(
     assert left_on_disk(blobs) == []
 
 
+@pytest.mark.usefixtures("executed_workers")
 @pytest.mark.parametrize("content", [make_lines(2), SOME_BAD])
 async def test_a_batch_that_moved_on_meanwhile_is_not_started(
     store: Database, blobs: LocalBlobs, jobs: Jobs, content: bytes
@@ -713,6 +719,7 @@ class Asked(Jobs):
         return await super().run(*args, **kwargs)
 
 
+@pytest.mark.usefixtures("executed_workers")
 async def test_a_validation_that_waits_for_its_turn_is_not_counted_when_the_server_dies(
     store: Store, blobs: LocalBlobs, tmp_path: Path
 ) -> None:

@@ -34,6 +34,8 @@ from tests.contract.store_rows import (
     started,
 )
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 
 @pytest.fixture(scope="module")
 async def jobs(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Jobs]:

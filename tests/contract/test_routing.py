@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from batchline.domain import bitmap, plan
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.ids import WorkerId
@@ -17,9 +19,12 @@ from batchline.domain.model import Shard, ShardKey
 from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
+from batchline.executor.supervision import SupervisionSettings
 from tests.contract.test_local_executor import ONE, SOON_S, Recorder
 from tests.support.inputs import MODEL, make_lines
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_here
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 NAMES: Final = ("gpu-a", "gpu-b", "gpu-c")
 HOLDING: Final = Script(answer=Answer(hold=True))
@@ -88,13 +93,16 @@ async def rig(
         backends = {name: await stack.enter_async_context(backend_here(script)) for name in NAMES}
         executor = LocalExecutor(
             LocalSettings(
-                workers=2,
-                command=[
-                    *(sys.executable, "-m", "batchline.cli.worker_child"),
-                    *("--children", str(children)),
-                ],
-                children=children,
-                worker_prefix="w",
+                supervision=SupervisionSettings(
+                    workers=2,
+                    command=[
+                        *(sys.executable, "-m", "batchline.cli.worker_child"),
+                        *("--children", str(children)),
+                    ],
+                    children=children,
+                    worker_prefix="w",
+                    silent_s=60.0,
+                ),
                 worker=WorkerSettings(
                     worker="",
                     segment_directory=str(segments),
@@ -112,7 +120,6 @@ async def rig(
                     heartbeat_s=0.2,
                 ),
                 ack_s=SOON_S,
-                silent_s=60.0,
             )
         )
         events = Recorder()

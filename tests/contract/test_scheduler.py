@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import pytest
 
-from batchline.domain.ids import DEFAULT_PROJECT, BatchId, ProjectId, WorkerId
+from batchline.domain import plan
+from batchline.domain.ids import DEFAULT_PROJECT, BatchId, BlobName, ProjectId, WorkerId
 from batchline.domain.lifecycle import BatchEvent
 from batchline.domain.model import Batch, BlobKind, ShardKey
 from batchline.executor.contract import Executor, Released, Room, ShardWork
@@ -35,18 +38,23 @@ class OneModel:
 
     def __init__(self) -> None:
         self.all_of_it = ["b"]
+        self.ever = True  # somebody has listed it since the start
+        self.is_known = True
 
     def backends_for(self, model: str) -> Sequence[str]:
         return self.all_of_it if model == MODEL else []
 
     def lists(self, backend: str, model: str) -> bool:
-        return bool(backend) and model == MODEL
+        return backend in self.all_of_it and model == MODEL
 
     def name_at_backends(self, model: str) -> str:
         return model
 
     def known(self) -> bool:
-        return True
+        return self.is_known
+
+    def has_listed(self, model: str) -> bool:
+        return self.ever and model == MODEL
 
 
 @dataclass
@@ -315,3 +323,72 @@ async def test_what_is_held_is_told_of_a_backend_that_lists_its_model_later(
     assert it.places.served == [(MODEL, ["b", "late"], ["b", "late"])]
     await it.hand_out(1)
     assert it.places.given[-1].backends == ["b", "late"]
+
+
+async def unchecked(it: Rig, blobs: LocalBlobs, *, shards: int = 3) -> BatchId:
+    """A running batch whose file was read while not all catalogues were known."""
+    batch = await in_progress(it.store, project_id=DEFAULT_PROJECT, shards=shards)
+    path = Path(blobs.path(BlobName(batch.plan_blob or "")))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(path.write_bytes, plan.header(models_known=False))
+    await it.scheduler.activate(batch)
+    return batch.id
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_model_that_nobody_lists_any_more_is_waited_for(
+    rig: Callable[..., Rig], restarted: bool
+) -> None:
+    """If this fails, lines that were accepted fail because a catalogue was read a moment later."""
+    it = rig()
+    it.models.all_of_it = []
+    it.models.ever = not restarted
+    only = await it.batch()
+    assert await it.hand_out(2) == []
+    it.models.all_of_it = ["b"]
+    it.models.ever = True
+    assert await it.hand_out(2) == [only, only]
+    assert {work.refuse for work in it.places.given} == {None}
+
+
+async def test_lines_of_a_model_that_nobody_has_ever_listed_fail_once_that_is_known(
+    rig: Callable[..., Rig], blobs: LocalBlobs, other_project: ProjectId
+) -> None:
+    it = rig()
+    it.models.all_of_it, it.models.ever, it.models.is_known = [], False, False
+    waits = await it.batch(project_id=other_project)
+    fails = await unchecked(it, blobs)
+    assert await it.hand_out(2) == []
+    it.models.is_known = True
+    assert await it.hand_out(10) == [fails] * 3
+    assert {work.refuse for work in it.places.given} == {"model_not_found"}
+    for work in it.places.given:
+        await it.run(work, tokens=0)
+    it.scheduler.deactivate(fails)
+    it.models.all_of_it = ["b"]
+    assert await it.hand_out(1) == [waits]
+
+
+async def test_lines_wait_for_a_model_that_was_listed_since_the_start_whoever_checked(
+    rig: Callable[..., Rig], blobs: LocalBlobs
+) -> None:
+    it = rig()
+    it.models.all_of_it = []
+    fails = await unchecked(it, blobs)
+    assert await it.hand_out(2) == []
+    it.models.all_of_it = ["b"]
+    assert await it.hand_out(2) == [fails] * 2
+
+
+async def test_a_model_that_was_known_is_missed_and_not_refused_by_who_lists_nothing(
+    rig: Callable[..., Rig], blobs: LocalBlobs
+) -> None:
+    """One whose catalogue is not known is sent its lines, and its 404 is no answer to them."""
+    it = rig()
+    it.models.lists = lambda *_: False  # type: ignore[method-assign]
+    it.models.ever = False
+    known = await it.batch(shards=1)
+    assert await it.hand_out(1) == [known]
+    not_known = await unchecked(it, blobs, shards=1)
+    assert await it.hand_out(1) == [not_known]
+    assert [work.listed_by for work in it.places.given] == [["b"], []]

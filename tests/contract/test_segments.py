@@ -16,13 +16,13 @@ import google_crc32c
 import pytest
 
 from batchline import telemetry
-from batchline.domain import bitmap, plan
-from batchline.domain.ids import BatchId
-from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey, Usage
+from batchline.domain import bitmap
+from batchline.domain.model import BlobRange, ShardCommit, Usage
 from batchline.executor import segments
-from batchline.executor.contract import ShardWork
+from batchline.executor.line import Gate, Line
 from batchline.executor.segments import MAX_UNANSWERED, SegmentWriter
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import ShardRun
+from tests.support.shard_runs import run_over
 
 SOON_S: Final = 30.0
 NEVER_S: Final = 3_600.0  # an interval that no test waits out
@@ -43,22 +43,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shard_run(number: int = 0) -> ShardRun:
-    shard = Shard(
-        key=ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=number),
-        first_entry=0,
-        entries=ENTRIES,
-        model="m",
-        epoch=3,
-        settled=bytes(bitmap.empty(ENTRIES)),
-    )
-    work = ShardWork(
-        shard=shard,
-        endpoint="/v1/chat/completions",
-        input_path="unused",
-        plan_path="unused",
-        backends=["b"],
-    )
-    return ShardRun.open(work, input_fd=-1, entries=plan.ENTRY.pack(0, 1, 1, 0) * ENTRIES)
+    return run_over([(0, 1, 1, 0)] * ENTRIES, number=number, epoch=3)
 
 
 @dataclass(slots=True)

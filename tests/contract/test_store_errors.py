@@ -207,7 +207,8 @@ async def test_a_caller_that_is_cancelled_leaves_a_whole_transaction(
 async def test_close_gives_back_every_connection(store: Database, engine: Engine) -> None:
     await asyncio.gather(*(store.unfinished_batches() for _ in range(20)))
     await store.close()
-    assert store._engine.pool.status().find("Connections in pool: 0") >= 0
+    for one in (store._engine, store._reader):
+        assert one.pool.status().find("Connections in pool: 0") >= 0
 
 
 def steps(

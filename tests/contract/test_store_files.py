@@ -13,6 +13,7 @@ from tests.contract.store_rows import (
     asked_for,
     fresh_blob,
     fresh_file,
+    let_go,
     uploaded,
 )
 
@@ -36,6 +37,8 @@ async def listed(
 
 
 async def unreferenced(store: Store) -> set[str]:
+    """What may go once a sweep has let go of what is hidden."""
+    await let_go(store)
     return {blob.name for blob in await store.unreferenced_blobs(limit=100)}
 
 
@@ -79,8 +82,35 @@ async def test_a_deleted_file_is_gone_and_its_bytes_are_free(store: Store) -> No
     assert await store.delete_file(DEFAULT_PROJECT, file.id, now=NOW)
     assert await store.get_file(DEFAULT_PROJECT, file.id, now=NOW) is None
     assert await listed(store) == ([], False)
-    assert await store.file_ranges(file.id) == []
     assert await unreferenced(store) == {blob.name}
+    assert await store.file_ranges(file.id) == []
+
+
+async def test_what_is_hidden_is_held_until_it_is_let_go_of(store: Store) -> None:
+    deleted, first = await uploaded(store)
+    expired, second = await uploaded(store, expires_at=LATER)
+    visible, third = await uploaded(store)
+    assert await store.hidden_files(after=None, limit=10) == []
+    assert await store.delete_file(DEFAULT_PROJECT, deleted.id, now=NOW)
+    assert await store.expire_files(now=LATER, limit=10) == 1
+
+    hidden = sorted([deleted.id, expired.id])
+    assert await store.hidden_files(after=None, limit=10) == hidden
+    assert await store.hidden_files(after=None, limit=1) == hidden[:1]
+    assert await store.hidden_files(after=hidden[0], limit=10) == hidden[1:]
+    assert await store.unreferenced_blobs(limit=10) == []
+    for file, blob in ((deleted, first), (expired, second)):
+        (part,) = await store.file_ranges(file.id)
+        assert part.blob == blob.name
+
+    await store.let_go_files([deleted.id, visible.id, FileId("file-none")])
+    assert await store.hidden_files(after=None, limit=10) == [expired.id]
+    assert [blob.name for blob in await store.unreferenced_blobs(limit=10)] == [first.name]
+    assert await store.file_ranges(deleted.id) == []
+    (part,) = await store.file_ranges(visible.id)
+    assert part.blob == third.name
+    await store.let_go_files([deleted.id])
+    assert await store.hidden_files(after=None, limit=10) == [expired.id]
 
 
 async def test_a_file_is_deleted_once(store: Store) -> None:

@@ -16,6 +16,7 @@ from tests.contract.store_rows import (
     commits,
     final_files,
     finalized,
+    let_go,
     moved,
     settling,
     started,
@@ -97,3 +98,21 @@ async def test_the_output_goes_with_its_file(store: Store) -> None:
     assert await committed(store, batch, 100, now=NOW + 50) is None
     assert await store.delete_file(DEFAULT_PROJECT, files.output_id, now=NOW + 10)
     assert await committed(store, batch, 0, now=NOW + 11) == []
+
+
+async def test_the_output_of_a_hidden_file_is_there_for_its_readers_until_it_is_let_go_of(
+    store: Store,
+) -> None:
+    async def at_any_time() -> Sequence[BlobRange]:
+        return await store.committed_output(
+            batch.id, start=0, stop=300, most=10, repairs=0, now=None
+        )
+
+    batch, ranges = await three_commits(store)
+    files = final_files()
+    assert await at_any_time() == ranges
+    await finalized(store, await moved(store, batch, BatchEvent.CANCEL_REQUESTED), files)
+    assert await store.delete_file(DEFAULT_PROJECT, files.output_id, now=NOW + 10)
+    assert await at_any_time() == ranges
+    await let_go(store)
+    assert await at_any_time() == []

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from batchline.cli.parts import input_limits
-from batchline.config import LimitSettings, Settings
+from batchline.config.settings import LimitSettings, Settings
 from batchline.domain.model import Endpoint
 from batchline.service.planning import InputLimits
 from tests.support.inputs import MODEL, make_lines

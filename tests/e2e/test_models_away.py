@@ -53,6 +53,10 @@ def waits_for_a_model(progress: dict[str, Any]) -> bool:
     return [wait["code"] for wait in progress["waiting"]] == ["model_away"]
 
 
+def waits_for_a_listing(progress: dict[str, Any]) -> bool:
+    return [wait["code"] for wait in progress["waiting"]] == ["model_unlisted"]
+
+
 def reason_of(running: ServerProcess, name: str) -> tuple[str, str | None]:
     """State and reason of a backend, as `batchline backends list` has them."""
     shown = running.command("backends", "list", "--json")
@@ -74,10 +78,11 @@ async def test_a_model_that_is_away_holds_up_its_own_lines_only_also_over_deaths
             stuck = await progress_when(running, alpha.id, waits_for_a_model)
             (wait,) = stuck["waiting"]
             assert (wait["code"], wait["backend"]) == ("model_away", "both")
-            assert wait["message"].startswith("backend both: model alpha: away: status 404")
+            away = "does not have model alpha at the moment (status 404)"
+            assert wait["message"].startswith(f"backend both {away}")
             assert stuck["expected_end_at"] is None
             state, reason = reason_of(running, "both")
-            assert (state, str(reason).startswith("alpha: away: status 404")) == ("up", True)
+            assert (state, str(reason).startswith(away)) == ("up", True)
 
             content = make_lines(600, model="beta", start=10_000)
             beta = submit(client, content)
@@ -194,6 +199,38 @@ async def test_a_running_batch_goes_on_at_a_backend_that_lists_its_model_later(
             assert conserved(client, ended, content).finished == 300
             arrivals = [event.id for one in (first, late) for event in (await one.log()).arrivals]
             assert max(Counter(arrivals).values()) == 1
+
+
+async def test_what_is_not_handed_out_waits_for_a_model_that_nobody_lists_any_more(
+    tmp_path: Path,
+) -> None:
+    """Also after a restart, when nobody has listed it for as long as the server knows."""
+    gone = replace(ALL_THERE, models_answer=listing("beta"))
+    lines = 2_100  # two shards of a thousand are in the worker's hands, and one is not
+    async with backend_process(replace(HOLDING, models=BOTH)) as backend:
+        settings = settings_of({"only": backend})
+        with server(tmp_path, settings=settings, options=["--workers", "1"]) as running:
+            client = running.client()
+            content = make_lines(lines, model="alpha")
+            batch = submit(client, content)
+            await backend.wait_until(min_held=PERMITS, timeout_s=LONG_S)
+            await backend.set_script(replace(gone, answer=Answer(hold=True)))
+            running.wait_readiness(lambda body: body["backends"][0]["models"] == ["beta"])
+            await backend.set_script(gone)
+            await backend.stop_holding()
+            stuck = await progress_when(running, batch.id, waits_for_a_listing)
+            assert stuck["request_counts"]["failed"] == 0
+            assert 0 < stuck["request_counts"]["completed"] < lines
+
+            assert running.terminate() == 0
+            running.start()
+            stuck = await progress_when(running, batch.id, waits_for_a_listing)
+            (wait,) = stuck["waiting"]
+            assert wait["message"].startswith("no backend lists model alpha any more")
+            await backend.set_script(ALL_THERE)
+            client = running.client()
+            ended = wait_for(client, batch.id, timeout_s=LONG_S)
+            assert conserved(client, ended, content).finished == lines
 
 
 async def test_what_a_backend_will_never_do_is_the_lines_answer_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from batchline.cli.probe import probing
 from batchline.cli.probe.probing import Found
 from batchline.cli.probe.target import MAX_REQUESTS, Pace, Target
 from batchline.cli.probe.verdicts import Verdict
-from batchline.config import backend_at
+from batchline.config.backends import backend_at
 from batchline.executor.contract import CancelBy
 from tests.support.command import command
 from tests.support.engine import MODEL, Engine, Habits, engine

@@ -16,8 +16,9 @@ import pytest
 from tests.contract.api.test_http_progress import samples
 from tests.support.command import command, ended, started
 from tests.support.inputs import make_lines
+from tests.support.pauses import POLL_S
 from tests.support.scripted_backend import Answer, Script, backend_process
-from tests.support.server import POLL_S, WAIT_S, ServerProcess, server, submit, wait_for
+from tests.support.server import WAIT_S, ServerProcess, server, submit, wait_for
 
 STEADY = Script(answer=Answer(latency_s=0.08))
 
@@ -82,7 +83,7 @@ async def test_a_batch_tells_its_pace_and_end_its_obstacle_and_that_it_is_done(
 
             said = tmp_path / "watched"
             with started("watch", batch.id, env=env, stderr=said) as watching:
-                wait_said(said, "backend the-one: not_sent")
+                wait_said(said, "backend the-one cannot be reached")
                 await backend.set_script(Script())  # and the rest quickly
                 await backend.come_up()
                 assert await ended(watching, timeout_s=40) == 0, said.read_text()

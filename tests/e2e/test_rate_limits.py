@@ -52,7 +52,7 @@ async def test_two_workers_and_a_restart_send_no_more_than_is_allowed(
             client = running.client()
             batch = submit(client, content)
             body = running.wait_readiness(
-                lambda body: str(body["backends"][0]["reason"]).startswith("rate limit")
+                lambda body: str(body["backends"][0]["reason"]).startswith("is at its rate limit")
             )
             assert body["backends"][0]["state"] == "up"
             await backend.wait_for_arrivals(15)
@@ -134,9 +134,8 @@ async def test_a_cancel_does_not_wait_for_lines_that_wait_for_their_rate(tmp_pat
             client = running.client()
             content = make_lines(20)
             batch = submit(client, content)
-            running.wait_readiness(
-                lambda body: body["backends"][0]["reason"] == "rate limit: 1 request a minute"
-            )
+            paced = "is at its rate limit (1 request a minute)"
+            running.wait_readiness(lambda body: body["backends"][0]["reason"] == paced)
             client.batches.cancel(batch.id)
             ended = wait_for(client, batch.id)
             assert ended.status == "cancelled"
@@ -186,9 +185,9 @@ async def test_models_of_one_address_have_limits_of_their_own(tmp_path: Path) ->
                 paced = found["at-paced"]
                 return (
                     found["at-refused"][0] == "gated"
-                    and "shed: status 429, next try in " in found["at-refused"][1]
+                    and "(status 429); next try in " in found["at-refused"][1]
                     and paced[0] == "up"
-                    and paced[1].startswith("rate limit")
+                    and paced[1].startswith("is at its rate limit")
                 )
 
             running.wait_readiness(both_wait)

@@ -25,9 +25,9 @@ from openai.types import Batch
 from tests.fault.steps import Scene, Step, Victim
 from tests.support.conserved import Conserved
 from tests.support.inputs import make_lines
+from tests.support.pauses import pause
 from tests.support.scripted_backend import Answer, BackendControl, Script, backend_process
 from tests.support.server import (
-    POLL_S,
     TERMINAL,
     ServerProcess,
     conserved,
@@ -96,13 +96,13 @@ class Mortal:
 
     def ended(self, batch_id: str) -> Batch:
         """Poll until the batch is terminal."""
-        deadline = time.monotonic() + 30
+        began = time.monotonic()
         while True:
             batch = self.ask(lambda client: client.batches.retrieve(batch_id))
             if batch.status in TERMINAL:
                 return batch
-            assert time.monotonic() < deadline, f"{batch_id} is {batch.status}: {batch}"
-            time.sleep(POLL_S)
+            assert time.monotonic() < began + 30, f"{batch_id} is {batch.status}: {batch}"
+            pause(began)
 
     def conserved(self, batch_id: str, content: bytes) -> tuple[Batch, Conserved]:
         """How the batch ended, once nobody will die any more; `assert_conserved` of it."""
@@ -130,10 +130,10 @@ class Mortal:
         if self.victim is not Victim.WORKERS:
             self.bury()
             return
-        deadline = time.monotonic() + DEATH_S
+        began = time.monotonic()
         while "worker_ended" not in self.running.log.read_text(errors="replace"):
-            assert time.monotonic() < deadline, f"{self.step} was never reached"
-            time.sleep(POLL_S)
+            assert time.monotonic() < began + DEATH_S, f"{self.step} was never reached"
+            pause(began)
         self.died = True
 
     async def settle(self) -> None:

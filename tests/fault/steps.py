@@ -214,6 +214,7 @@ STEPS: Final[Sequence[Step]] = (
     *_transaction(Scene.LOST, "finalize", None, None, None),
     # -- bytes go ----------------------------------------------------------------------------
     *_transaction(Scene.DELETE, "file.delete", None, None, S),
+    *_transaction(Scene.DELETE, "files.let_go", None, S, None),
     _row(Scene.DELETE, "blobs.deleting", S),
     _row(Scene.DELETE, "blobs.deleted", S),  # bytes first: rows without bytes are swept again
     *_transaction(Scene.DELETE, "blobs.forget", None, S, None),

@@ -107,7 +107,8 @@ async def test_a_backend_that_sheds_is_left_alone_by_all_workers_as_long_as_it_a
             # Two shards, so that both workers have one.
             batches = [submit(client, content), submit(client, make_lines(LINES, start=LINES))]
             body = running.wait_readiness(lambda body: body["backends"][0]["state"] == "gated")
-            assert reason_of(body) == f"shed: status {status}"
+            assert reason_of(body) == f"takes no more requests for now (status {status})"
+            assert body["backends"][0]["code"] == "backend_shed"
             await backend.wait_until(min_answered=1, in_flight=0)
             await backend.set_script(Script())
             for number, batch in enumerate(batches):
@@ -134,7 +135,8 @@ async def test_a_refused_key_opens_the_circuit_and_is_named(tmp_path: Path) -> N
             client = running.client()
             batch = submit(client, content)
             body = running.wait_readiness(lambda body: body["backends"][0]["state"] == "gated")
-            assert reason_of(body) == "blocked: status 401"
+            assert reason_of(body) == "does not accept our API key (status 401)"
+            assert body["backends"][0]["code"] == "backend_refused"
             # It is tried now and then; the lines wait.
             await backend.wait_until(min_answered=1, in_flight=0)
             sent = (await backend.stats()).arrivals

@@ -29,9 +29,9 @@ from tests.contract.store_rows import fresh_file
 from tests.support import command, forked
 from tests.support.command import ended
 from tests.support.inputs import line_id, make_lines
+from tests.support.pauses import POLL_S
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import (
-    POLL_S,
     ServerProcess,
     conserved,
     content_of,

@@ -11,8 +11,9 @@ import openai
 from openai.types import Batch
 
 from tests.support.inputs import line_id, make_lines
+from tests.support.pauses import pause
 from tests.support.scripted_backend import Answer, Script, backend_process
-from tests.support.server import POLL_S, ServerProcess, conserved, server, submit, wait_for
+from tests.support.server import ServerProcess, conserved, server, submit, wait_for
 
 HOUR = 3_600
 SHARD = 1_000
@@ -50,11 +51,11 @@ def settled(client: openai.OpenAI, batch: Batch) -> int:
 
 
 def until_settled(client: openai.OpenAI, batch: Batch, lines: int) -> None:
-    deadline = time.monotonic() + 30
+    began = time.monotonic()
     while settled(client, batch) < lines:
         assert client.batches.retrieve(batch.id).status == "in_progress"
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
+        assert time.monotonic() < began + 30
+        pause(began)
 
 
 def instants(batch: Batch) -> list[int]:

@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from tests.support.inputs import make_lines
+from tests.support.pauses import pause
 from tests.support.scripted_backend import Answer, Fault, Script, backend_process
-from tests.support.server import POLL_S, WAIT_S, conserved, server, submit, wait_for
+from tests.support.server import WAIT_S, conserved, server, submit, wait_for
 from tests.support.small_disk import fill, mounted_disk, occupy, used_bytes
 
 MIB: Final = 1024 * 1024
@@ -45,12 +46,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def wait_committed(client: openai.OpenAI, batch_id: str, lines: int) -> None:
     """Until the counts say that so many lines are settled: their bytes are on the disk then."""
-    deadline = time.monotonic() + WAIT_S
+    began = time.monotonic()
     while (counts := client.batches.retrieve(batch_id).request_counts) is not None:
         if counts.completed >= lines:
             return
-        assert time.monotonic() < deadline, f"{lines} answered, {counts}"
-        time.sleep(POLL_S)
+        assert time.monotonic() < began + WAIT_S, f"{lines} answered, {counts}"
+        pause(began)
 
 
 async def test_dispatch_pauses_before_the_disk_is_full_and_goes_on_when_there_is_room(

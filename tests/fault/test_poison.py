@@ -22,9 +22,9 @@ from batchline.service.planning import CHILD_TRIES, SERVER_TRIES
 from tests.fault.test_worker_lost import DEATHS, kill_on_arrival
 from tests.hostile.backend import Exchange, hostile_backend, sending
 from tests.support.inputs import line_id, make_lines
+from tests.support.pauses import POLL_S
 from tests.support.scripted_backend import Answer, BackendControl, Fault, Script, backend_process
 from tests.support.server import (
-    POLL_S,
     TERMINAL,
     ServerProcess,
     conserved,

@@ -25,9 +25,9 @@ from openai.types import Batch
 
 from tests.support.inputs import line_id, make_lines
 from tests.support.late_requests import CancelledBatch, cancel_and_wait, logs_by_batch
+from tests.support.pauses import POLL_S
 from tests.support.scripted_backend import Answer, Script, backend_process
 from tests.support.server import (
-    POLL_S,
     WAIT_S,
     ServerProcess,
     conserved,

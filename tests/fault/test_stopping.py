@@ -21,8 +21,9 @@ import pytest
 
 from tests.support.command import ended, started
 from tests.support.inputs import line_id, make_lines
+from tests.support.pauses import POLL_S, pause
 from tests.support.scripted_backend import Answer, Script, backend_process
-from tests.support.server import POLL_S, WAIT_S, ServerProcess, conserved, server, submit, wait_for
+from tests.support.server import WAIT_S, ServerProcess, conserved, server, submit, wait_for
 from tests.support.stored import wait_until_rows_and_bytes_agree
 
 LINES: Final = 120
@@ -151,8 +152,9 @@ async def test_an_end_while_everything_is_under_way_loses_nothing_committed(
 
 def wait_counted(client: openai.OpenAI, batch_id: str) -> int:
     """Until some lines are committed; how many."""
+    began = time.monotonic()
     while not (counts := client.batches.retrieve(batch_id).request_counts) or not counts.completed:
-        time.sleep(POLL_S)
+        pause(began)
     return counts.completed
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.contract.api.serving import Reply
+from tests.support.pauses import pause
 from tests.support.server import ServerProcess
 from tests.support.stored import wait_until_rows_and_bytes_agree
 
@@ -212,12 +213,12 @@ def create(running: ServerProcess, file_id: str) -> dict[str, Any]:
     }
     reply = post(running, "/v1/batches", json.dumps(order).encode())
     assert reply.status == 200, reply
-    deadline = time.monotonic() + PATIENCE_S
+    began = time.monotonic()
     while (batch := get(running, f"/v1/batches/{reply.json['id']}").json)["status"] not in (
         *("completed", "failed"),
     ):
-        assert time.monotonic() < deadline, batch
-        time.sleep(0.01)
+        assert time.monotonic() < began + PATIENCE_S, batch
+        pause(began)
     found: dict[str, Any] = batch
     return found
 

@@ -51,7 +51,7 @@ def test_no_history_of_workers_breaks_a_promise_or_leaves_anything(
     def not_synced(_: object) -> None:
         """What is on disk is not the subject, and this runs in memory."""
 
-    for name in ("_sync_data", "_sync_folder"):
+    for name in ("sync_data", "sync_folder"):
         monkeypatch.setattr(segments, name, not_synced)
     for seed in range(part, HISTORIES, 4):
         folder = tmp_path / str(seed)

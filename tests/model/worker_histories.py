@@ -8,7 +8,7 @@ from functools import partial
 from batchline.domain.errors import SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.executor import messages as m
-from batchline.executor.contract import Answer
+from batchline.executor.transport.contract import Answer
 from tests.model.worker_world import ASKED, AWAY, TOLD, Link, Request, World, answer
 
 

@@ -24,9 +24,10 @@ from batchline.domain.ids import BatchId
 from batchline.domain.model import Shard, ShardKey, Usage
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
-from batchline.executor.contract import Answer, BackendSettings, Pieces, Released, ShardWork
+from batchline.executor.contract import BackendSettings, Released, ShardWork
 from batchline.executor.holding import Holding
 from batchline.executor.intake import Intake
+from batchline.executor.transport.contract import Answer, Pieces
 from batchline.executor.worker import Worker
 from tests.model.loop import QuietLoop
 
@@ -263,6 +264,8 @@ class World:
                 self.admission.model_away(link.name, message)
             case m.ModelTried():
                 self.admission.model_tried(link.name, message)
+            case m.LaneIdle():
+                self.admission.lane_idle(link.name, message)
             case m.LaneReport():
                 self.admission.lane_report(link.name, message)
             case m.AskRates():

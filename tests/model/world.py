@@ -46,11 +46,12 @@ from batchline.service.scheduler import Scheduler
 from batchline.service.uploads import Uploads
 from batchline.service.validation import ValidationJob
 from batchline.service.waits import Known
-from batchline.store import database as database_module
+from batchline.store import transactions
+from batchline.store.blob_contract import BlobStore
 from batchline.store.blobs import LocalBlobs
-from batchline.store.contract import BlobStore, Store
+from batchline.store.contract import Store
 from batchline.store.database import Database
-from batchline.store.engine import open_engine, sqlite_url
+from batchline.store.engine import open_engine, reading, sqlite_url
 from tests.model.executor import BACKEND, HandExecutor
 from tests.model.loop import QuietLoop
 from tests.support.inputs import MODEL
@@ -224,6 +225,9 @@ class OneBackend:
     def known(self) -> bool:
         return True
 
+    def has_listed(self, model: str) -> bool:
+        return model == MODEL
+
     def models(self) -> list[str]:
         return [MODEL]
 
@@ -267,8 +271,8 @@ class Server:
 class Template:
     """What all lives share because it has no state: it would be most of the time to make it anew.
 
-    An empty database that is copied, the engine of the copies (it has the compiled statements; its
-    connections are closed with each life), and the application's routes.
+    An empty database that is copied, the engines of the copies (they have the compiled statements;
+    their connections are closed with each life), and the application's routes.
     """
 
     _app: FastAPI | None = None
@@ -280,8 +284,10 @@ class Template:
         loop.finish(loop.finish(Database.open(url)).close())
         loop.close()
         self.engine = open_engine(url)
+        self.reader = reading(self.engine)
 
         @listens_for(self.engine, "do_connect")
+        @listens_for(self.reader, "do_connect")
         def connect_to_the_copy(_: object, __: object, arguments: list[Any], ___: object) -> None:
             arguments[0] = str(self._path)
 
@@ -321,7 +327,8 @@ class World:
         self._lives = 0
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(telemetry, "trouble", self._trouble)
-        self._patch.setattr(database_module, "open_engine", lambda _: template.engine)
+        self._patch.setattr(transactions, "open_engine", lambda _: template.engine)
+        self._patch.setattr(transactions, "reading", lambda _: template.reader)
         telemetry.configure_logging(level="error")
         self.server = self._open()
 

@@ -138,7 +138,7 @@ def markers_by_custom_id(input_bytes: bytes) -> dict[str, bytes | None]:
     marks: dict[str, bytes | None] = {}
     for raw in input_bytes.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         try:
-            custom_id = json.loads(raw)["custom_id"]
+            custom_id = _of_input(raw.decode("utf-8", "surrogatepass"))["custom_id"]
         except (ValueError, TypeError, KeyError):
             continue
         mark = _MARKER.search(raw)
@@ -178,7 +178,7 @@ def _lines(name: str, content: bytes | None) -> tuple[list[Line], list[str]]:
         if not content:
             break
         try:
-            value = json.loads(raw.decode(), parse_constant=_refuse)
+            value = _of_output(raw.decode())
         except ValueError as exc:
             problems.append(f"{name}:{number} is not JSON ({exc}): {raw[:120]!r}")
             continue
@@ -191,6 +191,11 @@ def _lines(name: str, content: bytes | None) -> tuple[list[Line], list[str]]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+# Made once: `json.loads` makes one for each line when it is to refuse something.
+_of_input: Final = json.JSONDecoder().decode
+_of_output: Final = json.JSONDecoder(parse_constant=_refuse).decode
 
 
 def _shape_problems(line: Line) -> Iterator[str]:

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +56,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Nothing, when it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it ended just now: it is not ours to reap
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -68,11 +70,13 @@ def start(
     stdin: int,
     stdout: int,
     stderr: int,
+    more: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
 ) -> Forked:
     """Start `program` (one of `forked_parent.PROGRAMS`) on these open files, as a session leader.
 
-    The files stay open here; `env` is the whole environment, by default this process's.
+    The files stay open here; `env` is the whole environment, by default this process's. `more` is
+    one further file, whose number there `forked_children.FD` stands for among the arguments.
     """
     request = Start(
         program=program,
@@ -81,7 +85,7 @@ def start(
         directory=os.getcwd(),  # noqa: PTH109  # a string for the message
     )
     parent = _parent()
-    return Forked(parent, parent.start(request, [stdin, stdout, stderr]))
+    return Forked(parent, parent.start(request, [stdin, stdout, stderr, *more]))
 
 
 class _Parent:

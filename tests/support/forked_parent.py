@@ -1,8 +1,9 @@
 """The process that has imported our programs and forks one whenever it is asked to.
 
 `python -m tests.support.forked_parent FD`: FD is a connected socket. A request is a length with
-three file descriptors for the child, then a `Start` as JSON; answers are lines `started PID 0` and
-`ended PID STATUS`. It ends when the socket does; what it started runs on.
+file descriptors for the child (its first three, and one more where it takes one), then a `Start`
+as JSON; answers are lines `started PID 0` and `ended PID STATUS`. It ends when the socket does;
+what it started runs on.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from typing import Final, TypedDict
 from tests.support import forked_children
 
 LENGTH: Final = 8
+FILES: Final = 4  # at most
 
 # Name of a program to its module; `main()` is called there.
 PROGRAMS: Final = {
     "batchline": "batchline.cli.main",
+    "job_child": forked_children.JOB,
     "scripted_backend": "tests.support.scripted_backend.__main__",
+    "worker_child": forked_children.WORKER,
 }
 # Commands that start children.
 SERVING: Final = (["serve"], ["run"])
@@ -39,17 +43,18 @@ PRELOADED: Final = (
     "alembic.config",
     "batchline.cli.client.batches",
     "batchline.cli.client.files",
-    forked_children.JOB,
     "batchline.cli.network_disk",
     "batchline.cli.run_engine",
     "batchline.cli.serve",
-    forked_children.WORKER,
     "uvicorn.lifespan.off",
 )
 
 
 class Start(TypedDict):
-    """A program to start, with its whole environment."""
+    """A program to start, with its whole environment.
+
+    `forked_children.FD` among the arguments is the number of its fourth file.
+    """
 
     program: str
     arguments: list[str]
@@ -73,7 +78,7 @@ def serve(connection: socket.socket) -> str | None:
                     woken.recv(4096)
                     _tell_ended(connection)
                     continue
-                length, files, _, _ = socket.recv_fds(connection, LENGTH, 3)
+                length, files, _, _ = socket.recv_fds(connection, LENGTH, FILES)
                 if not length:
                     return None
                 body = connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
@@ -104,14 +109,17 @@ def _become(request: Start, files: list[int]) -> str:
     """Make a process of its own of a forked child; the module whose `main` it is to run."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number, file in enumerate(files):
+    for number, file in enumerate(files[:3]):
         os.dup2(file, number)
         os.close(file)
+    words = [
+        str(files[-1]) if word == forked_children.FD else word for word in request["arguments"]
+    ]
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
     module = PROGRAMS[request["program"]]
-    sys.argv = [module, *request["arguments"]]
+    sys.argv = [module, *words]
     return module
 
 

@@ -8,6 +8,8 @@ migration. What migrations do is the subject of `tests/contract/test_store_schem
 from __future__ import annotations
 
 import contextlib
+import functools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, LiteralString
@@ -102,11 +104,20 @@ def migrated_postgres_url(migrated_postgres: MigratedPostgres) -> Iterator[str]:
     migrated_postgres.rewind()
 
 
+@functools.cache
+def sqlite_as_new() -> bytes:
+    """The file of a migrated database."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batchline.db"
+        engine = open_engine(sqlite_url(path))
+        migrate(engine)
+        engine.dispose()  # its log goes into it then
+        return path.read_bytes()
+
+
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database, to be copied."""
     path = tmp_path_factory.mktemp("migrated") / "batchline.db"
-    engine = open_engine(sqlite_url(path))
-    migrate(engine)
-    engine.dispose()
+    path.write_bytes(sqlite_as_new())
     return path

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from batchline.domain import lifecycle
+from tests.support.pauses import pause
 
 AGREE_S: Final = 30.0
-POLL_S: Final = 0.02
 
 _TERMINAL: Final = json.dumps(sorted(lifecycle.TERMINAL))
 
@@ -54,10 +54,10 @@ _WRONG_LENGTHS: Final = """
 
 def wait_until_rows_and_bytes_agree(data: Path) -> None:
     """Poll until nothing disagrees: the sweeps of a server at rest have removed what can go."""
-    deadline = time.monotonic() + AGREE_S
+    began = time.monotonic()
     while found := list(disagreements(data)):
-        assert time.monotonic() < deadline, "\n".join(found)
-        time.sleep(POLL_S)
+        assert time.monotonic() < began + AGREE_S, "\n".join(found)
+        pause(began)
 
 
 def settled_lines(data: Path) -> int:
@@ -92,10 +92,10 @@ def needs(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
 
 def wait_until_nothing_is_left(data: Path) -> None:
     """Poll until no file, no blob and no byte is left: everything was deleted and swept."""
-    deadline = time.monotonic() + AGREE_S
+    began = time.monotonic()
     while found := list(left_over(data)):
-        assert time.monotonic() < deadline, "\n".join(found)
-        time.sleep(POLL_S)
+        assert time.monotonic() < began + AGREE_S, "\n".join(found)
+        pause(began)
 
 
 def left_over(data: Path) -> Iterator[str]:

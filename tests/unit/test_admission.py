@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from batchline.domain.attempts import Outcome
+from batchline.domain.attempts import TRIAL_PATIENCE_S, Outcome
+from batchline.domain.waiting import of_drain, of_fault, of_rate
 from batchline.executor import messages as m
 from batchline.executor.admission import SILENT_WAIT_S, TURN_S, Admission
 from batchline.executor.circuit import FIRST_WAIT_S
@@ -147,6 +148,56 @@ def test_no_worker_is_without_permits_for_long(desk: Desk) -> None:
     assert turns in (["a", "b", "a", "b", "a"], ["a", "b", "a", "b"])
 
 
+def test_a_permit_goes_to_who_has_lines_and_comes_back_when_the_other_has_some(
+    desk: Desk,
+) -> None:
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b")
+    desk.admission.lane_idle("a", m.LaneIdle(ONE, idle=True))
+    assert desk.news() == [("a", m.SetPermits(ONE, 0, 2))]
+    desk.admission.permits_held("a", m.PermitsHeld(ONE, 0, 2))
+    assert desk.news() == [("b", m.SetPermits(ONE, 1, 1))]
+    desk.admission.permits_held("b", m.PermitsHeld(ONE, 1, 1))
+    for _ in range(10):
+        desk.now += TURN_S
+        desk.admission.tick()
+    assert desk.news() == []
+    desk.admission.lane_idle("a", m.LaneIdle(ONE, idle=False))
+    for _ in range(2):
+        desk.now += TURN_S
+        desk.admission.tick()
+    assert desk.news() == [("b", m.SetPermits(ONE, 0, 2))]
+
+
+def test_where_all_are_idle_permits_stay_where_they_are(desk: Desk) -> None:
+    """A trial may be to be had from one of them. If this fails, a closed circuit may never open."""
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b")
+    desk.admission.lane_idle("b", m.LaneIdle(ONE, idle=True))
+    desk.admission.lane_idle("a", m.LaneIdle(ONE, idle=True))
+    assert desk.news() == []
+
+
+def test_who_has_a_permit_is_asked_to_try(desk: Desk) -> None:
+    desk.limited(max_in_flight=1)
+    desk.all_want("a", "b", "c")
+    desk.fault("b")
+    has, tried = "a", set()
+    for _ in range(600):
+        desk.now += 0.3
+        desk.admission.tick()
+        for worker, message in list(desk.told):
+            if isinstance(message, m.SetCircuit) and message.trials:
+                assert worker == has
+                tried.add(worker)
+                desk.admission.trial_over(worker, m.TrialOver(ONE, worked=False))
+            elif isinstance(message, m.SetPermits):
+                has = ""
+        desk.settle()
+        (has,) = [one for one, permits in desk.admission._desks[ONE].pool.told.items() if permits]
+    assert tried == {"a", "b", "c"}
+
+
 def test_backends_are_apart(desk: Desk) -> None:
     desk.admission.set_wanting("a", [ONE, TWO])
     desk.settle()
@@ -172,7 +223,7 @@ def test_a_fault_closes_the_circuit_to_all_who_want_it(desk: Desk) -> None:
     closed = m.SetCircuit(ONE, admitting=False)
     # Also to the one that met it: an earlier word to admit may be on its way there.
     assert sorted(desk.news(), key=lambda told: told[0]) == [(who, closed) for who in "abc"]
-    assert desk.admission.waiting_reasons() == {ONE: "shed: status 429"}
+    assert desk.admission.waiting_reasons() == {ONE: of_fault(Outcome.SHED, "status 429")}
     desk.fault("b")
     assert desk.news() == []
 
@@ -228,6 +279,19 @@ def test_a_failed_trial_keeps_it_closed_for_longer(desk: Desk) -> None:
     assert desk.trial() == "a"
 
 
+def test_server_errors_of_trials_keep_it_closed_until_they_are_believed(desk: Desk) -> None:
+    desk.all_want("a")
+    desk.fault("a", outcome=Outcome.NOT_SENT)
+    began = desk.now
+    while desk.admission.waiting_reasons():
+        while (trier := desk.trial()) is None:
+            desk.now += 5.0
+        desk.news()
+        desk.fault(trier, trial=True, outcome=Outcome.BROKEN)
+    assert ("a", m.SetCircuit(ONE, admitting=True)) in desk.news()
+    assert TRIAL_PATIENCE_S < desk.now - began < 2 * TRIAL_PATIENCE_S
+
+
 def test_the_trial_of_a_reaped_worker_goes_to_another(desk: Desk) -> None:
     desk.all_want("a")
     desk.fault("a")
@@ -279,7 +343,9 @@ def test_a_backend_that_looks_find_away_gets_no_line(desk: Desk) -> None:
     desk.admission.note_down(ONE, "connection refused", silent=False)
     closed = m.SetCircuit(ONE, admitting=False)
     assert sorted(desk.news(), key=lambda told: told[0]) == [("a", closed), ("b", closed)]
-    assert desk.admission.waiting_reasons() == {ONE: "not_sent: connection refused"}
+    assert desk.admission.waiting_reasons() == {
+        ONE: of_fault(Outcome.NOT_SENT, "connection refused")
+    }
 
 
 def test_a_backend_that_is_silent_is_not_tried_at_once(desk: Desk) -> None:
@@ -328,7 +394,8 @@ def test_a_backend_that_shed_is_not_tried_because_a_look_was_answered(desk: Desk
     desk.admission.note_up(ONE)
     desk.news()
     assert desk.trial() is None
-    assert desk.admission.waiting_reasons() == {ONE: "shed: status 429, next try in 60 s"}
+    shed = of_fault(Outcome.SHED, "status 429", next_try_s=60.0)
+    assert desk.admission.waiting_reasons() == {ONE: shed}
 
 
 def test_who_looks_at_backends_hears_of_one_that_cannot_be_reached(desk: Desk) -> None:
@@ -353,7 +420,7 @@ def test_a_drained_backend_takes_its_permits_back_and_is_quiet_when_it_has_them(
     desk.admission.permits_held("a", m.PermitsHeld(ONE, 0, 3))
     one, other = desk.admission.standings({ONE: 5})
     assert (one.permits, one.in_flight, one.drained, one.quiet) == (4, 4, True, False)
-    assert one.waits == "drained: 4 in flight run to their end"
+    assert one.waits == of_drain(4, quiet=False)
     assert (other.drained, other.waits) == (False, None)
     desk.admission.permits_held("b", m.PermitsHeld(ONE, 0, 2))
     one, _ = desk.admission.standings({ONE: 5})
@@ -473,7 +540,7 @@ def test_a_refusal_voids_all_grants_and_closes_no_circuit(desk: Desk) -> None:
     desk.now += 1.9
     desk.admission.tick()
     assert granted(desk) == []
-    assert desk.admission.waiting_reasons() == {ONE: "rate limit: refused, next try in 0 s"}
+    assert desk.admission.waiting_reasons() == {ONE: of_rate("", next_try_s=0.0)}
     desk.now += 0.3
     desk.admission.tick()
     assert granted(desk) == [("a", 1)]
@@ -484,7 +551,7 @@ def test_that_lines_wait_for_a_rate_is_told_and_gates_nothing(desk: Desk) -> Non
     desk.all_want("a")
     assert desk.admission.waiting_reasons() == {}
     asks(desk, "a")
-    reason = "rate limit: 60 requests a minute, 90,000 tokens a minute"
+    reason = of_rate("60 requests a minute, 90,000 tokens a minute")
     assert desk.admission.waiting_reasons() == {ONE: reason}
     assert desk.admission.standings({})[0].gated is None
     desk.now += 2
@@ -496,7 +563,7 @@ def test_one_a_minute_is_one_request(desk: Desk) -> None:
     desk.limited(requests_per_minute=1)
     desk.all_want("a")
     asks(desk, "a")
-    assert desk.admission.waiting_reasons() == {ONE: "rate limit: 1 request a minute"}
+    assert desk.admission.waiting_reasons() == {ONE: of_rate("1 request a minute")}
 
 
 def test_a_refusal_is_believed_for_an_hour_at_most(desk: Desk) -> None:
@@ -507,7 +574,7 @@ def test_a_refusal_is_believed_for_an_hour_at_most(desk: Desk) -> None:
     desk.now += 3_599
     desk.admission.tick()
     assert granted(desk) == []
-    assert desk.admission.waiting_reasons() == {ONE: "rate limit: refused, next try in 1 s"}
+    assert desk.admission.waiting_reasons() == {ONE: of_rate("", next_try_s=1.0)}
     desk.now += 2
     desk.admission.tick()
     assert granted(desk) == [("a", 1)]

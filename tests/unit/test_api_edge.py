@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batchline.api.edge import is_loopback
 from batchline.api.files import disposition
 from batchline.domain.errors import InvalidRequest
-from batchline.service.files import HEAD_BYTES, check_begins_like_jsonl
+from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl
 
 
 @pytest.mark.rule("H10")

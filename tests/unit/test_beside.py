@@ -8,14 +8,14 @@ from functools import partial
 import pytest
 
 from batchline.domain import plan
-from batchline.domain.ids import BatchId
-from batchline.domain.model import Shard, ShardKey
+from batchline.domain.model import ShardKey
 from batchline.executor.beside import Beside
-from batchline.executor.contract import ShardWork
 from batchline.executor.handing import Handing
 from batchline.executor.lane import Lane
-from batchline.executor.shard_run import Gate, ShardRun
+from batchline.executor.line import Gate
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.turns import Turns
+from tests.support.shard_runs import run_over
 from tests.unit.test_routed import lanes, take_evenly
 from tests.unit.test_routed import shard as shared
 
@@ -53,19 +53,8 @@ def test_what_is_small_is_small_for_the_budget_too() -> None:
 
 def run_of(*lengths: int, number: int = 0) -> ShardRun:
     """A shard with lines of these lengths."""
-    entries = b"".join(
-        plan.ENTRY.pack(1000 * n, length, n + 1, 0) for n, length in enumerate(lengths)
-    )
-    shard = Shard(
-        key=ShardKey(batch_id=BatchId("batch_6713cc40" + "0" * 24), number=number),
-        first_entry=0,
-        entries=len(lengths),
-        model="m",
-        epoch=1,
-        settled=bytes((len(lengths) + 7) // 8),
-    )
-    work = ShardWork(shard=shard, endpoint="/v1/e", input_path="", plan_path="", backends=["b"])
-    return ShardRun.open(work, input_fd=-1, entries=entries)
+    lines = [(1000 * n, length, n + 1, 0) for n, length in enumerate(lengths)]
+    return run_over(lines, number=number)
 
 
 def taken(run: ShardRun, most_bytes: int | None = None) -> list[int]:

@@ -17,8 +17,9 @@ from batchline.executor.catalogue import (
     next_look_s,
     read_listing,
 )
-from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.contract import BackendSettings
 from batchline.executor.health import is_down
+from batchline.executor.transport.contract import Answer
 
 SOON_S = 20.0
 LISTED = b'{"object": "list", "data": [{"id": "m1", "object": "model"}, {"id": "m2"}]}'
@@ -189,6 +190,19 @@ async def test_a_backend_that_stops_listing_keeps_its_models_while_it_loads() ->
     assert (report.reach, report.models) == (Reach.REACHABLE, ("m1", "m2"))
     assert report.trouble == "does not list its models (status 503)"
     assert report.failures == 1  # so that it is asked again soon
+
+
+async def test_what_was_listed_since_the_start_is_remembered_by_every_name_that_files_use() -> None:
+    other = Answer(status=200, headers={}, body=b'{"data":[{"id":"other"}]}')
+    one = catalogue({"a": Far(ok(), other)}, aliases={"small": "m1"}, models={})
+    assert not one.has_listed("m1")
+    await one.refresh("a")
+    await one.refresh("a")
+    assert one.backends_for("m1") == []
+    assert [one.has_listed(model) for model in ("m1", "small", "other", "x")] == [True] * 3 + [
+        False
+    ]
+    assert catalogue({"a": Far(ok())}, models={"a": ["mine"]}).has_listed("mine")
 
 
 async def test_a_proxys_page_in_the_place_of_its_answer_is_none() -> None:

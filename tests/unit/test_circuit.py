@@ -115,3 +115,41 @@ def test_a_returned_trial_does_not_shorten_what_the_backend_asked_for() -> None:
     circuit.trial_with = "w"
     circuit.trial_returned("w", 1.0)
     assert circuit.retry_at == 60.0
+
+
+def test_server_errors_of_trials_are_believed_once_they_were_waited_for_long_enough() -> None:
+    circuit = Circuit()
+    fault(circuit, outcome=Outcome.NOT_SENT)
+    waited = 0.0
+    while waited < 3_600.0:
+        assert not circuit.believes(3_600.0)
+        before = circuit.retry_at
+        fault(circuit, now=before, trial=True, outcome=Outcome.BROKEN)
+        waited += circuit.retry_at - before
+    assert circuit.believes(3_600.0)
+    assert circuit.answered()
+    fault(circuit)
+    fault(circuit, now=circuit.retry_at, trial=True, outcome=Outcome.BROKEN)
+    assert not circuit.believes(3_600.0)
+
+
+def test_an_outage_between_takes_nothing_from_what_was_waited_for_errors_and_adds_nothing() -> None:
+    """A line that brings its server down with each of its errors must come to an end too."""
+    circuit = Circuit()
+    fault(circuit, outcome=Outcome.NOT_SENT)
+    fault(circuit, now=1.0, trial=True, outcome=Outcome.BROKEN)
+    waited = circuit.broken_s
+    assert waited > 0
+    for now in range(2, 100):
+        fault(circuit, now=float(now), trial=True, outcome=Outcome.NOT_SENT)
+    assert circuit.broken_s == waited
+    assert not circuit.believes(waited)  # what it met last is no such error
+    fault(circuit, now=200.0, trial=True, outcome=Outcome.BROKEN)
+    assert circuit.believes(waited + 1.0)
+
+
+def test_who_has_no_patience_believes_nothing() -> None:
+    circuit = Circuit()
+    fault(circuit)
+    fault(circuit, trial=True, outcome=Outcome.BROKEN)
+    assert not circuit.believes(0.0)

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from batchline import config
 from batchline.cli.network_disk import network_file_system
 from batchline.cli.serve_output import start_up
-from batchline.config import (
-    ServerSettings,
-    Settings,
-    base_url_of,
-    check_reach,
-    data_directory,
-    env_name_of,
-    load,
-)
-from batchline.config_projects import ProjectSettings
-from batchline.config_values import window_s
+from batchline.config.backends import base_url_of
+from batchline.config.loading import data_directory, env_name_of, load
+from batchline.config.projects import ProjectSettings
+from batchline.config.reach import check_reach, is_loopback
+from batchline.config.settings import ServerSettings, Settings, default_of, scalars
+from batchline.config.values import window_s
 from batchline.domain.attempts import RetryPolicy
 from batchline.domain.errors import ConfigError
 from batchline.domain.plan import Order
@@ -171,15 +165,15 @@ def test_upstreams_stand_in_for_the_backends_of_the_file(tmp_path: Path) -> None
 def test_every_setting_can_come_from_the_environment() -> None:
     texts = {int: "2097152", float: "1.5", bool: "true", str: "127.0.0.2", Path: "elsewhere"}
     texts[Order] = "file"
-    env = {env_name_of(key): texts.get(kind, "2h,3s") for key, kind in config.scalars()}
+    env = {env_name_of(key): texts.get(kind, "2h,3s") for key, kind in scalars()}
     env |= {"BATCHLINE_SERVER_PORT": "2", "BATCHLINE_WORKERS": "3"}
     env["BATCHLINE_SCHEDULING_URGENT_SHARE"] = "0.5"
     settings = load(environ=env)
-    for key, _ in config.scalars():
+    for key, _ in scalars():
         value: object = settings
         for part in key.split("."):
             value = getattr(value, part)
-        assert value != config.default_of(key), key
+        assert value != default_of(key), key
 
 
 def test_probes_come_from_the_environment_only(tmp_path: Path) -> None:
@@ -437,7 +431,7 @@ def test_what_is_no_window_is_refused(window: str) -> None:
     ],
 )
 def test_only_loopback_is_served_without_keys(host: str, loopback: bool) -> None:
-    assert config.is_loopback(host) is loopback
+    assert is_loopback(host) is loopback
     server = ServerSettings(host=host)
     if loopback:
         check_reach(server, has_keys=False)
@@ -546,7 +540,7 @@ def test_the_start_up_block_says_who_is_let_in(
 def test_the_reference_lists_every_setting_with_its_default() -> None:
     """If this fails, put the setting into docs/reference/settings.md; it is what people read."""
     rows = dict(re.findall(r"^\| `([A-Za-z_.\[\]]+)` \| `([^`]*)` \|", REFERENCE.read_text(), re.M))
-    expected = {key: spelled(config.default_of(key)) for key, _ in config.scalars()}
+    expected = {key: spelled(default_of(key)) for key, _ in scalars()}
     defaults = BackendSettings(name="", base_url="")
     optional = (
         *("max_in_flight", "connect_timeout_s", "total_timeout_s", "max_answer_bytes"),

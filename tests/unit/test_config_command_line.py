@@ -12,7 +12,7 @@ import pytest
 
 from batchline import __version__
 from batchline.cli.file_limit import too_few_files
-from batchline.config import load
+from batchline.config.loading import load
 
 
 def batchline(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ import os, signal, sys, weakref
 signal.signal(signal.SIGINT, signal.default_int_handler)  # CI may have it ignored
 class Pressed:
     def find_spec(self, name, path=None, target=None):
-        if name == "batchline.config":
+        if name == "batchline.config.loading":
             there = Pressed()
             watched = weakref.ref(there, lambda _: os.kill(os.getpid(), signal.SIGINT))
             del there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -123,10 +124,23 @@ def calls() -> list[tuple[Path, ast.Call]]:
     return [(path, node) for path, node in nodes() if isinstance(node, ast.Call)]
 
 
-def nodes() -> Iterator[tuple[Path, ast.AST]]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            yield path, node
+@cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    found = [
+        (path, node)
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    gc.freeze()  # some hundred thousand, and each test ends with a collection
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def read_once() -> Iterator[None]:
+    """The source is parsed once for all of these tests, and not kept for others."""
+    yield
+    calls.cache_clear()
+    nodes.cache_clear()
 
 
 def text_of(node: ast.AST | None) -> str | None:

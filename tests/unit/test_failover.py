@@ -11,11 +11,12 @@ import pytest
 from batchline.domain.attempts import Outcome
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.executor import messages as m
-from batchline.executor.contract import Answer
 from batchline.executor.failover import FREE_LOSSES, SILENT_S, Failover
 from batchline.executor.lane import Lane
+from batchline.executor.line import Gate, Line, Trial
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
+from batchline.executor.transport.contract import Answer
 from batchline.executor.verdict import Verdict
 from tests.unit.test_lane import Nowhere
 from tests.unit.test_routed import lanes, shard, take_evenly

@@ -11,8 +11,9 @@ import pytest
 from batchline.domain.ids import BatchId
 from batchline.executor import messages as m
 from batchline.executor.lane import Lane
+from batchline.executor.line import Gate, Line, Trial
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
 from tests.unit.test_lane import lane, shard_run, take_all
 from tests.unit.test_routed import fail, lanes, shard, take_evenly
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchline.domain import bitmap, plan
 from batchline.domain.ids import BatchId
-from batchline.domain.model import Shard, ShardKey
-from batchline.executor.contract import Answer, ShardWork
 from batchline.executor.lane import Lane
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
+from batchline.executor.transport.contract import Answer
 from batchline.executor.turns import Turns
+from tests.support.shard_runs import BATCH, run_over
 
 
 class Nowhere:
@@ -26,30 +26,11 @@ class Nowhere:
         """Nothing is open."""
 
 
-ONE_BATCH = BatchId("batch_" + "0" * 32)
-
-
 def shard_run(
-    entries: int, *, number: int = 0, suspects: Sequence[int] = (), batch: BatchId = ONE_BATCH
+    entries: int, *, number: int = 0, suspects: Sequence[int] = (), batch: BatchId = BATCH
 ) -> ShardRun:
-    shard = Shard(
-        key=ShardKey(batch_id=batch, number=number),
-        first_entry=0,
-        entries=entries,
-        model="m",
-        epoch=1,
-        settled=bytes(bitmap.empty(entries)),
-    )
-    work = ShardWork(
-        shard=shard,
-        endpoint="/v1/chat/completions",
-        input_path="unused",
-        plan_path="unused",
-        backends=["b"],
-        suspects=suspects,
-    )
-    raw = b"".join(plan.ENTRY.pack(0, 1, 1 + i, 0) for i in range(entries))
-    return ShardRun.open(work, input_fd=-1, entries=raw)
+    lines = [(0, 1, 1 + i, 0) for i in range(entries)]
+    return run_over(lines, number=number, suspects=suspects, batch=batch)
 
 
 def lane(*runs: ShardRun, permits: int = 100) -> Lane:

@@ -9,7 +9,7 @@ import pytest
 from batchline.domain.model import Usage
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import LevelMeter
-from batchline.executor.messages import LaneReport
+from batchline.executor.messages import LaneReport, OlderAnswers
 from batchline.executor.turns import Turns
 from tests.unit.test_lane import Nowhere, shard_run, take_all
 
@@ -66,6 +66,39 @@ def test_an_answer_that_began_before_the_measure_is_no_part_of_it(lane: Lane, cl
     lane.meter.begin_anew(7)  # a new share of the same level begins nothing
     lane.meter.answered(late.began, Usage(output_tokens=5))
     assert report(lane).answers == 1
+
+
+def test_answers_from_before_are_told_with_how_long_they_spent_at_each_level(clock: Clock) -> None:
+    meter = LevelMeter(clock)
+    for measure in (1, 2, 3):
+        meter.begin_anew(measure)
+        clock.now += 10.0
+    at_first, at_second = 104.0, 113.0  # and now it is 130
+    meter.answered(at_first, Usage(output_tokens=50))
+    meter.answered(at_second, None)
+    meter.answered(125.0, Usage(output_tokens=7))
+    told = meter.report("b", order=1, permits=4, in_flight=4, full=True)
+    assert told is not None
+    assert (told.answers, told.tokens, told.latency_s) == (1, 7, 5.0)
+    assert told.older == OlderAnswers(
+        answers=2, tokens=50, seconds={1: 6.0, 2: 17.0, 3: 20.0}, before={2: 1, 3: 2}
+    )
+    told = meter.report("b", order=1, permits=4, in_flight=4, full=True)
+    assert told is not None
+    assert told.older is None
+
+
+def test_what_is_older_than_every_level_that_is_remembered_is_left_out(clock: Clock) -> None:
+    meter = LevelMeter(clock)
+    meter.begin_anew(1)
+    began = clock.now
+    for measure in range(2, 11):
+        clock.now += 1.0
+        meter.begin_anew(measure)
+    meter.answered(began, Usage(output_tokens=50))
+    told = meter.report("b", order=1, permits=4, in_flight=4, full=True)
+    assert told is not None
+    assert (told.answers, told.older) == (0, None)
 
 
 def test_a_lane_is_limited_while_every_permit_is_in_use(lane: Lane) -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchline.executor.limiter import AdaptiveLimit, FixedLimit, Look
+from batchline.executor.messages import OlderAnswers
 from batchline.executor.search import FIRST
-from bench.engines import KEPT_BACK, Engine, EngineShape, steady_rate
+from bench.engines import KEPT_BACK, SLOW, Engine, EngineShape, steady_rate
 from bench.limiter import FOUND_BY_S, TUNED_ON, WITHIN, found, parts_of, played
 from bench.limiter_turns import by_turns
 from bench.steered import Play
@@ -31,6 +32,15 @@ def test_it_finds_what_an_engine_can_make_use_of_and_stays_there(shape: EngineSh
         # Looking whether there is more to be had takes steps of a tenth, a few times a minute.
         assert one.highest <= 1.25 * one.limit
         assert one.lowest >= 0.8 * one.limit
+
+
+@pytest.mark.parametrize("shape", SLOW[:6], ids=lambda shape: shape.name)
+def test_slow_answers_without_a_page_are_not_waited_for_round_by_round(shape: EngineShape) -> None:
+    """Answers that began at an earlier level tell of the present one. Without them the limit is
+    found after up to 4.4 rounds of answers."""
+    (part,) = parts_of(shape)
+    for seed in (1, 2, 3):
+        assert found(played(shape, seed=seed), part).after_s <= 2.5 * shape.tokens * shape.step_s
 
 
 @pytest.mark.parametrize("shape", KEPT_BACK, ids=lambda shape: shape.name)
@@ -122,6 +132,7 @@ WILD = st.one_of(st.integers(0, 60), st.sampled_from([10**3, 10**6, 10**12]))
             st.sampled_from([0.0, 0.25, 0.5, 11.0, 3600.0]),
             st.one_of(
                 st.tuples(st.just("report"), WILD, st.sampled_from([1e-9, 1.0, 60.0, 1e9])),
+                st.tuples(st.just("older"), WILD, WILD, st.sampled_from([0.0, 1e-9, 60.0, 1e9])),
                 st.tuples(st.just("look"), WILD, WILD, WILD, st.sampled_from([1e-6, 0.02, 1e21])),
                 st.tuples(st.just("steady"), st.sampled_from([1e-6, 0.01, 0.02, 0.1, 1e21])),
                 st.tuples(st.just("shed"), st.booleans()),
@@ -142,6 +153,15 @@ def test_nonsense_and_idle_hours_end_nothing(
         match one:
             case ("report", int() as tokens, float() as latency_s):
                 limiter.report(now, answers=9, tokens=tokens, latency_s=latency_s, limited=True)
+            case ("older", int() as tokens, int() as answers, float() as seconds):
+                level = limiter.measure
+                older = OlderAnswers(
+                    answers=answers + 1,
+                    tokens=tokens,
+                    seconds={level: seconds, level - 1: 5.0},
+                    before={level: answers},
+                )
+                limiter.report(now, answers=0, tokens=0, latency_s=0.0, limited=True, older=older)
             case ("look", int() as running, int() as waiting, int() as of_us, float() as token_s):
                 look = Look(
                     running=running,

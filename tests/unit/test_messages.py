@@ -15,6 +15,14 @@ from batchline.domain.ids import BatchId, BlobName
 from batchline.domain.model import BlobRange, Shard, ShardCommit, ShardKey, Usage
 from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings, Ends, Released, ShardWork
+from batchline.executor.framing import (
+    MAX_MESSAGE_BYTES,
+    FrameReader,
+    decode_to_control,
+    decode_to_worker,
+    frame,
+    read_frame,
+)
 from batchline.executor.rates import Told, Want
 
 KEY = ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=7)
@@ -102,7 +110,16 @@ TO_CONTROL: list[m.ToControl] = [
     m.PermitsHeld("plain", 16, 3),
     m.BackendFault("plain", "shed", "status 429", 1.5, trial=True),
     m.BackendFault("plain", "not_sent", "connection refused", None, trial=False),
+    m.LaneIdle("plain", idle=True),
     m.LaneReport("plain", 3, 9, 16, limited=True, answers=4, tokens=100, latency_s=2.5),
+    m.LaneReport(
+        *("plain", 3, 9, 16),
+        limited=True,
+        answers=0,
+        tokens=0,
+        latency_s=0.0,
+        older=m.OlderAnswers(answers=2, tokens=70, seconds={2: 3.5, 3: 0.5}, before={3: 2}),
+    ),
     m.TrialOver("plain", worked=True),
     m.ModelAway("plain", "m", "status 404", None, trial=True),
     m.ModelTried("plain", "m", worked=False),
@@ -129,8 +146,8 @@ def reader_with(data: bytes, *, eof: bool = True) -> asyncio.StreamReader:
 @pytest.mark.parametrize(
     ("messages", "decode", "union"),
     [
-        (TO_WORKER, m.decode_to_worker, m.ToWorker),
-        (TO_CONTROL, m.decode_to_control, m.ToControl),
+        (TO_WORKER, decode_to_worker, m.ToWorker),
+        (TO_CONTROL, decode_to_control, m.ToControl),
     ],
     ids=["to worker", "to control"],
 )
@@ -141,50 +158,50 @@ async def test_every_message_comes_out_as_it_went_in_and_in_order(
 ) -> None:
     """If a type is missing here, add one of it to the list above."""
     assert {type(message) for message in messages} == set(get_args(union))
-    reader = reader_with(b"".join(map(m.frame, messages)))
+    reader = reader_with(b"".join(map(frame, messages)))
     for message in messages:
-        payload = await m.read_frame(reader)
+        payload = await read_frame(reader)
         assert payload is not None
         assert decode(payload) == message
-    assert await m.read_frame(reader) is None
+    assert await read_frame(reader) is None
 
 
 async def test_a_message_may_come_byte_by_byte() -> None:
     reader = reader_with(b"", eof=False)
-    reading = asyncio.ensure_future(m.read_frame(reader))
-    for byte in m.frame(m.OpenShard(WORK)):
+    reading = asyncio.ensure_future(read_frame(reader))
+    for byte in frame(m.OpenShard(WORK)):
         assert not reading.done()
         reader.feed_data(bytes([byte]))
         await asyncio.sleep(0)
     payload = await reading
     assert payload is not None
-    assert m.decode_to_worker(payload) == m.OpenShard(WORK)
+    assert decode_to_worker(payload) == m.OpenShard(WORK)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 9])
 async def test_an_end_in_the_middle_of_a_message_is_an_end(length: int) -> None:
     """A killed worker leaves half a message; what came before it counts."""
-    framed = m.frame(m.Hello(pid=1234))
+    framed = frame(m.Hello(pid=1234))
     reader = reader_with(framed + framed[:length])
-    assert await m.read_frame(reader) is not None
-    assert await m.read_frame(reader) is None
+    assert await read_frame(reader) is not None
+    assert await read_frame(reader) is None
 
 
 async def test_a_broken_connection_is_an_end() -> None:
     reader = reader_with(b"\x00\x00", eof=False)
     reader.set_exception(ConnectionResetError())
-    assert await m.read_frame(reader) is None
+    assert await read_frame(reader) is None
 
 
 async def test_a_length_that_no_message_has_is_refused_before_it_is_read() -> None:
-    reader = reader_with((m.MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
+    reader = reader_with((MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
     with pytest.raises(ValueError, match="out of step"):
-        await m.read_frame(reader)
+        await read_frame(reader)
 
 
 async def test_the_longest_message_is_taken() -> None:
-    reader = reader_with(m.MAX_MESSAGE_BYTES.to_bytes(4, "big"), eof=False)
-    reading = asyncio.ensure_future(m.read_frame(reader))
+    reader = reader_with(MAX_MESSAGE_BYTES.to_bytes(4, "big"), eof=False)
+    reading = asyncio.ensure_future(read_frame(reader))
     await asyncio.sleep(0)
     assert not reading.done()
     reader.feed_eof()
@@ -192,9 +209,9 @@ async def test_the_longest_message_is_taken() -> None:
 
 
 def test_each_side_understands_only_what_is_said_to_it() -> None:
-    payload = m.frame(m.Drained())[4:]
+    payload = frame(m.Drained())[4:]
     with pytest.raises(ValueError, match="Drained"):
-        m.decode_to_worker(payload)
+        decode_to_worker(payload)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.integers(1, 7))
@@ -202,7 +219,7 @@ def test_a_stream_is_cut_into_the_same_payloads_whatever_pieces_it_comes_in(
     payloads: list[bytes], piece: int
 ) -> None:
     stream = b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads)
-    reader = m.FrameReader()
+    reader = FrameReader()
     found = [
         payload
         for start in range(0, len(stream), piece)
@@ -213,4 +230,4 @@ def test_a_stream_is_cut_into_the_same_payloads_whatever_pieces_it_comes_in(
 
 def test_a_stream_that_is_out_of_step_is_refused() -> None:
     with pytest.raises(ValueError, match="out of step"):
-        list(m.FrameReader().feed(b"\xff\xff\xff\xff"))
+        list(FrameReader().feed(b"\xff\xff\xff\xff"))

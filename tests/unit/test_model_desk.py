@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from batchline.domain.attempts import Outcome
+from batchline.domain.attempts import TRIAL_PATIENCE_S, Outcome
+from batchline.domain.waiting import of_model
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.circuit import FIRST_WAIT_S, LONGEST_WAIT_S
@@ -27,6 +28,7 @@ class Desk:
     told: list[tuple[str, m.ToWorker]] = field(default_factory=list)
     has: set[tuple[str, str]] = field(default_factory=lambda: {("a", "m"), ("b", "m")})
     changes: int = 0
+    patience_s: float = TRIAL_PATIENCE_S
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
@@ -36,6 +38,7 @@ class Desk:
             clock=lambda: self.now,
             holds=lambda worker, backend, model: backend == ONE and (worker, model) in self.has,
             on_models=self.changed,
+            trial_patience_s=self.patience_s,
         )
         for worker in "ab":
             self.admission.set_wanting(worker, [ONE])
@@ -86,8 +89,9 @@ def test_all_who_send_there_hear_once_that_a_model_is_away_and_the_backend_admit
     desk.missed("b")
     assert desk.news() == []
     one, two = desk.admission.standings({})
-    assert (one.gated, one.waits, one.away) == (None, None, {"m": "away: status 404"})
-    assert one.reason == "m: away: status 404"
+    away = of_model("m", Outcome.AWAY, "status 404")
+    assert (one.gated, one.waits, one.away) == (None, None, {"m": away})
+    assert one.reason == away
     assert (two.away, two.reason) == ({}, None)
     assert desk.admission.models_away(ONE) == ("m",)
     assert desk.changes == 1
@@ -171,7 +175,8 @@ def test_the_word_of_a_trial_that_is_not_the_present_one_moves_nothing(desk: Des
 
 def test_what_the_backend_asks_for_is_waited_for_and_shown(desk: Desk) -> None:
     desk.missed("a", asked_s=120.0)
-    assert desk.admission.standings({})[0].away == {"m": "away: status 404, next try in 120 s"}
+    away = of_model("m", Outcome.AWAY, "status 404", next_try_s=120.0)
+    assert desk.admission.standings({})[0].away == {"m": away}
     desk.now += 119.0
     assert desk.trial() is None
     desk.now += 1.0
@@ -221,3 +226,20 @@ def test_models_are_apart(desk: Desk) -> None:
     desk.has.remove(("a", "n"))
     desk.admission.tick()
     assert desk.news() == [("a", GONE), ("b", GONE)]
+
+
+def test_a_trial_that_meets_a_server_error_does_not_bring_it_back_until_that_is_believed() -> None:
+    desk = Desk(patience_s=3_600.0)
+    desk.missed("a")
+    began = desk.now
+    while True:
+        trier = desk.due()
+        broken = m.ModelAway(ONE, "m", "status 500", None, trial=True, broken=True)
+        desk.admission.model_away(trier, broken)
+        (one, _) = desk.admission.standings({})
+        if not one.away:
+            break
+        assert one.away["m"] == of_model("m", Outcome.BROKEN, "status 500")
+        assert desk.news() == []
+    assert 3_600.0 < desk.now - began < 3 * 3_600.0
+    assert [message for _, message in desk.news()] == [ALL_THERE, ALL_THERE]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -55,13 +55,19 @@ class Worker:
 class World:
     """A pool, its workers and everything that is on its way between them."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, names: Sequence[str] = WORKERS) -> None:
         self.pool = PermitPool(limit)
-        self.workers = {name: Worker() for name in WORKERS}
+        self.workers = {name: Worker() for name in names}
         self.wanting: set[str] = set()
 
     def rebalance(self) -> None:
-        for name, permits in self.pool.rebalance(self.wanting).items():
+        self.tell(self.pool.rebalance(self.wanting))
+
+    def pass_on(self) -> None:
+        self.tell(self.pool.pass_on(self.wanting))
+
+    def tell(self, orders: Mapping[str, int]) -> None:
+        for name, permits in orders.items():
             self.workers[name].inbox.append((permits, self.pool.orders[name]))
 
     def do(self, order: str, name: str) -> None:
@@ -76,8 +82,7 @@ class World:
             case "rebalance":
                 self.rebalance()
             case "pass on":
-                if self.pool.pass_on(self.wanting):
-                    self.rebalance()
+                self.pass_on()
             case "obey":
                 worker.obey()
             case "send":
@@ -98,15 +103,21 @@ class World:
             self.pool.given_back(name, permits, order=order)
             self.rebalance()
 
-    def come_to_rest(self) -> None:
-        """Every request ends and every message arrives."""
+    def come_to_rest(self, *, but: Collection[str] = ()) -> None:
+        """Every request ends, except for those of some workers, and every message arrives."""
         self.rebalance()
-        while any(w.inbox or w.outbox or w.in_flight for w in self.workers.values()):
-            for name, worker in self.workers.items():
+        others = {name: one for name, one in self.workers.items() if name not in but}
+        while any(w.inbox or w.outbox or w.in_flight for w in others.values()):
+            for name, worker in others.items():
                 worker.obey()
                 while worker.in_flight:
                     worker.end()
                 self.hear(name)
+        for name in but:
+            self.workers[name].obey()
+
+    def having(self) -> set[str]:
+        return {name for name, worker in self.workers.items() if worker.permits}
 
     @property
     def may_be_used(self) -> int:
@@ -152,26 +163,84 @@ def test_with_more_workers_than_permits_some_have_none() -> None:
     assert PermitPool(2).rebalance(["a", "b", "c"]) == {"a": 1, "b": 1}
 
 
-def test_too_few_permits_go_round_and_none_is_passed_on_before_it_has_come() -> None:
+def test_too_few_permits_go_round_after_a_turn_each() -> None:
     world = World(2)
     had = []
     for name in WORKERS:
         world.do("want", name)
-    for _ in range(6):
+    for _ in range(7):
         world.come_to_rest()
-        had.append({name for name, worker in world.workers.items() if worker.permits})
-        assert world.pool.pass_on(WORKERS)
-        world.rebalance()
-        assert not world.pool.pass_on(WORKERS)
-    assert had == 2 * [{"a", "b"}, {"c", "a"}, {"b", "c"}]
+        had.append(world.having())
+        world.pass_on()
+    # A turn is whole when it has seen two of these, and the first of the three was none.
+    assert had == [
+        {"a", "b"},
+        {"a", "b"},
+        {"b", "c"},
+        {"a", "c"},
+        {"a", "b"},
+        {"b", "c"},
+        {"a", "c"},
+    ]
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(1, 2), (1, 5), (2, 5), (3, 4), (4, 5)])
+def test_turns_are_of_one_length_for_all(limit: int, workers: int) -> None:
+    names = "abcde"[:workers]
+    world = World(limit, names)
+    turns: Counter[str] = Counter()
+    for name in names:
+        world.do("want", name)
+    for _ in range(60 * workers):
+        world.come_to_rest()
+        turns.update(world.having())
+        assert len(world.having()) == limit
+        world.pass_on()
+    had = [turns[name] for name in names]
+    assert max(had) - min(had) <= 4
+
+
+def test_a_long_request_holds_up_its_own_permit_and_no_other() -> None:
+    """If this fails, one answer that takes an hour gives the other permit to one worker for it."""
+    names = "abcd"
+    world = World(2, names)
+    turns: Counter[str] = Counter()
+    for name in names:
+        world.do("want", name)
+    world.come_to_rest()
+    assert "a" in world.having()
+    world.do("send", "a")
+    for _ in range(60):
+        world.pass_on()
+        world.come_to_rest(but="a")
+        assert world.may_be_used <= 2
+        assert len(world.having() - {"a"}) == 1  # nothing is idle
+        turns.update(world.having() - {"a"})
+    assert min(turns[name] for name in "bcd") >= 15
+
+
+def test_who_has_none_is_first_when_a_long_request_ends() -> None:
+    world = World(1, "ab")
+    world.do("want", "a")
+    world.come_to_rest()
+    world.do("send", "a")
+    world.do("want", "b")
+    world.do("obey", "a")
+    for _ in range(5):
+        world.pass_on()
+        world.do("obey", "a")
+    assert world.having() == set()
+    world.come_to_rest()
+    assert world.having() == {"b"}
 
 
 def test_enough_permits_stay_where_they_are() -> None:
     world = World(3)
     for name in WORKERS:
         world.do("want", name)
-    world.come_to_rest()
-    assert not world.pool.pass_on(WORKERS)
+    for _ in range(3):
+        world.come_to_rest()
+        assert not world.pool.pass_on(WORKERS)
 
 
 def test_nothing_is_told_twice() -> None:
@@ -225,4 +294,14 @@ def test_who_wants_no_more_keeps_its_permits_until_it_gave_them_back() -> None:
 def test_who_can_use_one_permit_only_gets_one_and_first() -> None:
     pool = PermitPool(8)
     assert pool.rebalance(["a", "q", "b"], single=["q"]) == {"q": 1, "a": 4, "b": 3}
-    assert PermitPool(1).rebalance(["a", "q"], single=["q"]) == {"q": 1}
+
+
+def test_who_can_use_one_permit_only_takes_turns_where_there_is_not_one_for_each() -> None:
+    """If this fails, a suspect line of one batch holds up all others for as long as it runs."""
+    pool = PermitPool(1)
+    assert pool.rebalance(["a", "q"], single=["q"]) == {"a": 1}
+    pool.given_back("a", 1, order=pool.orders["a"])
+    assert pool.pass_on(["a", "q"]) == {}
+    assert pool.pass_on(["a", "q"]) == {"a": 0}
+    pool.given_back("a", 0, order=pool.orders["a"])
+    assert pool.rebalance(["a", "q"], single=["q"]) == {"q": 1}

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from batchline.executor.catalogue import BackendReport, Reach, read_listing
-from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.contract import BackendSettings
 from batchline.executor.places import AGAIN_S, MOST_PLACES, OWNER, Places, places_on
 from batchline.executor.roots import at_root
 from batchline.executor.transport.choice import transport_for
+from batchline.executor.transport.contract import Answer
 from tests.support.engine import Engine, Habits, engine
 
 # As llama.cpp b11549 printed it with `-np 4`, shortened.

@@ -22,6 +22,10 @@ entries = st.builds(
 
 def test_a_header_of_this_version_is_read_whatever_follows_it() -> None:
     plan.check_header(plan.header())
+    assert plan.models_known(plan.header())
+    assert not plan.models_known(plan.header(models_known=False, followers=True))
+    assert plan.check_header(plan.header(models_known=False, followers=True))
+    assert plan.models_known(b"")  # whoever runs it finds out
     plan.check_header(plan.header() + b"\x00" * ENTRY_BYTES)
 
 

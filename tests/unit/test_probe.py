@@ -10,7 +10,7 @@ from batchline.cli.probe.probing import Found, advice
 from batchline.cli.probe.recognition import Engine, in_hand, recognized
 from batchline.cli.probe.report import as_text, snippet
 from batchline.cli.probe.verdicts import Closing, Verdict
-from batchline.config import load
+from batchline.config.loading import load
 from batchline.executor.contract import CancelBy
 
 VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.

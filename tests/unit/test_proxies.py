@@ -9,10 +9,10 @@ import pytest
 
 from batchline.domain.attempts import Outcome
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
-from batchline.executor.contract import Answer
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line, Trial
 from batchline.executor.proxies import Proxies
-from batchline.executor.shard_run import Line, Trial
+from batchline.executor.transport.contract import Answer
 from batchline.executor.verdict import Verdict
 from tests.unit.test_failover import ALIVE, AWAY, PAGE, Looked, turns
 from tests.unit.test_lane import shard_run

@@ -14,9 +14,9 @@ from batchline.domain.ids import BatchId
 from batchline.domain.lines import RequestLine
 from batchline.domain.model import Usage
 from batchline.executor import messages as m
+from batchline.executor.line import Gate, Line
 from batchline.executor.rate_meter import HOPELESS, REPORT_S, RateMeter
 from batchline.executor.rates import Told, Want
-from batchline.executor.shard_run import Gate, Line
 from tests.unit.test_lane import lane, shard_run, take_all
 
 B = "b"

@@ -7,16 +7,16 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from batchline.domain import bitmap, plan
-from batchline.domain.ids import BatchId
-from batchline.domain.model import Shard, ShardKey
+from batchline.domain import bitmap
 from batchline.executor import messages as m
 from batchline.executor import routed
-from batchline.executor.contract import BackendSettings, ShardWork
+from batchline.executor.contract import BackendSettings
 from batchline.executor.lane import Lane
+from batchline.executor.line import Gate, Line, Trial
 from batchline.executor.rate_meter import RateMeter
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
+from tests.support.shard_runs import Before, run_over
 from tests.unit.test_lane import Nowhere
 
 
@@ -43,30 +43,17 @@ def shard(
     number: int = 0,
 ) -> ShardRun:
     """A shard with an entry for each hash, offered to its lanes."""
-    marks = bitmap.empty(len(hashes))
-    for index in settled:
-        bitmap.mark(marks, index)
-    work = ShardWork(
-        shard=Shard(
-            key=ShardKey(batch_id=BatchId("batch_" + "0" * 32), number=number),
-            first_entry=0,
-            entries=len(hashes),
-            model="m",
-            epoch=1,
-            settled=bytes(marks),
-        ),
-        endpoint="/v1/chat/completions",
-        input_path="unused",
-        plan_path="unused",
+    run = run_over(
+        [(0, 1, 1 + i, one) for i, one in enumerate(hashes)],
+        number=number,
         backends=list(backends or made),
+        before=Before(settled=settled),
         suspects=suspects,
         lost=lost,
     )
-    raw = b"".join(plan.ENTRY.pack(0, 1, 1 + i, one) for i, one in enumerate(hashes))
-    run = ShardRun.open(work, input_fd=-1, entries=raw)
     routed.share_out(run, made)
     if not routed.lanes_with(run):
-        for name in work.backends:
+        for name in run.work.backends:
             made[name].runs.add(run)
     return run
 

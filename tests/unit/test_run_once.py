@@ -15,9 +15,11 @@ from batchline.domain import bitmap, ids, plan
 from batchline.domain.model import Shard, ShardKey, Usage
 from batchline.domain.results import Failure, failure_line, result_line
 from batchline.executor import routed, run_once
-from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.contract import BackendSettings, ShardWork
+from batchline.executor.line import Gate, Line
 from batchline.executor.run_once import RunOnce
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.shard_run import ShardRun
+from batchline.executor.transport.contract import Transport
 from tests.unit.test_shard_run import BATCH, USAGE
 
 AWKWARD = '\\",\\"response\\":{} é'

@@ -47,7 +47,11 @@ class Rig:
             find=lambda _: None, stop=lambda _: None, deactivate=lambda _: None
         )
         parts: list[Any] = [
-            SimpleNamespace(load_batch=self._load, put_receipt=self._answering(None)),
+            SimpleNamespace(
+                load_batch=self._load,
+                put_receipt=self._answering(None),
+                unfinished_batches=self._answering([self.stored]),
+            ),
             executor,
             scheduler,
             SimpleNamespace(plan=self._plan),
@@ -77,19 +81,31 @@ class Rig:
     async def _same(self, batch: Batch) -> Batch:
         return batch
 
-    async def _finalize(self, _: object) -> Batch:
+    async def _finalize(self, _: object, *, known: Batch) -> Batch:
+        assert known.status is BatchStatus.CANCELLING
         self.stored = a_batch(BatchStatus.CANCELLED)
         return self.stored
 
 
 async def test_a_cancel_that_overtakes_the_look_at_the_row_has_no_file_validated() -> None:
     rig = Rig()
-    rig.runner.created(rig.stored)
+    await rig.runner.resume()
     async with asyncio.timeout(30):
         await rig.looked.wait()  # the row is read, and the answer is on its way
         rig.stored = a_batch(BatchStatus.CANCELLING)
         await rig.runner.stop(rig.stored, was=BatchStatus.VALIDATING)
         rig.go.set()
+        await rig.ended.wait()
+    assert rig.planned == []
+
+
+async def test_a_cancel_right_behind_the_create_has_no_file_validated() -> None:
+    rig = Rig()
+    rig.go.set()
+    rig.runner.created(rig.stored)  # and its row is not read for that
+    rig.stored = a_batch(BatchStatus.CANCELLING)
+    async with asyncio.timeout(30):
+        await rig.runner.stop(rig.stored, was=BatchStatus.VALIDATING)
         await rig.ended.wait()
     assert rig.planned == []
 

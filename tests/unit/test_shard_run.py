@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchline.domain import bitmap, ids, plan
-from batchline.domain.model import Shard, ShardKey, Usage
-from batchline.executor.contract import Ends, ShardWork
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.domain import bitmap, ids
+from batchline.domain.model import Usage
+from batchline.executor.contract import Ends
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
+from tests.support.shard_runs import Before, run_over
 
 BATCH = ids.batch_id(1_750_000_000, hashlib.sha256(b"batch").digest()[: ids.RANDOM_BYTES])
 USAGE = Usage(
@@ -26,29 +28,13 @@ def shard_run(
     entries: int = 4, *, settled: Sequence[int] = (), suspects: Sequence[int] = (), **more: int
 ) -> ShardRun:
     """A run over `entries` lines of 10 bytes; line numbers begin at 101."""
-    marks = bitmap.empty(entries)
-    for index in settled:
-        bitmap.mark(marks, index)
-    shard = Shard(
-        key=ShardKey(batch_id=BATCH, number=0),
+    return run_over(
+        [(1_000 + 10 * i, 10, 101 + i, 0) for i in range(entries)],
+        batch=BATCH,
         first_entry=100,
-        entries=entries,
-        model="m",
-        epoch=1,
-        settled=bytes(marks),
-        usage=USAGE,
-        **more,
-    )
-    work = ShardWork(
-        shard=shard,
-        endpoint="/v1/chat/completions",
-        input_path="unused",
-        plan_path="unused",
-        backends=["b"],
+        before=Before(settled=settled, usage=USAGE, **more),
         suspects=suspects,
     )
-    raw = b"".join(plan.ENTRY.pack(1_000 + 10 * i, 10, 101 + i, 0) for i in range(entries))
-    return ShardRun.open(work, input_fd=-1, entries=raw)
 
 
 def taken(run: ShardRun) -> Line:

@@ -9,7 +9,7 @@ import pytest
 
 from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.lane import Lane
-from batchline.executor.shard_run import CLOSED, Line
+from batchline.executor.line import CLOSED, Line
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, Ended, Slots
 from tests.unit.test_lane import lane, shard_run

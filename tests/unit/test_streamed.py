@@ -9,7 +9,7 @@ import pytest
 
 from batchline.domain.errors import SentUnanswered
 from batchline.domain.model import Endpoint
-from batchline.executor.contract import Answer, BackendSettings, Pieces
+from batchline.executor.contract import BackendSettings
 from batchline.executor.streamed import (
     StreamedAnswer,
     Streaming,
@@ -17,6 +17,7 @@ from batchline.executor.streamed import (
     streamed,
     streaming_of,
 )
+from batchline.executor.transport.contract import Answer, Pieces
 
 CHAT = Endpoint.CHAT_COMPLETIONS
 BODY = b'{"model":"m"}'

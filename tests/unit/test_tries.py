@@ -69,6 +69,21 @@ def test_between_two_tries_of_one_server_the_count_stays(tmp_path: Path) -> None
         assert Tries(note).deaths(ONE) == 2
 
 
+def test_a_note_that_says_less_than_before_is_whole_and_stays_the_file_that_it_was(
+    tmp_path: Path,
+) -> None:
+    note = tmp_path / "validating.json"
+    die_in(note, *(BatchId(f"batch_{number:03}") for number in range(50)))
+    tries, was = Tries(note), note.stat().st_ino
+    with tries.noted(ONE):
+        for number in range(50):
+            tries.over(BatchId(f"batch_{number:03}"))
+        assert json.loads(note.read_text()) == {ONE: 1}
+    assert json.loads(note.read_text()) == {}
+    # Another one in its place would be written out at once, and the event loop waits for it.
+    assert note.stat().st_ino == was
+
+
 def test_a_note_that_cannot_be_read_or_written_is_no_note(tmp_path: Path) -> None:
     for content in ("", "[1]", '{"batch_one":'):
         note = tmp_path / "validating.json"

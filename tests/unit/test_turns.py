@@ -8,28 +8,17 @@ import pytest
 
 from batchline.domain.ids import BatchId
 from batchline.domain.shares import Turn
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.turns import Turns
-from tests.unit.test_lane import shard_run
+from tests.support.shard_runs import run_over
 
 
 def run_of(
     batch: str, entries: int = 10_000, *, turn: Turn | None = None, suspects: tuple[int, ...] = ()
 ) -> ShardRun:
-    made = shard_run(entries, batch=BatchId(batch), suspects=suspects)
-    return ShardRun.open(
-        type(made.work)(
-            shard=made.work.shard,
-            endpoint=made.work.endpoint,
-            input_path="unused",
-            plan_path="unused",
-            backends=["b"],
-            suspects=suspects,
-            turn=turn or Turn(),
-        ),
-        input_fd=-1,
-        entries=made.entries,
-    )
+    lines = [(0, 1, 1 + i, 0) for i in range(entries)]
+    return run_over(lines, batch=BatchId(batch), suspects=suspects, turn=turn)
 
 
 def of(project: str, weight: float = 1.0, *, urgent: float = 0.0, first: bool = False) -> Turn:

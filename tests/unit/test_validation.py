@@ -19,6 +19,7 @@ from batchline.domain.errors import BlobUnreadable
 from batchline.domain.model import Endpoint, LineProblem, PlannedShard
 from batchline.domain.plan import PlanEntry
 from batchline.service import duplicates
+from batchline.service.plans import models_known
 from batchline.service.validation import (
     MAX_MODELS,
     ValidationResult,
@@ -278,7 +279,10 @@ def test_each_line_with_a_model_that_no_backend_has_is_refused(tmp_path: Path) -
 def test_a_model_is_taken_when_it_is_known_or_nobody_knows(
     tmp_path: Path, known: list[str] | None
 ) -> None:
-    assert result_of(tmp_path, make_lines(2), known_models=known).model == MODEL
+    job = job_for(tmp_path, make_lines(2), known_models=known)
+    assert validate(job).model == MODEL
+    assert models_known(Path(job.plan_path)) == (known is not None)
+    assert models_known(tmp_path / "no plan")  # nothing may be concluded
 
 
 @pytest.mark.rule("V15")

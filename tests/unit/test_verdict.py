@@ -12,7 +12,7 @@ from batchline.domain.attempts import Outcome
 from batchline.domain.errors import NotSent, SentUnanswered
 from batchline.domain.model import Usage
 from batchline.executor import verdict
-from batchline.executor.contract import Answer
+from batchline.executor.transport.contract import Answer
 from batchline.executor.verdict import Verdict
 
 NOW = 1_750_000_000.0

@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from batchline.domain.attempts import Outcome
 from batchline.domain.lifecycle import BatchStatus
-from batchline.service.waits import Known, WaitCode, of_batch
+from batchline.domain.waiting import WaitCode, of_drain, of_fault, of_model, of_rate
+from batchline.service.waits import Known, of_batch
 
 GATED = {
-    "a": "not_sent: no connection: connection refused",
-    "b": "shed: status 429",
-    "c": "blocked: status 401",
-    "d": "rate limit: 60 requests a minute",
-    "e": "drained: nothing of ours runs there",
+    "a": of_fault(Outcome.NOT_SENT, "no connection: connection refused"),
+    "b": of_fault(Outcome.SHED, "status 429"),
+    "c": of_fault(Outcome.BLOCKED, "status 401"),
+    "d": of_rate("60 requests a minute"),
+    "e": of_drain(0, quiet=True),
+    "f": of_fault(Outcome.BROKEN, "status 500"),
 }
 
 
@@ -41,15 +44,16 @@ def test_a_batch_whose_lines_can_go_waits_for_nothing() -> None:
         ("b", "backend_shed"),
         ("c", "backend_refused"),
         ("d", "rate_limit"),
-        ("e", "backend_waiting"),
+        ("e", "backend_drained"),
+        ("f", "backend_failing"),
     ],
 )
-def test_what_is_wrong_with_a_backend_is_a_code_and_its_own_words(backend: str, code: str) -> None:
+def test_what_is_wrong_with_a_backend_is_a_code_and_a_sentence(backend: str, code: str) -> None:
     (wait,) = of_batch(
         BatchStatus.IN_PROGRESS, Known(gated=GATED), serving={"m": [backend]}, others_first=False
     )
     assert (wait.code.value, wait.backend) == (code, backend)
-    assert wait.message == f"backend {backend}: {GATED[backend]}"
+    assert wait.message == f"backend {backend} {GATED[backend].text}"
 
 
 def test_all_backends_of_a_model_have_to_be_in_the_way() -> None:
@@ -61,7 +65,7 @@ def test_of_several_models_each_may_wait() -> None:
     assert codes(Known(gated=GATED), ["x"], ["b"], ["b"]) == ["backend_shed"]
 
 
-AWAY = {"x": {"m0": "away: status 404"}}
+AWAY = {"x": {"m0": of_model("m0", Outcome.AWAY, "status 404")}}
 
 
 def test_a_model_that_is_away_is_waited_for_by_its_lines_only() -> None:
@@ -75,12 +79,25 @@ def test_a_model_that_is_away_is_waited_for_by_its_lines_only() -> None:
     ]
 
 
-def test_a_model_that_is_away_is_named_with_the_backends_own_words() -> None:
+def test_a_model_that_is_away_is_named() -> None:
     (wait,) = of_batch(
         BatchStatus.IN_PROGRESS, Known(away=AWAY), serving={"m0": ["x"]}, others_first=False
     )
     assert wait.backend == "x"
-    assert wait.message == "backend x: model m0: away: status 404"
+    assert wait.message == "backend x does not have model m0 at the moment (status 404)"
+
+
+def test_a_model_that_nobody_lists_is_named_unless_a_backend_that_had_it_is_waited_for() -> None:
+    def found(known: Known, **serving: list[str]) -> list[tuple[str, str]]:
+        waits = of_batch(
+            BatchStatus.IN_PROGRESS, known, serving=serving, others_first=True, unlisted=["m0"]
+        )
+        return [(wait.code.value, wait.message) for wait in waits]
+
+    message = "no backend lists model m0 any more; its lines go on when one does"
+    assert found(Known(), m0=[], m1=["x"]) == [("model_unlisted", message)]
+    assert [code for code, _ in found(Known(away=AWAY), m0=[])] == ["model_away"]
+    assert [code for code, _ in found(Known(has_backends=False), m0=[])] == ["no_backend"]
 
 
 @pytest.mark.parametrize(

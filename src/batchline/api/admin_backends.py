@@ -20,7 +20,8 @@ class SetDrained(msgspec.Struct, frozen=True, tag="set_drained"):
 
 
 class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend. `circuit` is `admits`, or why it is closed; `quiet`: nothing of ours runs there.
+    """One backend. `circuit` is `admits`, or the code of why it is closed; `quiet`: nothing of ours
+    runs there. `reason` says why lines wait for it, `code` the same for programs.
 
     `permits` may be in use, of `max_in_flight`; `in_flight` are, as of a second ago at most.
     """
@@ -37,6 +38,7 @@ class ShownBackend(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool
     reason: str | None
     models: list[str] | None
+    code: str | None = None  # older servers do not tell
 
 
 class BackendsListed(msgspec.Struct, frozen=True, tag="backends_listed"):

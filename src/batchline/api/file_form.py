@@ -12,7 +12,8 @@ from batchline.api.multipart import receive_form
 from batchline.domain.errors import InvalidRequest
 from batchline.domain.model import File
 from batchline.service.bodies import missing
-from batchline.service.files import IncomingFile, check_expiry, parse_purpose
+from batchline.service.file_rules import check_expiry, parse_purpose
+from batchline.service.files import IncomingFile
 
 _ANCHOR: Final = "expires_after.anchor"
 _SECONDS: Final = "expires_after.seconds"

@@ -60,6 +60,7 @@ def _readiness(now: Readiness) -> wire.Shape:
                 "name": backend.name,
                 "state": backend.state,
                 "reason": backend.reason,
+                "code": None if backend.code is None else backend.code.value,
                 "models": backend.models,
             }
             for backend in now.backends

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from batchline.api.request import refuse_compressed
 from batchline.domain.errors import InvalidRequest
-from batchline.service.files import printable_name, too_large
+from batchline.service.file_rules import printable_name, too_large
 
 MAX_FIELDS: Final = 32  # the official SDKs send four at most
 MAX_FIELD_BYTES: Final = 4 * 1024

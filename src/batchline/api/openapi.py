@@ -16,6 +16,7 @@ from batchline.api.errors import (
     UnsupportedEncoding,
     problem_of,
 )
+from batchline.api.json_schema import EXTENSION, TEXT, Schema, json_content, ref
 from batchline.api.operations import (
     BATCHES,
     EXTENSIONS,
@@ -25,15 +26,7 @@ from batchline.api.operations import (
     UPLOADS,
     Operation,
 )
-from batchline.api.schemas import (
-    EXTENSION,
-    TEXT,
-    Limits,
-    Schema,
-    json_content,
-    ref,
-    schemas,
-)
+from batchline.api.schemas import Limits, schemas
 from batchline.domain.errors import (
     BatchlineError,
     Forbidden,

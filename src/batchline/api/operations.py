@@ -14,17 +14,8 @@ from batchline.api import metrics, wire
 from batchline.api.batches import DEFAULT_LIST
 from batchline.api.errors import PayloadTooLarge, RangeNotSatisfiable
 from batchline.api.extensions import MAX_OFFSET
-from batchline.api.schemas import (
-    BINARY,
-    EXTENSION,
-    IDEMPOTENCY_KEY,
-    TEXT,
-    Schema,
-    json_content,
-    page_of,
-    record,
-    ref,
-)
+from batchline.api.json_schema import BINARY, EXTENSION, TEXT, Schema, json_content, record, ref
+from batchline.api.schemas import IDEMPOTENCY_KEY, page_of
 from batchline.domain.errors import BatchlineError, IllegalTransition, NotFound, StorageFull
 from batchline.domain.ids import BATCH_PREFIX
 from batchline.domain.lifecycle import BatchStatus

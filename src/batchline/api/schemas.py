@@ -11,9 +11,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchline.api.errors import INVALID_REQUEST, SERVER_ERROR
-from batchline.api.wire import JSON_TYPE
+from batchline.api.json_schema import (
+    BINARY,
+    COUNT,
+    EXTENSION,
+    MILLISECONDS,
+    TEXT,
+    TIME,
+    Schema,
+    const,
+    nullable,
+    one_of,
+    record,
+    ref,
+)
+from batchline.domain import ids
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Endpoint, Purpose, UploadStatus
+from batchline.domain.waiting import WaitCode
 from batchline.executor.contract import CancelBy
 from batchline.service import idempotency
 from batchline.service.batches import (
@@ -23,14 +38,9 @@ from batchline.service.batches import (
     MAX_METADATA_PAIRS,
     MAX_METADATA_VALUE_CHARS,
 )
-from batchline.service.files import MAX_EXPIRY_S, MAX_ID_CHARS, MIN_EXPIRY_S, UPLOAD_PURPOSES
+from batchline.service.file_rules import MAX_EXPIRY_S, MIN_EXPIRY_S, UPLOAD_PURPOSES
 from batchline.service.receipts import Proof
 from batchline.service.upload_orders import MAX_FILENAME_CHARS
-from batchline.service.waits import WaitCode
-
-Schema = Mapping[str, object]
-
-EXTENSION: Final = {"x-batchline-extension": True}  # the service does not have it
 
 _PRINTABLE_ASCII: Final = "^[ -~]+$"
 
@@ -43,34 +53,11 @@ class Limits:
     max_upload_bytes: int
 
 
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def json_content(schema: Schema) -> Schema:
-    """The content of a body that is JSON."""
-    return {JSON_TYPE: {"schema": schema}}
-
-
-def nullable(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def record(properties: Mapping[str, Schema], *, optional: Sequence[str] = ()) -> Schema:
-    """An object with these fields and no other; all but `optional` are always there."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
-
-
 def page_of(name: str) -> Schema:
     """The list envelope. The ids are null when it is empty."""
     return record(
         {
-            "object": _const("list"),
+            "object": const("list"),
             "data": {"type": "array", "items": ref(name)},
             "first_id": nullable(TEXT),
             "last_id": nullable(TEXT),
@@ -78,12 +65,6 @@ def page_of(name: str) -> Schema:
         }
     )
 
-
-TEXT: Final[Schema] = {"type": "string"}
-COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-TIME: Final[Schema] = {"type": "integer", "format": "unixtime", "description": "Unix seconds."}
-BINARY: Final[Schema] = {"type": "string", "format": "binary"}
-MILLISECONDS: Final[Schema] = {"type": "number", "minimum": 0, "description": "Milliseconds."}
 
 IDEMPOTENCY_KEY: Final[Schema] = {
     "type": "string",
@@ -95,21 +76,13 @@ IDEMPOTENCY_KEY: Final[Schema] = {
 }
 
 
-def _const(value: str) -> Schema:
-    return {"type": "string", "const": value}
-
-
-def _enum(values: Sequence[str]) -> Schema:
-    return {"type": "string", "enum": [str(value) for value in values]}
-
-
 def upload_purpose() -> Schema:
     """What a file may be uploaded for."""
-    return _enum(UPLOAD_PURPOSES)
+    return one_of(UPLOAD_PURPOSES)
 
 
 def expiry_anchor() -> Schema:
-    return _enum(["created_at"])
+    return one_of(["created_at"])
 
 
 def expiry_seconds() -> Schema:
@@ -132,7 +105,7 @@ def _answers() -> Mapping[str, Schema]:
             {"code": TEXT, "message": TEXT, "param": nullable(TEXT), "line": nullable(_from_one())}
         ),
         "BatchErrors": record(
-            {"object": _const("list"), "data": {"type": "array", "items": ref("BatchError")}}
+            {"object": const("list"), "data": {"type": "array", "items": ref("BatchError")}}
         ),
         "BatchProgress": _progress(),
         "BatchReceipt": _receipt(),
@@ -148,7 +121,7 @@ def _answers() -> Mapping[str, Schema]:
         "BatchValidation": {
             **record(
                 {
-                    "object": _const("batch.validation"),
+                    "object": const("batch.validation"),
                     "valid": {"type": "boolean"},
                     "model": nullable(TEXT),
                     "lines": COUNT,
@@ -158,13 +131,13 @@ def _answers() -> Mapping[str, Schema]:
             ),
             **EXTENSION,
         },
-        "DeletedFile": record({"id": TEXT, "object": _const("file"), "deleted": {"const": True}}),
-        "Endpoint": _enum(list(Endpoint)),
+        "DeletedFile": record({"id": TEXT, "object": const("file"), "deleted": {"const": True}}),
+        "Endpoint": one_of(list(Endpoint)),
         "Error": record({"error": ref("ErrorObject")}),
         "ErrorObject": record(
             {
                 "message": {"type": "string", "minLength": 1},
-                "type": _enum([INVALID_REQUEST, SERVER_ERROR]),
+                "type": one_of([INVALID_REQUEST, SERVER_ERROR]),
                 "param": nullable(TEXT),
                 "code": nullable(TEXT),
             }
@@ -172,38 +145,38 @@ def _answers() -> Mapping[str, Schema]:
         "File": record(
             {
                 "id": TEXT,
-                "object": _const("file"),
+                "object": const("file"),
                 "bytes": COUNT,
                 "created_at": TIME,
                 "expires_at": nullable(TIME),
                 "filename": TEXT,
-                "purpose": _enum(list(Purpose)),
-                "status": _const("processed"),
+                "purpose": one_of(list(Purpose)),
+                "status": const("processed"),
                 "status_details": {"type": "null"},
             }
         ),
-        "Liveness": {**record({"status": _const("alive")}), **EXTENSION},
-        "Model": record({"id": TEXT, "object": _const("model"), "created": TIME, "owned_by": TEXT}),
-        "Readiness": {**record({"status": _const("ready"), **_readiness()}), **EXTENSION},
+        "Liveness": {**record({"status": const("alive")}), **EXTENSION},
+        "Model": record({"id": TEXT, "object": const("model"), "created": TIME, "owned_by": TEXT}),
+        "Readiness": {**record({"status": const("ready"), **_readiness()}), **EXTENSION},
         "Unreadiness": {
-            **record({"status": _const("unready"), **_readiness(), "error": ref("ErrorObject")}),
+            **record({"status": const("unready"), **_readiness(), "error": ref("ErrorObject")}),
             **EXTENSION,
         },
         "Upload": record(
             {
                 "id": TEXT,
-                "object": _const("upload"),
+                "object": const("upload"),
                 "bytes": COUNT,
                 "created_at": TIME,
                 "filename": TEXT,
-                "purpose": _enum(list(Purpose)),
-                "status": _enum(list(UploadStatus)),
+                "purpose": one_of(list(Purpose)),
+                "status": one_of(list(UploadStatus)),
                 "expires_at": TIME,
                 "file": nullable(ref("File")),
             }
         ),
         "UploadPart": record(
-            {"id": TEXT, "object": _const("upload.part"), "created_at": TIME, "upload_id": TEXT}
+            {"id": TEXT, "object": const("upload.part"), "created_at": TIME, "upload_id": TEXT}
         ),
     }
 
@@ -212,13 +185,13 @@ def _batch() -> Schema:
     return record(
         {
             "id": TEXT,
-            "object": _const("batch"),
+            "object": const("batch"),
             "endpoint": ref("Endpoint"),
             "model": nullable(TEXT),
             "errors": nullable(ref("BatchErrors")),
             "input_file_id": TEXT,
             "completion_window": TEXT,
-            "status": _enum(list(BatchStatus)),
+            "status": one_of(list(BatchStatus)),
             "output_file_id": nullable(TEXT),
             "error_file_id": nullable(TEXT),
             "created_at": TIME,
@@ -243,13 +216,13 @@ def _counts() -> Schema:
 
 def _progress() -> Schema:
     pace = nullable({"type": "number", "minimum": 0})
-    wait = record({"code": _enum(list(WaitCode)), "message": TEXT, "backend": nullable(TEXT)})
+    wait = record({"code": one_of(list(WaitCode)), "message": TEXT, "backend": nullable(TEXT)})
     return {
         **record(
             {
-                "object": _const("batch.progress"),
+                "object": const("batch.progress"),
                 "batch_id": TEXT,
-                "status": _enum(list(BatchStatus)),
+                "status": one_of(list(BatchStatus)),
                 "at": TIME,
                 "request_counts": _counts(),
                 "rate_per_s": pace,
@@ -272,18 +245,18 @@ def _receipt() -> Schema:
     backend = record(
         {
             "name": TEXT,
-            "cancel": _enum(list(CancelBy)),
+            "cancel": one_of(list(CancelBy)),
             **{name: nullable(COUNT) for name in (*counts, "unanswered")},
             "quiet": {"type": "boolean"},
-            "proof": _enum(list(Proof)),
+            "proof": one_of(list(Proof)),
         }
     )
     return {
         **record(
             {
-                "object": _const("batch.receipt"),
+                "object": const("batch.receipt"),
                 "batch_id": TEXT,
-                "status": _enum(list(BatchStatus)),
+                "status": one_of(list(BatchStatus)),
                 "requested_at": nullable(TIME),
                 "requested_by": nullable(asker),
                 "acknowledged_ms": nullable(MILLISECONDS),
@@ -308,6 +281,7 @@ def _readiness() -> Mapping[str, Schema]:
             "name": TEXT,
             "state": TEXT,
             "reason": nullable(TEXT),
+            "code": nullable(one_of(list(WaitCode))),
             "models": {"type": "array", "items": TEXT},
         }
     )
@@ -379,20 +353,20 @@ def _create_batch(limits: Limits) -> Schema:
             "input_file_id": {
                 "type": "string",
                 "minLength": 1,
-                "maxLength": MAX_ID_CHARS,
+                "maxLength": ids.MAX_CHARS,
                 "pattern": _PRINTABLE_ASCII,
                 "description": "Whether there is such a file is the batch's validation.",
             },
             "endpoint": ref("Endpoint"),
-            "completion_window": _enum(limits.windows),
+            "completion_window": one_of(limits.windows),
             "metadata": nullable(ref("Metadata")),
             "output_expires_after": nullable(ref("ExpiresAfter")),
             "invalid_lines": {
-                **nullable({**_enum(INVALID_LINES), "default": INVALID_LINES[0]}),
+                **nullable({**one_of(INVALID_LINES), "default": INVALID_LINES[0]}),
                 **EXTENSION,
             },
             "identical_requests": {
-                **nullable(_enum(IDENTICAL_REQUESTS)),
+                **nullable(one_of(IDENTICAL_REQUESTS)),
                 "description": "Left out: as the project's settings have it; else `run_each`.",
                 **EXTENSION,
             },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from batchline.domain.waiting import WaitCode
 from batchline.service.batches import Batches
 from batchline.service.dry_run import DryRun
 from batchline.service.files import Files
@@ -27,11 +28,13 @@ class ListedModel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendHealth:
     """A backend as the scheduler sees it; `reason` says why it is not `up`, or that lines wait for
-    its rate limit. Backends do not make the server unready: its batches wait."""
+    its rate limit, and `code` the same for programs, where there is one. Backends do not make the
+    server unready: its batches wait."""
 
     name: str
     state: str
     reason: str | None = None
+    code: WaitCode | None = None
     models: Sequence[str] = ()
 
 

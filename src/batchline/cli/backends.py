@@ -105,7 +105,7 @@ def _asked(request: ListBackends | SetDrained, data_dir: Path | None) -> list[Sh
     from batchline.api.admin_backends import BackendsListed
     from batchline.cli.data_directory import admin_socket, existing
     from batchline.cli.network_disk import on_this_machine
-    from batchline.config import data_directory
+    from batchline.config.loading import data_directory
 
     root = existing(on_this_machine(data_directory(data_dir)))
     try:

@@ -6,7 +6,7 @@ import resource
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from batchline.config import Settings
+    from batchline.config.settings import Settings
 
 _BESIDE: Final = 64  # shards, segments, looks at backends and the process's own
 

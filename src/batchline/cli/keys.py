@@ -107,7 +107,7 @@ def _existing_place(data_dir: Path | None) -> Path:
 
 def _place(data_dir: Path | None) -> Path:
     from batchline.cli.network_disk import on_this_machine
-    from batchline.config import data_directory
+    from batchline.config.loading import data_directory
 
     return on_this_machine(data_directory(data_dir))
 

@@ -8,7 +8,7 @@ import dataclasses
 import typer
 
 from batchline.cli.serve_output import discovery
-from batchline.config import Settings
+from batchline.config.settings import Settings
 from batchline.executor.discovery import USUAL_PLACES, find_local
 
 

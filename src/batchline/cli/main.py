@@ -79,7 +79,7 @@ def serve(
 
     at_once_until_then(EXIT_INTERRUPTED)
     from batchline.cli.network_disk import on_this_machine
-    from batchline.config import load
+    from batchline.config.loading import load
 
     options = {
         "server.host": host,

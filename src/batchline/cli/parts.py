@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -10,18 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from batchline.cli.data_directory import DataDirectory
-from batchline.config import Settings
+from batchline.config.settings import Settings
 from batchline.executor.catalogue import LISTING_BYTES, BackendReport, Catalogue
 from batchline.executor.health import Health
 from batchline.executor.local import LocalExecutor, LocalSettings
 from batchline.executor.messages import WorkerSettings
 from batchline.executor.places import ANSWER_S, MOST_PAGE_BYTES, Places
 from batchline.executor.roots import at_root
+from batchline.executor.supervision import SupervisionSettings
 from batchline.executor.transport.choice import transport_for
 from batchline.service.alarms import Alarms
 from batchline.service.batches import Batches, BatchSettings
 from batchline.service.clocks import UnhurriedClock
 from batchline.service.disk import DiskGuard
+from batchline.service.downloads import Downloads
 from batchline.service.drains import Drains
 from batchline.service.dry_run import DryRun
 from batchline.service.files import FileLimits, Files
@@ -45,6 +49,7 @@ from batchline.store.engine import sqlite_url
 
 HEARTBEAT_S: Final = 1.0
 BEATS_PER_SILENCE: Final = 4  # so that one that comes late is not taken for silence
+FIRST_LOOK_S: Final = 1.5  # how long a start waits to be able to say what the backends serve
 NO_LIMIT: Final = 2**62  # what 0 in the settings becomes where a number is compared
 
 
@@ -113,6 +118,14 @@ async def build(settings: Settings, directory: DataDirectory) -> AsyncIterator[P
             weights={name: one.weight for name, one in settings.projects.items()},
         )
         yield _services(settings, directory, storage, jobs, dispatch, scheduler)
+
+
+async def first_look(parts: Parts) -> None:
+    """Ask the backends what they serve and how many requests they run; not for long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_LOOK_S):
+            await parts.catalogue.refresh_all()
+            await parts.places.ask()
 
 
 async def _storage(stack: AsyncExitStack, settings: Settings, directory: DataDirectory) -> _Storage:
@@ -192,6 +205,7 @@ def _services(
     """The use cases, on everything beneath them."""
     store, blobs, disk = storage.store, storage.blobs, storage.disk
     alarms = Alarms()
+    downloads = Downloads(longest_s=settings.retention.download_s, has_room=lambda: disk.has_room)
     weights = ProjectWeights(store, {name: one.weight for name, one in settings.projects.items()})
     planner = Planner(
         store=store,
@@ -214,6 +228,7 @@ def _services(
         limits=_file_limits(settings),
         has_room=lambda: disk.has_room,
         alarms=alarms,
+        downloads=downloads,
     )
     batch_settings = BatchSettings(
         windows=settings.windows,
@@ -238,6 +253,7 @@ def _services(
             blobs=blobs,
             clock=UnhurriedClock(),
             sweep_s=settings.retention.sweep_s,
+            downloads=downloads,
         ),
         files=files,
         uploads=Uploads(
@@ -249,7 +265,7 @@ def _services(
         ),
         batches=batches,
         dry_run=DryRun(planner=planner, settings=batch_settings),
-        results=Results(store=store, blobs=blobs, batches=batches),
+        results=Results(store=store, blobs=blobs, batches=batches, downloads=downloads),
         progress=ProgressReader(
             batches,
             scheduler,
@@ -344,16 +360,19 @@ def _local_settings(
     settings: Settings, directory: DataDirectory, blobs: LocalBlobs
 ) -> LocalSettings:
     return LocalSettings(
-        workers=settings.workers,
-        command=[
-            sys.executable,
-            "-m",
-            "batchline.cli.worker_child",
-            "--children",
-            str(directory.children),
-        ],
-        children=directory.children,
-        worker_prefix=secrets.token_hex(4),
+        supervision=SupervisionSettings(
+            workers=settings.workers,
+            command=[
+                sys.executable,
+                "-m",
+                "batchline.cli.worker_child",
+                "--children",
+                str(directory.children),
+            ],
+            children=directory.children,
+            worker_prefix=secrets.token_hex(4),
+            silent_s=settings.worker.silent_s,
+        ),
         worker=WorkerSettings(
             worker="",
             segment_directory=str(blobs.segment_directory()),
@@ -367,5 +386,4 @@ def _local_settings(
         ),
         probes=settings.probes,
         ack_s=settings.cancel.ack_s,
-        silent_s=settings.worker.silent_s,
     )

@@ -8,8 +8,10 @@ from batchline import telemetry
 from batchline.api.admin_backends import ShownBackend
 from batchline.api.services import BackendHealth, Readiness
 from batchline.cli.parts import Parts
-from batchline.config import Settings
-from batchline.executor.catalogue import BackendReport
+from batchline.config.settings import Settings
+from batchline.domain.attempts import Outcome
+from batchline.domain.waiting import Reason, WaitCode, of_fault
+from batchline.executor.catalogue import BackendReport, Reach
 from batchline.executor.standing import Standing
 
 
@@ -42,15 +44,18 @@ def _sentence(words: str) -> str:
 def backend_health(parts: Parts) -> Sequence[BackendHealth]:
     """Every backend, in the order of the settings, as readiness shows it."""
     standings = {one.name: one for one in parts.executor.standings()}
-    return [
-        BackendHealth(
-            name=report.name,
-            state=_state(report, standings[report.name]),
-            reason=standings[report.name].reason or report.trouble,
-            models=report.models or (),
-        )
-        for report in parts.catalogue.report()
-    ]
+    return [_health(report, standings[report.name]) for report in parts.catalogue.report()]
+
+
+def _health(report: BackendReport, standing: Standing) -> BackendHealth:
+    reason = standing.reason or _by_looks(report)
+    return BackendHealth(
+        name=report.name,
+        state=_state(report, standing),
+        reason=report.trouble if reason is None else reason.text,
+        code=None if reason is None else reason.code,
+        models=report.models or (),
+    )
 
 
 class ServedBackends:
@@ -68,20 +73,31 @@ class ServedBackends:
         telemetry.event("backend_drained" if drained else "backend_undrained", backend=name)
 
 
+def _by_looks(report: BackendReport) -> Reason | None:
+    """Why lines would wait, as far as looks tell and no line has found out."""
+    if report.trouble is None:
+        return None
+    if report.reach is Reach.UNREACHABLE:
+        return of_fault(Outcome.NOT_SENT, report.trouble)
+    return Reason(WaitCode.BACKEND_REFUSED, report.trouble) if report.key_refused else None
+
+
 def _shown(report: BackendReport, standing: Standing) -> ShownBackend:
+    health = _health(report, standing)
     return ShownBackend(
         name=report.name,
-        state=_state(report, standing),
+        state=health.state,
         base_url=report.base_url,
         weight=standing.weight,
         max_in_flight=standing.max_in_flight,
         permits=standing.permits,
         in_flight=standing.in_flight,
-        circuit=standing.gated or "admits",
+        circuit="admits" if standing.gated is None else standing.gated.code.value,
         drained=standing.drained,
         quiet=standing.quiet,
-        reason=standing.reason or report.trouble,
+        reason=health.reason,
         models=None if report.models is None else list(report.models),
+        code=None if health.code is None else health.code.value,
     )
 
 

@@ -16,7 +16,7 @@ from batchline.cli.outcome import INTERRUPTED, USAGE, CommandFailed, add
 from batchline.domain.model import DAY_S
 
 if TYPE_CHECKING:
-    from batchline.config import Settings
+    from batchline.config.settings import Settings
 
 _CENTURY_S: Final = 100 * 365 * DAY_S
 
@@ -80,7 +80,7 @@ def run(
     from batchline.cli.network_disk import on_this_machine
     from batchline.cli.run_directory import RunDirectory
     from batchline.cli.run_engine import Order, go
-    from batchline.config import load
+    from batchline.config.loading import load
 
     error_path = errors or output.with_name(f"{output.stem}.errors{output.suffix}")
     _check_places(source, output, error_path)

@@ -15,7 +15,8 @@ import msgspec
 from batchline import telemetry
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.outcome import USAGE, CommandFailed
-from batchline.cli.whole_file import sync_folder, whole_file
+from batchline.cli.whole_file import whole_file
+from batchline.durable import sync_folder
 
 
 class InputNote(msgspec.Struct, frozen=True):

@@ -20,12 +20,12 @@ from batchline.cli import input_check, run_results
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.file_limit import raise_file_limit, too_few_files
 from batchline.cli.outcome import FAILED, INTERRUPTED, USAGE, CommandFailed
-from batchline.cli.parts import Parts, build
+from batchline.cli.parts import Parts, build, first_look
 from batchline.cli.progress import ProgressView, Sight
 from batchline.cli.readiness import backend_health
 from batchline.cli.run_directory import InputNote, RunDirectory
 from batchline.cli.signals import on_signals
-from batchline.config import Settings
+from batchline.config.settings import Settings
 from batchline.domain.errors import IllegalTransition, InvalidRequest, StorageFull
 from batchline.domain.ids import DEFAULT_PROJECT
 from batchline.domain.lifecycle import TERMINAL, BatchStatus
@@ -35,7 +35,6 @@ from batchline.service.batches import MAX_LIST
 
 WINDOW: Final = "24h"  # a batch must name one; for a run it is set to a century
 LOOK_S: Final = 0.2
-FIRST_LOOK_S: Final = 1.5  # how long the start waits to be able to say what a run waits for
 _READ_BYTES: Final = 1024 * 1024
 
 
@@ -219,10 +218,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(parts.jobs.warm())
             starting = tasks.create_task(parts.executor.start(parts.scheduler))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FIRST_LOOK_S):
-                    await parts.catalogue.refresh_all()
-                    await parts.places.ask()
+            await first_look(parts)
             background = [
                 tasks.create_task(parts.catalogue.run()),
                 tasks.create_task(parts.places.run()),
@@ -292,14 +288,14 @@ def _note(parts: Parts, batch: Batch) -> str:
         return parts.executor.failing
     disk = parts.executor.paused or parts.executor.storage_trouble()
     if disk:
-        return f"disk: {disk}"
+        return f"waiting for room on the disk ({disk})"
     backends = backend_health(parts)
-    working = {one.name for one in backends if one.state == "up"}
-    if working:
-        # A backend that works and is waited for all the same has a rate limit.
-        waits = ((one.name, one.waits) for one in parts.executor.standings())
-        return "; ".join(f"{name}: {why}" for name, why in waits if why and name in working)
-    return "; ".join(f"waiting for {one.name}: {one.reason or one.state}" for one in backends)
+    if any(one.state == "up" for one in backends):
+        running = parts.progress.running(DEFAULT_PROJECT, limit=1)
+        return "; ".join(wait.message for one in running for wait in one.waits)
+    return "; ".join(
+        f"backend {one.name} {one.reason or 'has not answered yet'}" for one in backends
+    )
 
 
 def _say(order: Order, succeeded: int, failed: int, not_run: int) -> None:

@@ -11,12 +11,13 @@ from typing import Final
 
 from batchline import telemetry
 from batchline.cli.outcome import CommandFailed
-from batchline.cli.whole_file import sync_folder, whole_file
+from batchline.cli.whole_file import whole_file
 from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, NotFound
 from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import Batch, File, Purpose
 from batchline.domain.results import Failure, failure_tail
+from batchline.durable import sync_folder
 from batchline.service.files import Files
 
 # Without its end: what came of a line that was cut off stands behind it.

@@ -26,16 +26,16 @@ from batchline.api.services import ListedModel
 from batchline.cli import serve_output
 from batchline.cli.data_directory import DataDirectory
 from batchline.cli.file_limit import raise_file_limit, too_few_files
-from batchline.cli.parts import Parts, build
+from batchline.cli.parts import Parts, build, first_look
 from batchline.cli.readiness import ServedBackends, readiness
 from batchline.cli.signals import on_signals
-from batchline.config import Settings, check_reach, is_loopback
+from batchline.config.reach import check_reach, is_loopback
+from batchline.config.settings import Settings
 from batchline.domain.errors import ConfigError
 from batchline.executor import processes
 from batchline.service.keys import Keys
 
 STOPPED_AT_ONCE: Final = 1  # the exit code after a second signal
-FIRST_LOOK_S: Final = 1.5  # how long the start waits to be able to say what the backends serve
 
 
 def run(settings: Settings) -> int:
@@ -94,10 +94,7 @@ async def _serve(settings: Settings, directory: DataDirectory) -> int:
             starting = tasks.create_task(parts.executor.start(parts.scheduler))
             tasks.create_task(parts.jobs.warm())
             serving = tasks.create_task(server.serve(sockets=[listener]))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FIRST_LOOK_S):
-                    await parts.catalogue.refresh_all()
-                    await parts.places.ask()
+            await first_look(parts)
             background = [
                 tasks.create_task(parts.catalogue.run()),
                 tasks.create_task(parts.places.run()),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from batchline import __version__
-from batchline.config import Settings, is_loopback
+from batchline.config.reach import is_loopback
+from batchline.config.settings import Settings
 from batchline.executor.catalogue import BackendReport, Reach
 from batchline.executor.discovery import Found, Place
 

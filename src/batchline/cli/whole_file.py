@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchline.cli.outcome import CommandFailed
+from batchline.durable import sync_folder
 
 
 @contextmanager
@@ -42,15 +43,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
     except OSError as exc:
         raise CommandFailed(f"{path}: {exc.strerror}") from exc
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in `folder` last."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:

@@ -23,6 +23,7 @@ from batchline import telemetry
 from batchline.cli.file_limit import raise_file_limit
 from batchline.executor import messages as m
 from batchline.executor import processes
+from batchline.executor.framing import FrameReader, decode_to_worker, frame
 from batchline.executor.intake import Intake
 from batchline.executor.protocol import PROTOCOL, named_in
 from batchline.executor.transport.choice import transport_for
@@ -73,7 +74,7 @@ class _Link(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._frames = m.FrameReader()
+        self._frames = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._worker: Worker | None = None
         self._working: asyncio.Task[None] | None = None
@@ -87,7 +88,7 @@ class _Link(asyncio.Protocol):
                 if self._worker is None and named_in(payload) != PROTOCOL:
                     self._refuse()
                     return
-                self._obey(m.decode_to_worker(payload))
+                self._obey(decode_to_worker(payload))
         except Exception as exc:  # noqa: BLE001  # out of step with the control process: end
             self._end(exc)
 
@@ -121,7 +122,7 @@ class _Link(asyncio.Protocol):
     def _send(self, message: m.ToControl) -> None:
         # Between a hang-up and `connection_lost` there is a loop step in which writing would raise.
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(m.frame(message))
+            self._transport.write(frame(message))
 
     def _worked(self, working: asyncio.Task[None]) -> None:
         """The worker drained: its last messages go out before the socket closes. Or it failed."""

@@ -30,6 +30,8 @@ BACKEND_OUTCOMES = frozenset({Outcome.NOT_SENT, Outcome.SHED, Outcome.BLOCKED})
 # the wrong clock or is a proxy's guess as often as not, and one request an hour harms nobody.
 RETRY_AFTER_CAP_S: Final = 3600.0
 
+TRIAL_PATIENCE_S: Final = 12 * 3600.0  # a night; and what is left of a day's window is as long
+
 _QUOTA_CODES = frozenset({"insufficient_quota"})
 
 
@@ -59,12 +61,17 @@ def classify(status: int, *, error_code: str | None, model_is_listed: bool) -> O
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long: `max_attempts` answers or breaks, full jitter up to `ceiling_s`."""
+    """How often and how long: `max_attempts` answers or breaks, full jitter up to `ceiling_s`.
+
+    `trial_patience_s`: how long a backend or a model that was away is waited for that answers every
+    trial with a server error; 0: such an answer is as good as any.
+    """
 
     max_attempts: int = 5
     base_s: float = 0.5
     ceiling_s: float = 30.0
     retry_after_cap_s: float = RETRY_AFTER_CAP_S
+    trial_patience_s: float = TRIAL_PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)

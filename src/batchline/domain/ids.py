@@ -21,6 +21,7 @@ BlobName = NewType("BlobName", str)
 
 DEFAULT_PROJECT: Final = ProjectId("proj_default")
 
+MAX_CHARS: Final = 128  # no id of ours is longer; a longer one need not be looked up
 BATCH_PREFIX: Final = "batch"
 RANDOM_BYTES: Final = 12  # 24 hex digits: 96 bits, so that two ids of one second never meet
 
@@ -68,3 +69,8 @@ def line_id(batch: BatchId, line_number: int) -> str:
 def line_number(line: str) -> int:
     """The line number (from 1) that `line_id` put into a line id."""
     return int(line[-8:], 16)
+
+
+def is_plausible(text: str) -> bool:
+    """Whether `text` could be an id at all: PostgreSQL, for one, refuses a NUL in a value."""
+    return 0 < len(text) <= MAX_CHARS and text.isascii() and text.isprintable()

@@ -14,10 +14,13 @@ from typing import Final, NamedTuple
 
 MAGIC: Final = b"BLPLAN\x00\x01"  # the last byte is the version
 MAGIC_WITH_FOLLOWERS: Final = b"BLPLAN\x00\x02"  # the first programs would send those that follow
-HEADER: Final = struct.Struct("<8sII")  # magic, entry size, reserved (0)
+HEADER: Final = struct.Struct("<8sII")  # magic, entry size, flags
 ENTRY: Final = struct.Struct("<QIIQ")  # offset, length, line number, prefix hash
 HEADER_BYTES: Final = HEADER.size
 ENTRY_BYTES: Final = ENTRY.size
+
+# Flags: what a program that does not know one does without it is right too.
+MODELS_UNKNOWN: Final = 1  # the lines' models were not compared with what backends list
 
 FOLLOWS: Final = 2**64 - 1  # as prefix hash: gets the result of the entry before that has another
 
@@ -46,9 +49,13 @@ class PlanEntry(NamedTuple):
     prefix_hash: int
 
 
-def header(*, followers: bool = False) -> bytes:
-    """The header of a plan; one in which an entry FOLLOWS another says so."""
-    return HEADER.pack(MAGIC_WITH_FOLLOWERS if followers else MAGIC, ENTRY_BYTES, 0)
+def header(*, followers: bool = False, models_known: bool = True) -> bytes:
+    """The header of a plan; one in which an entry FOLLOWS another says so.
+
+    `models_known`: every model was one that some backend lists.
+    """
+    magic = MAGIC_WITH_FOLLOWERS if followers else MAGIC
+    return HEADER.pack(magic, ENTRY_BYTES, 0 if models_known else MODELS_UNKNOWN)
 
 
 def check_header(raw: bytes) -> bool:
@@ -63,6 +70,11 @@ def check_header(raw: bytes) -> bool:
     if magic not in (MAGIC, MAGIC_WITH_FOLLOWERS) or entry_bytes != ENTRY_BYTES:
         raise ValueError("not a plan of this version")
     return bool(magic == MAGIC_WITH_FOLLOWERS)
+
+
+def models_known(raw: bytes) -> bool:
+    """Whether every model was known when the plan was made; also of a plan that does not tell."""
+    return len(raw) < HEADER_BYTES or not HEADER.unpack_from(raw)[2] & MODELS_UNKNOWN
 
 
 def span(first_entry: int, entries: int) -> tuple[int, int]:

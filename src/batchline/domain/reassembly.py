@@ -11,22 +11,22 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from batchline.domain.growing import (
+    EMPTY,
+    NULL,
+    GrowingObject,
+    Merge,
+    Value,
+    decode_object,
+    decode_whole,
+    object_of,
+)
 from batchline.domain.model import Endpoint
 
 DONE: Final = b"[DONE]"
 
-_decode_object: Final = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_array: Final = msgspec.json.Decoder(list[Raw]).decode
-_decode_whole: Final = msgspec.json.Decoder(int).decode
-_encode: Final = msgspec.json.encode
-
 # msgspec.DecodeError and UnicodeDecodeError are both ValueErrors.
 _UNREADABLE: Final = (ValueError, RecursionError)
-
-_NULL: Final = b"null"
-_EMPTY: Final = frozenset((_NULL, b'""'))
-# Texts that name something: some servers repeat them in each piece, so they are not joined.
-_NAMES: Final = frozenset({"role", "id", "type", "call_id"})
 
 
 class NotAStream(ValueError):
@@ -75,151 +75,6 @@ def reassembler_for(endpoint: str) -> Reassembler | None:
             return None
 
 
-# -- values that grow --------------------------------------------------------------------------
-
-
-class _Text:
-    """A JSON string that grows: its content as it was spelled, without the quotes."""
-
-    __slots__ = ("content",)
-
-    def __init__(self, token: bytes) -> None:
-        self.content = bytearray(token[1:-1])
-
-    def render(self) -> bytes:
-        return b'"%b"' % bytes(self.content)
-
-
-class _Array:
-    __slots__ = ("items",)
-
-    def __init__(self) -> None:
-        self.items: list[bytes] = []
-
-    def render(self) -> bytes:
-        return b"[%b]" % b",".join(self.items)
-
-
-class _Numbered:
-    """An array whose items come in pieces, each with the `index` of the item that it belongs to."""
-
-    __slots__ = ("drops_index", "items")
-
-    def __init__(self, *, drops_index: bool) -> None:
-        self.items: dict[int, _Object] = {}
-        self.drops_index = drops_index
-
-    def render(self) -> bytes:
-        shown = []
-        for _, item in sorted(self.items.items()):
-            if self.drops_index:
-                item.members.pop("index", None)
-            shown.append(item.render())
-        return b"[%b]" % b",".join(shown)
-
-
-class _Object:
-    __slots__ = ("members",)
-
-    def __init__(self) -> None:
-        self.members: dict[str, _Value] = {}
-
-    def render(self) -> bytes:
-        parts = [b"%b:%b" % (_encode(key), _rendered(v)) for key, v in self.members.items()]
-        return b"{%b}" % b",".join(parts)
-
-
-_Value = bytes | _Text | _Array | _Numbered | _Object
-
-
-def _rendered(value: _Value) -> bytes:
-    return value if isinstance(value, bytes) else value.render()
-
-
-def _index_of(raw: bytes) -> int | None:
-    """The `index` of an object; None when this is no object with one."""
-    if raw[:1] != b"{":
-        return None
-    index = _decode_object(raw).get("index")
-    try:
-        return None if index is None else _decode_whole(index)
-    except msgspec.DecodeError:
-        return None
-
-
-class _Merge:
-    """Merges raw values into growing ones. `size` is what they hold, in bytes."""
-
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def into(self, target: _Object, raw: bytes, *, joins_texts: bool) -> None:
-        """Merge the members of the object `raw` into `target`."""
-        for key, value in _decode_object(raw).items():
-            self.member(target, key, bytes(value), joins_texts=joins_texts)
-
-    def member(self, target: _Object, key: str, raw: bytes, *, joins_texts: bool) -> None:
-        """Merge one value into the member `key` of `target`.
-
-        With `joins_texts` (inside a delta) texts are joined and items that have an `index` are
-        merged with their like; without it (logprobs, what servers add) the last text stands and
-        arrays are joined.
-        """
-        before = target.members.get(key)
-        if before is None:
-            self.size += len(key) + 4
-        first = raw[:1]
-        if first == b'"':
-            self._text(target, key, before, raw, joins=joins_texts and key not in _NAMES)
-        elif first == b"{":
-            if not isinstance(before, _Object):
-                before = target.members[key] = _Object()
-            self.into(before, raw, joins_texts=joins_texts)
-        elif first == b"[":
-            self._array(target, key, before, raw, joins_texts=joins_texts)
-        elif raw != _NULL or before is None:
-            self._replace(target, key, before, raw)
-
-    def _text(
-        self, target: _Object, key: str, before: _Value | None, raw: bytes, *, joins: bool
-    ) -> None:
-        if not joins:
-            if raw not in _EMPTY or before is None or before == _NULL:
-                self._replace(target, key, before, raw)
-        elif not isinstance(before, _Text):
-            self.size += len(raw)
-            target.members[key] = _Text(raw)
-        elif key != "name" or before.content != raw[1:-1]:  # a function's name may be repeated
-            self.size += len(raw)
-            before.content += raw[1:-1]
-
-    def _array(
-        self, target: _Object, key: str, before: _Value | None, raw: bytes, *, joins_texts: bool
-    ) -> None:
-        items = [bytes(item) for item in _decode_array(raw)]
-        indexes = [_index_of(item) for item in items] if joins_texts else []
-        numbered = [(i, item) for i, item in zip(indexes, items, strict=False) if i is not None]
-        if items and len(numbered) == len(items):
-            if not isinstance(before, _Numbered):
-                before = target.members[key] = _Numbered(drops_index=key == "tool_calls")
-            for index, item in numbered:
-                self.into(before.items.setdefault(index, _Object()), item, joins_texts=True)
-            return
-        if isinstance(before, _Numbered) and not items:
-            return
-        if not isinstance(before, _Array):
-            before = target.members[key] = _Array()
-        before.items += items
-        self.size += len(raw)
-
-    def _replace(self, target: _Object, key: str, before: _Value | None, raw: bytes) -> None:
-        old = len(before) if isinstance(before, bytes) else 0
-        self.size += max(0, len(raw) - old)
-        target.members[key] = raw
-
-
 # -- chat and completions ----------------------------------------------------------------------
 
 
@@ -237,8 +92,8 @@ class Choices:
     def __init__(self, *, chat: bool) -> None:
         self._chat = chat
         self._top: dict[str, bytes] = {}  # members of the body but its choices, as last told
-        self._choices: dict[int, _Object] = {}
-        self._merge = _Merge()
+        self._choices: dict[int, GrowingObject] = {}
+        self._merge = Merge()
         self._top_size = 0
         self.failure: bytes | None = None
         self.has_end = False
@@ -250,8 +105,8 @@ class Choices:
     @property
     def may_end(self) -> bool:
         """Some servers end without `[DONE]`: then each choice has to say why it ended."""
-        finished = [one.members.get("finish_reason", _NULL) for one in self._choices.values()]
-        return bool(finished) and all(reason != _NULL for reason in finished)
+        finished = [one.members.get("finish_reason", NULL) for one in self._choices.values()]
+        return bool(finished) and all(reason != NULL for reason in finished)
 
     def add(self, name: bytes, data: bytes) -> None:
         """See `Reassembler.add`."""
@@ -279,29 +134,29 @@ class Choices:
                 self._choice(bytes(raw))
 
     def _take_top(self, data: bytes) -> None:
-        for key, value in _decode_object(data).items():
+        for key, value in decode_object(data).items():
             raw = bytes(value)
             before = self._top.get(key)
             if key == "choices":
                 self._top.setdefault(key, b"[]")
-            elif before is None or raw not in _EMPTY:
+            elif before is None or raw not in EMPTY:
                 self._top_size += max(0, len(raw) - len(before or b"")) + len(key)
                 self._top[key] = raw
 
     def _choice(self, raw: bytes) -> None:
-        members = _decode_object(raw)
-        index = _decode_whole(members.get("index", b"0"))
+        members = decode_object(raw)
+        index = decode_whole(members.get("index", b"0"))
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = _Object()
+            choice = self._choices[index] = GrowingObject()
             self._merge.size += 16
         for key, value in members.items():
             piece = bytes(value)
             if key == "delta" and self._chat:
                 message = choice.members.get("message")
-                if not isinstance(message, _Object):
-                    message = choice.members["message"] = _Object()
-                if piece != _NULL:
+                if not isinstance(message, GrowingObject):
+                    message = choice.members["message"] = GrowingObject()
+                if piece != NULL:
                     self._merge.into(message, piece, joins_texts=True)
             else:
                 joins = key == "text" and not self._chat
@@ -317,17 +172,17 @@ class Choices:
         for choice in self._choices.values():
             if self._chat:
                 choice.members["message"] = _message(choice.members.get("message"))
-            choice.members.setdefault("finish_reason", _NULL)
+            choice.members.setdefault("finish_reason", NULL)
         choices = [choice.render() for _, choice in sorted(self._choices.items())]
         top["choices"] = b"[%b]" % b",".join(choices)
-        return b"{%b}" % b",".join(b"%b:%b" % (_encode(k), v) for k, v in top.items())
+        return object_of(top)
 
 
-def _message(found: _Value | None) -> _Object:
+def _message(found: Value | None) -> GrowingObject:
     """A message with what every message has, whether a piece of it came or not."""
-    message = found if isinstance(found, _Object) else _Object()
+    message = found if isinstance(found, GrowingObject) else GrowingObject()
     role = message.members.pop("role", b'"assistant"')
-    content = message.members.pop("content", _NULL)
+    content = message.members.pop("content", NULL)
     message.members = {"role": role, "content": content, **message.members}
     return message
 
@@ -416,14 +271,14 @@ class Responses:
         """
         if self._last is None or self.has_end:
             return self._last
-        top = _decode_object(self._last)
+        top = decode_object(self._last)
         items = [self._item(index) for index in sorted(self._items)]
         shown = {key: bytes(value) for key, value in top.items()}
         shown["output"] = b"[%b]" % b",".join(items)
-        return b"{%b}" % b",".join(b"%b:%b" % (_encode(k), v) for k, v in shown.items())
+        return object_of(shown)
 
     def _item(self, index: int) -> bytes:
-        members = {key: bytes(value) for key, value in _decode_object(self._items[index]).items()}
+        members = {key: bytes(value) for key, value in decode_object(self._items[index]).items()}
         if index in self._arguments:
             members["arguments"] = b'"%b"' % bytes(self._arguments[index])
         if index in self._texts:
@@ -432,4 +287,4 @@ class Responses:
                 for _, text in sorted(self._texts[index].items())
             ]
             members["content"] = b"[%b]" % b",".join(parts)
-        return b"{%b}" % b",".join(b"%b:%b" % (_encode(k), v) for k, v in members.items())
+        return object_of(members)

@@ -20,8 +20,10 @@ from batchline import telemetry
 from batchline.domain.errors import BlobUnreadable, NotSent, SentUnanswered
 from batchline.domain.ids import BatchId
 from batchline.domain.splices import with_member
-from batchline.executor.contract import AbortCall, BackendSettings, CancelBy, Transport
-from batchline.executor.shard_run import EndedBy, Gate, Line, ShardRun
+from batchline.executor.contract import AbortCall, BackendSettings, CancelBy
+from batchline.executor.line import EndedBy, Gate, Line
+from batchline.executor.shard_run import ShardRun
+from batchline.executor.transport.contract import Transport
 
 CALL_S: Final = 2.0  # all calls of one batch to one backend; then connections close without
 SHUTDOWN_CALL_S: Final = 0.5  # the same when the server ends, past its grace

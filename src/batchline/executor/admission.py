@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchline import telemetry
-from batchline.domain.attempts import RETRY_AFTER_CAP_S, Outcome
+from batchline.domain.attempts import RETRY_AFTER_CAP_S, TRIAL_PATIENCE_S, Outcome
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 from batchline.executor.contract import BackendSettings
@@ -42,13 +43,14 @@ class _Desk:
     places: int | None = None  # of the engine, where nobody said how many requests to send
     drained: bool = False  # by a person: no permits for anybody
     steering: Steering | None = None  # None: the pool's limit is what was configured
-    turn_until: float = 0.0  # with fewer permits than workers, others have them then
+    turns_at: float = 0.0  # with fewer permits than workers, it is looked whose turn is over
     measure: int = 0  # what its workers report under
     answered_at: float = -math.inf  # a line, as of the last heartbeat that told of one
     settled: bool = False  # the log has been told of the limit
     shedding: bool = False  # its circuit closed, when it last did, over a refusal for load
     wanting: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)  # of these, who can use one permit only
+    idle: set[str] = field(default_factory=set)  # who said last that no line of theirs could go
 
     @property
     def ceiling(self) -> int:
@@ -58,8 +60,8 @@ class _Desk:
 
     @property
     def takers(self) -> set[str]:
-        """Who gets permits."""
-        return set() if self.drained else self.wanting
+        """Who gets permits. Where all are idle there may be a trial to be had from any of them."""
+        return set() if self.drained else self.wanting - self.idle or self.wanting
 
 
 class Admission:
@@ -74,6 +76,7 @@ class Admission:
         on_unreachable: Callable[[str, str], None] | None = None,
         chance: random.Random | None = None,
         retry_after_cap_s: float = RETRY_AFTER_CAP_S,
+        trial_patience_s: float = TRIAL_PATIENCE_S,
         holds: Callable[[str, str, str], bool] = lambda *_: True,
         on_models: Callable[[], None] = lambda: None,
     ) -> None:
@@ -87,16 +90,23 @@ class Admission:
         self._clock = clock
         self._random = chance or random.Random()  # noqa: S311  # jitter, not a secret
         self._retry_after_cap_s = retry_after_cap_s
+        self._trial_patience_s = trial_patience_s
         self._desks = {
             b.name: _desk_of(
                 b,
                 RateDesk(b, tell=tell, now=clock(), retry_after_cap_s=retry_after_cap_s),
-                ModelDesk(b.name, tell=tell, holds=_at(b.name, holds), on_change=on_models),
+                ModelDesk(
+                    b.name,
+                    tell=tell,
+                    holds=_at(b.name, holds),
+                    on_change=on_models,
+                    patience_s=trial_patience_s,
+                ),
             )
             for b in backends
         }
 
-    def waiting_reasons(self) -> Mapping[str, str]:
+    def waiting_reasons(self) -> Mapping[str, Reason]:
         """Backend to why lines wait for it: a closed circuit, a person who drained it, or a pace
         that its limits set."""
         return {one.name: one.waits for one in self.standings({}) if one.waits is not None}
@@ -113,7 +123,7 @@ class Admission:
                     max_in_flight=desk.ceiling,
                     permits=permits,
                     in_flight=min(permits, in_flight.get(name, 0)),
-                    gated=None if circuit.admitting else circuit.shown(now),
+                    gated=circuit.shown(now),
                     drained=desk.drained,
                     paced=desk.rates.reason(now),
                     away=desk.models.reasons(now),
@@ -173,6 +183,7 @@ class Admission:
         for name, desk in self._desks.items():
             desk.wanting.discard(worker)
             desk.single.discard(worker)
+            desk.idle.discard(worker)
             desk.pool.gone(worker)
             if desk.steering is not None:
                 desk.steering.gone(worker)
@@ -180,6 +191,15 @@ class Admission:
             desk.circuit.trial_returned(worker, self._clock())
             desk.models.gone(worker, self._clock())
             self._rebalance(name, desk)
+
+    def lane_idle(self, worker: str, message: m.LaneIdle) -> None:
+        """The worker has no use for its permits, or has again."""
+        desk = self._desks[message.backend]
+        if message.idle:
+            desk.idle.add(worker)
+        else:
+            desk.idle.discard(worker)
+        self._rebalance(message.backend, desk)
 
     def _rebalance(self, name: str, desk: _Desk) -> None:
         orders = desk.pool.rebalance(desk.takers, single=desk.single & desk.takers)
@@ -234,6 +254,9 @@ class Admission:
                 pool=desk.pool,
             )
             self._follow(message.backend, desk, desk.steering)
+        if message.trial and circuit.believes(self._trial_patience_s):
+            telemetry.trouble("errors_believed", backend=message.backend, reason=message.reason)
+            self._admit(desk)
 
     def _believed(self, retry_after_s: float | None) -> float:
         return min(retry_after_s or 0.0, self._retry_after_cap_s)
@@ -291,10 +314,14 @@ class Admission:
         if not message.worked:
             desk.circuit.trial_returned(worker, self._clock())
             return
+        self._admit(desk)
+
+    def _admit(self, desk: _Desk) -> None:
+        name = desk.settings.name
         if desk.circuit.answered():
-            telemetry.event("backend_admitted", backend=message.backend)
-        for other in sorted(desk.wanting):
-            self._tell(other, m.SetCircuit(message.backend, admitting=True))
+            telemetry.event("backend_admitted", backend=name)
+        for worker in sorted(desk.wanting):
+            self._tell(worker, m.SetCircuit(name, admitting=True))
 
     def model_away(self, worker: str, message: m.ModelAway) -> None:
         desk = self._desks[message.backend]
@@ -383,12 +410,14 @@ class Admission:
             if desk.models.away:
                 admits = desk.circuit.admitting and not desk.drained
                 desk.models.tick(desk.wanting, now, admits=admits, chance=self._random)
-            if now >= desk.turn_until:
-                desk.turn_until = now + TURN_S
-                if desk.pool.pass_on(desk.takers, single=desk.single & desk.takers):
-                    self._rebalance(name, desk)
-            if desk.wanting and not desk.drained and desk.circuit.trial_due(now):
-                worker = self._random.choice(sorted(desk.wanting))
+            if now >= desk.turns_at:
+                desk.turns_at = now + TURN_S / 2
+                self._order(name, desk, desk.pool.pass_on(desk.takers))
+            if not desk.drained and desk.circuit.trial_due(now):
+                able = [one for one in sorted(desk.wanting) if desk.pool.told.get(one)]
+                if not able:
+                    continue
+                worker = self._random.choice(able)
                 desk.circuit.trial_with = worker
                 self._tell(worker, m.SetCircuit(name, admitting=False, trials=1))
 

@@ -13,14 +13,15 @@ from batchline.executor import messages as m
 from batchline.executor import verdict
 from batchline.executor.aborts import Aborts
 from batchline.executor.byte_budget import ByteBudget
-from batchline.executor.contract import Answer
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line
 from batchline.executor.metering import REMAINING_REQUESTS, REMAINING_TOKENS, Metering
 from batchline.executor.settling import Settling
-from batchline.executor.shard_run import Line, ShardRun
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, UNREADABLE, Ended
 from batchline.executor.streamed import StreamedAnswer, exchange
+from batchline.executor.transport.contract import Answer
 from batchline.executor.verdict import of_usual
 from batchline.telemetry import armed, probe
 

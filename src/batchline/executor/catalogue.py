@@ -20,8 +20,9 @@ import msgspec
 from batchline import telemetry
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
 from batchline.domain.results import usable_body
-from batchline.executor.contract import Answer, BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
 from batchline.executor.looks import page_of, said_by_proxy
+from batchline.executor.transport.contract import Answer, Transport
 
 LISTING_BYTES: Final = 8 * 1024 * 1024  # of an answer of `/v1/models`: some 100,000 models
 
@@ -223,6 +224,7 @@ class Catalogue:
             )
             for backend in backends
         }
+        self._ever = {model for report in self._reports.values() for model in report.models or ()}
         self._look_now = {name: asyncio.Event() for name in self._reports}
 
     async def refresh(self, name: str) -> BackendReport:
@@ -314,6 +316,10 @@ class Catalogue:
             return False
         return self.name_at_backends(model) in report.models
 
+    def has_listed(self, model: str) -> bool:
+        """Whether some backend lists `model`, or did since the start."""
+        return self.name_at_backends(model) in self._ever
+
     def models(self) -> list[str]:
         """Every name that a file may use: the backends' models in their order, without repeats,
         then the aliases of those."""
@@ -338,6 +344,7 @@ class Catalogue:
 
     def _set(self, before: BackendReport, after: BackendReport) -> None:
         self._reports[after.name] = after
+        self._ever.update(after.models or ())
         changed = (before.reach, before.models, before.trouble) != (
             after.reach,
             after.models,

@@ -3,6 +3,10 @@
 Every backend fault (refused connection, shed, bad key, no quota) closes the circuit to all workers
 at once. After a wait one line is tried; when it is answered the circuit admits again, when it meets
 the fault again the wait doubles up to 30 s. Lines wait meanwhile; none wears out.
+
+A trial that is answered with a server error (500, say) says nothing: the backend may be unable to
+load its model, or the line may be more than it can take. So it is waited for like a fault, but for
+so long only (`patience_s`, decision 0037): then what it says is its answer.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from batchline.domain.attempts import Outcome
+from batchline.domain.waiting import Reason, of_fault, of_model
 
 FIRST_WAIT_S: Final = 0.25
 LONGEST_WAIT_S: Final = 30.0
@@ -37,6 +42,7 @@ class Circuit:
     retry_at: float = 0.0
     asked_until: float = 0.0  # by `asked_s`
     trial_with: str | None = None  # the worker that tries a line now
+    broken_s: float = 0.0  # that were waited because trials met server errors
 
     def fault(
         self, outcome: Outcome, reason: str, *, now: float, asked_s: float, trial: bool, roll: float
@@ -56,6 +62,8 @@ class Circuit:
             self.retry_at = now + max(self.wait_s * (0.5 + roll / 2), asked_s)
         else:
             self.retry_at = max(self.retry_at, now + asked_s)
+        if trial and outcome is Outcome.BROKEN:
+            self.broken_s += self.retry_at - now
         if asked_s > 0:
             self.asked_until = max(self.asked_until, now + asked_s)
         if trial:
@@ -63,19 +71,34 @@ class Circuit:
         self.reason, self.outcome = reason, outcome
         return was_admitting
 
+    def believes(self, patience_s: float) -> bool:
+        """Whether the server errors of its trials have been waited for long enough; never where
+        they are not waited for."""
+        return self.outcome is Outcome.BROKEN and self.broken_s >= patience_s > 0
+
     def answered(self) -> bool:
         """A trial line was answered: admit again. True when the circuit was closed."""
         self.trial_with = None
         was_closed = not self.admitting
         self.admitting, self.reason, self.outcome, self.wait_s = True, None, None, 0.0
-        self.asked_until = 0.0
+        self.asked_until = self.broken_s = 0.0
         return was_closed
 
-    def shown(self, now: float) -> str:
-        """Why it is closed, for people; with the time that is left of what was asked for."""
+    def next_try_s(self, now: float) -> float | None:
+        """What is left of the time that was asked for; None where it is nothing to speak of."""
         left_s = min(self.asked_until, self.retry_at) - now
-        asked = f", next try in {left_s:.0f} s" if left_s >= SHOWN_S else ""
-        return f"{self.outcome}: {self.reason}{asked}"
+        return left_s if left_s >= SHOWN_S else None
+
+    def shown(self, now: float) -> Reason | None:
+        """Why it is closed to all lines of its backend; None while it admits."""
+        if self.admitting or self.outcome is None:
+            return None
+        return of_fault(self.outcome, self.reason or "", next_try_s=self.next_try_s(now))
+
+    def shown_of(self, model: str, now: float) -> Reason:
+        """Why it is closed to the lines of `model`."""
+        outcome = self.outcome or Outcome.AWAY
+        return of_model(model, outcome, self.reason or "", next_try_s=self.next_try_s(now))
 
     def trial_due(self, now: float) -> bool:
         """Whether a worker should be asked to try one line now."""

@@ -1,9 +1,7 @@
 """How lines reach a backend: what the scheduler may ask of an executor, and what it is told.
 
-Two contracts, read from the outside in:
-- `Executor` and `ExecutorEvents`: the scheduler's side. `local.LocalExecutor` keeps the promise
-  with child processes on this machine.
-- `Transport`: one HTTP exchange with a backend; `transport/` holds the implementations.
+`local.LocalExecutor` keeps the promise with child processes on this machine. What is asked of one
+HTTP exchange with a backend is in `transport.contract`.
 
 Vocabulary: a worker *holds* shards. Its *gate* for a batch is open or closed; with the gate closed
 no first byte of a request of that batch is handed to a socket. A *permit* is the right to have one
@@ -12,12 +10,10 @@ request in flight at one backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, Protocol
-
-import msgspec
+from typing import Protocol
 
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import Shard, ShardCommit, ShardKey
@@ -113,7 +109,8 @@ class ShardWork:
     """A shard with all that a worker needs to run it, and nothing of the database.
 
     Lines are read from `input_path` by the entries of `plan_path`. `backends` are those that may
-    serve its model, by name; `listed_by` are those whose own catalogue lists it. `refuse` is a
+    serve its model, by name; `listed_by` are those whose own catalogue lists it, or all of them
+    where it was known before: then it is not the lines' fault if it is not there. `refuse` is a
     `results.Failure`: every line is settled with it and nothing is sent. `send_as` is the backends'
     name of the model where the file has another one for it (an alias). `turn`: its right among
     the shards that run beside it.
@@ -350,82 +347,3 @@ class Executor(Protocol):
 
         Nothing is waited for longer, whatever the backends' `CancelBy`.
         """
-
-
-# Where answers tell of rate limits; each comes with `limit`, `remaining` or `reset`.
-RATE_HEADERS: Final = tuple(
-    f"x-ratelimit-{what}-{kind}"
-    for kind in ("requests", "tokens")
-    for what in ("remaining", "limit", "reset")
-)
-
-
-# A msgspec struct, not a dataclass: one is made for each line, at a fifth of the cost.
-class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A complete HTTP answer. `headers` has lower-case names and only those that are of use:
-    `retry-after`, `retry-after-ms`, `x-request-id`, `content-type`, and `RATE_HEADERS`."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Pieces(Protocol):
-    """Takes the body of an answer while it arrives, for whoever would not wait for its end."""
-
-    def begin(self, head: Answer) -> bool:
-        """The head of the answer, without its body. False: the body is wanted whole after all."""
-
-    def take(self, piece: bytes) -> None:
-        """The next bytes of the body, in order and decoded; a piece is never empty.
-
-        Bounding what is held of them is up to the taker: `max_answer_bytes` is not looked at.
-
-        Raises:
-            SentUnanswered: enough is known; the exchange ends so, and its connection is closed.
-        """
-
-
-class Transport(Protocol):
-    """HTTP exchanges with one backend. Redirects are never followed; answers are whole.
-
-    Cancelling the task that awaits `send` aborts the exchange: when the cancelled `send` has
-    returned, the connection that carried it is closed (not merely asked to close once its buffer is
-    empty), unless the answer was complete.
-    """
-
-    async def send(
-        self,
-        path: str,
-        body: bytes,
-        before_write: Callable[[], bool],
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        pieces: Pieces | None = None,
-    ) -> Answer:
-        """POST `body` as JSON to `base_url` + `path` (without `/v1`) and return the whole answer.
-
-        `key` goes as the Idempotency-Key. It is one of our own ids: what is in it is not checked.
-        `headers` win over it, as over configured ones.
-
-        `before_write` is called once if a connection is had, in the same event-loop step in which
-        the first byte of the request is handed to the socket; when it returns False nothing is
-        written and the connection is kept for others. A transport that sends a request again (an
-        idle connection that the server was closing) asks again, in the step of that first byte.
-
-        With `pieces`, its `begin` hears of the answer's head (of no interim one). When it says
-        True, every piece of the body goes to its `take` in the loop step in which it was read, and
-        the answer that is returned after the last one has an empty body.
-
-        Raises:
-            NotAdmitted: `before_write` returned False.
-            NotSent: no connection could be had (refused, DNS, TLS, connect timeout).
-            SentUnanswered: bytes left, and no usable answer came: `reset`, `timeout`,
-                `malformed`, or `too_large` (more than `max_answer_bytes`).
-        """
-
-    async def get_json(self, path: str, *, timeout_s: float) -> Answer:
-        """GET `base_url` + `path`, for discovery; raises as `send` does."""
-
-    async def close(self) -> None:
-        """Close every connection."""

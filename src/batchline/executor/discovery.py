@@ -9,8 +9,9 @@ from typing import Final
 
 from batchline.domain.errors import UpstreamError
 from batchline.executor.catalogue import read_listing
-from batchline.executor.contract import BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
 from batchline.executor.transport import choice
+from batchline.executor.transport.contract import Transport
 
 ANSWER_TIMEOUT_S: Final = 0.5  # a server on this machine that lists its models takes milliseconds
 

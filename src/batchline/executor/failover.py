@@ -16,9 +16,10 @@ from typing import Final
 from batchline.domain.attempts import Outcome
 from batchline.executor import messages as m
 from batchline.executor.lane import Lane
+from batchline.executor.line import Gate, Line, Trial
 from batchline.executor.looks import FULL, LOOK_S, Found, look_at
 from batchline.executor.routed import BROKEN_IN_A_ROW, RoutedLane
-from batchline.executor.shard_run import Gate, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.verdict import Verdict
 
 FREE_LOSSES: Final = 3  # of one line; the next ones count as attempts

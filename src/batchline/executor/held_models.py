@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from batchline.domain.ids import BatchId
 from batchline.executor.contract import ShardWork
-from batchline.executor.shard_run import Line, Trial
+from batchline.executor.line import Line, Trial
 from batchline.executor.turns import Source, Turns
 
 

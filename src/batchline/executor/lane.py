@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from batchline.executor.contract import Transport
 from batchline.executor.edits import Edits
 from batchline.executor.held_models import HeldModels
 from batchline.executor.level_meter import LevelMeter
+from batchline.executor.line import Line, Trial
 from batchline.executor.messages import LaneReport
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Line, Trial
+from batchline.executor.transport.contract import Transport
 from batchline.executor.turns import Source, Turns
 
 

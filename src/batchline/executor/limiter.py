@@ -4,7 +4,8 @@
 
 - `report`: answers, their tokens and their latencies. Only answers to requests that began at the
   present level count, and by Little's law (in flight) / (seconds per token) is the backend's tokens
-  a second, without counting over time: half a round of answers is enough.
+  a second, without counting over time: half a round of answers is enough. While it doubles, slow
+  answers that began before say enough as well, where they agree (`level_fit.py`).
 - `look`: the engine's own page, where there is one. It knows how long a token takes *now*, before
   any answer has come, what waits for a place, and what others have in hand.
 - `shed`: a refusal for load, and how many of those in flight were refused with it.
@@ -19,6 +20,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from batchline.executor.level_fit import LevelFit
+from batchline.executor.messages import OlderAnswers
 from batchline.executor.neighbours import Neighbours
 from batchline.executor.samples import Samples
 from batchline.executor.search import FIRST, Search
@@ -27,6 +30,8 @@ _LEAST_ANSWERS: Final = 6  # for one measurement; else half as many as are in fl
 _LEAST_ANSWERS_FAST: Final = 4  # while it doubles, where less is to be told apart; else a quarter
 _LEAST_AGREE: Final = 3  # where they all say the same; else an eighth
 _AGREE: Final = 0.03  # of their mean, its standard error
+_MOST_ERROR: Final = 0.1  # of a speed that is told before a round of answers is there
+_SURE: Final = 1.5  # standard errors: the ramp goes on, or ends, with that less and with that more
 _LOOKS: Final = 2  # for one measurement
 _LOOKS_ROUGH: Final = 6  # where they differ: prompts are read in bursts
 _ROUGH: Final = 0.01  # of their mean, its standard error; as the next
@@ -120,6 +125,7 @@ class AdaptiveLimit:
         self._roof = Roof()
         self._limit = self._search.level
         self._answers = 0
+        self._fit = LevelFit()  # while it doubles
         self._speeds = Samples()  # tokens a second of one request, by report
         self._in_hand = Samples()  # by look, as the next
         self._rates = Samples()  # tokens a second
@@ -155,23 +161,42 @@ class AdaptiveLimit:
     # -- what is heard ---------------------------------------------------------------------
 
     def report(
-        self, now: float, *, answers: int, tokens: int, latency_s: float, limited: bool
+        self,
+        now: float,
+        *,
+        answers: int,
+        tokens: int,
+        latency_s: float,
+        limited: bool,
+        older: OlderAnswers | None = None,
     ) -> None:
         """Answers to requests that began since the level was last changed.
 
-        `latency_s` is their sum. `limited` says that as many were in flight all the time as were
-        allowed: else there was too little to do, and nothing is learnt of the limit.
+        `latency_s` is their sum; `older` are those that began before. `limited` says that as many
+        were in flight all the time as were allowed: else there was too little to do, and nothing is
+        learnt of the limit.
         """
         before = self.measure
         if not limited or now < self._looks_until or self._is_held_back(now):
             self._forget()
+            self._fit = LevelFit()
         else:
             if latency_s > 0:
                 self._answers += answers
                 # An answer counts as a token, so that those without any (embeddings) are something.
                 self._speeds.add((tokens + answers) / latency_s, latency_s)
-            if self._speeds.count and self._are_enough():
-                in_hand, speed = self._limit + self._neighbours.others(now), self._speeds.mean
+            in_hand = self._limit + self._neighbours.others(now)
+            speed = None
+            if self._search.ramp:
+                if latency_s > 0:
+                    self._fit.add(answers, tokens + answers, {self.measure: latency_s}, {})
+                if older is not None:
+                    tokens_too = older.tokens + older.answers
+                    self._fit.add(older.answers, tokens_too, older.seconds, older.before)
+                speed = self._told_early(in_hand)
+            if speed is None and self._speeds.count and self._are_enough():
+                speed = self._speeds.mean
+            if speed is not None:
                 self._forget()
                 self._seen(now, by_page=False, in_hand=in_hand, rate=in_hand * speed)
         self._follow(now, before)
@@ -294,6 +319,20 @@ class AdaptiveLimit:
             self._search.compare_no_more()
         self._search.yields = self._makes_way and not by_page  # the page tells of others
         self._search.seen(now, in_hand=in_hand, rate=rate)
+
+    def _told_early(self, in_hand: float) -> float | None:
+        """One request's speed at this level, where answers that began before tell what to do."""
+        speeds = self._fit.speeds(self.measure)
+        here = speeds.get(self.measure)
+        if here is None or here.error > _MOST_ERROR:
+            return None
+        self._search.correct({measure: one.tokens_per_s for measure, one in speeds.items()})
+        rate, off = in_hand * here.tokens_per_s, _SURE * here.error
+        if self._search.goes_on(in_hand=in_hand, rate=rate * (1 - off)):
+            return here.tokens_per_s
+        if not self._search.goes_on(in_hand=in_hand, rate=rate * (1 + off)):
+            return here.tokens_per_s
+        return None
 
     def _are_enough(self) -> bool:
         """Whether so many answers say how fast one is."""

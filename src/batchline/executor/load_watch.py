@@ -13,9 +13,10 @@ from typing import Final
 
 from batchline import telemetry
 from batchline.domain.errors import UpstreamError
-from batchline.executor.contract import BackendSettings, Concurrency, Transport
+from batchline.executor.contract import BackendSettings, Concurrency
 from batchline.executor.engine_load import METRICS, EngineLoad, read_load
 from batchline.executor.roots import at_root
+from batchline.executor.transport.contract import Transport
 
 LOOK_S: Final = 0.5
 ABSENT_S: Final = 30.0  # until the next look for a page that is not there

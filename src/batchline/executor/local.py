@@ -1,32 +1,30 @@
-"""The executor on one machine: workers in child processes, supervised, fenced, restarted.
+"""The executor on one machine: workers in child processes, given shards, gated, fenced.
 
-There are no timed leases here: liveness is the socket plus a heartbeat counted in ticks of our own
-(so that a suspended laptop fences nobody). A silent worker is killed and reaped, and only then are
-its shards free for others.
+`supervision` keeps the processes alive; what they are told and what it means that they say is here.
+A worker's shards are free for others once it is reaped, and not before.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from batchline import telemetry
 from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.admission import Admission
 from batchline.executor.contract import ExecutorEvents, GateReport, Room, ShardWork
 from batchline.executor.gates import Gates
 from batchline.executor.load_watch import LoadWatch
-from batchline.executor.protocol import PROTOCOL, other_version
 from batchline.executor.standing import Standing
+from batchline.executor.supervision import Supervision, SupervisionSettings
 from batchline.executor.transport.choice import transport_for
 from batchline.executor.worker_link import WorkerLink
 
@@ -34,27 +32,16 @@ OPEN_SHARDS: Final = 2  # not yet handed out, per worker and backend: one runs d
 MOST_OPEN: Final = 64  # the same of many batches, which take turns: a few ten KiB and a file each
 TICK_S: Final = 0.05  # circuits are looked at this often
 GRANT_S: Final = 0.005  # and rate limits at most this often
-START_S: Final = 30.0  # a worker imports for a second, on a busy machine for several
-FAILING_DEATHS: Final = 5  # deaths before the first hello that make readiness say so
-_RESTART_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0, 30.0)  # waits before the nth restart in a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSettings:
-    """How workers are started and how patient the supervisor is.
+    """How workers are kept, and what each is told; `ack_s`: see `Gates`."""
 
-    `command` starts one worker; ` --fd N` is appended. `worker_prefix` is unique per server start:
-    segments carry the worker's name and are never reused.
-    """
-
-    workers: int
-    command: Sequence[str]
-    children: Path
-    worker_prefix: str
+    supervision: SupervisionSettings
     worker: m.WorkerSettings
     probes: str = ""
     ack_s: float = 0.25
-    silent_s: float = 10.0
 
 
 class LocalExecutor:
@@ -68,25 +55,25 @@ class LocalExecutor:
     ) -> None:
         """`on_unreachable`: see `Admission`."""
         self._settings = settings
-        self._links: dict[WorkerId, WorkerLink] = {}
+        self._supervision = Supervision(
+            settings.supervision,
+            greet=self._greet,
+            heard=self._heard,
+            heard_in_turn=self._heard_in_turn,
+            lost=self._lost,
+        )
+        self._links = self._supervision.links
         self._admission = Admission(
             settings.worker.backends,
             tell=self._tell,
             on_unreachable=on_unreachable,
             retry_after_cap_s=settings.worker.retry.retry_after_cap_s,
+            trial_patience_s=settings.worker.retry.trial_patience_s,
             holds=self._holds,
             on_models=self._models_changed,
         )
         self._gates = Gates(settings.worker.backends, ack_s=settings.ack_s)
         self._paused: str | None = None
-        self._stopping = asyncio.Event()
-        self._started = 0
-        self._deaths_at_start = 0
-        self._other_version: str | None = None  # what is installed instead of what runs
-        self._all_ready = asyncio.Event()
-        self._keepers: list[asyncio.Task[None]] = []
-        self._quarantine: asyncio.Task[None] | None = None
-        self._quarantine_wanted = False
         self._ticker: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._events: ExecutorEvents | None = None
@@ -96,7 +83,6 @@ class LocalExecutor:
     async def start(self, events: ExecutorEvents) -> None:
         self._events = events
         loop = asyncio.get_running_loop()
-        self._keepers = [loop.create_task(self._keep(n)) for n in range(self._settings.workers)]
         self._ticker = loop.create_task(self._tick())
         watch = LoadWatch(
             self._settings.worker.backends,
@@ -105,22 +91,18 @@ class LocalExecutor:
             transport=transport_for,
         )
         self._watching = loop.create_task(watch.run())
-        await self._all_ready.wait()
+        await self._supervision.start()
 
     @property
     def failing(self) -> str | None:
         """Why workers do not come up, or None; without a stop at its end."""
-        if self._other_version is not None:
-            return other_version(self._other_version)
-        if self._deaths_at_start >= FAILING_DEATHS:
-            return f"workers died at start {self._deaths_at_start} times in a row"
-        return None
+        return self._supervision.failing
 
     @property
     def ready_workers(self) -> int:
-        return sum(link.ready and not link.quarantine for link in self._links.values())
+        return self._supervision.ready_workers
 
-    def waiting_reasons(self) -> Mapping[str, str]:
+    def waiting_reasons(self) -> Mapping[str, Reason]:
         """Backend to why lines wait for it."""
         return {one.name: one.waits for one in self.standings() if one.waits is not None}
 
@@ -138,130 +120,24 @@ class LocalExecutor:
         """Why some worker cannot write its segment, or None."""
         return next((x.storage_trouble for x in self._links.values() if x.storage_trouble), None)
 
-    async def _keep(self, slot: int) -> None:
-        """Keep one worker running: start it, serve it, reap it, start the next."""
-        deaths = 0
-        while not await self._stops_within(_RESTART_S[min(deaths, len(_RESTART_S) - 1)]):
-            deaths = 1 if await self._one_life(f"{slot}") else deaths + 1
-
-    async def _keep_quarantine(self) -> None:
-        """As `_keep`, for as long as it is wanted."""
-        deaths = 0
-        while self._quarantine_wanted and not await self._stops_within(
-            _RESTART_S[min(deaths, len(_RESTART_S) - 1)]
-        ):
-            deaths = 1 if await self._one_life("q", quarantine=True) else deaths + 1
-
-    async def _one_life(self, slot: str, *, quarantine: bool = False) -> bool:
-        """One worker from start to reaped; whether it ever said hello."""
-        self._started += 1
-        worker = WorkerId(f"{self._settings.worker_prefix}-{slot}-{self._started}")
-        try:
-            return await self._serve(worker, quarantine=quarantine)
-        except Exception as exc:  # noqa: BLE001  # whatever it was, the slot must go on
-            telemetry.trouble("worker_link_failed", worker=worker, error=repr(exc))
-            return False
-
-    async def _stops_within(self, delay_s: float) -> bool:
-        """Wait `delay_s`, less when the executor stops meanwhile; whether it does."""
-        if delay_s > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._stopping.wait()
-        return self._stopping.is_set()
-
-    async def _serve(self, worker: WorkerId, *, quarantine: bool) -> bool:
-        settings = self._settings
-        link = await WorkerLink.start(
-            worker,
-            settings.command,
-            children=settings.children,
-            environment=os.environ,
-            quarantine=quarantine,
-        )
-        self._links[worker] = link
-        # For the first workers only: a probe that ends one would end its successors too.
-        probes = settings.probes if self._started <= settings.workers else ""
-        link.tell(m.Configure(_named(settings.worker, worker), probes))
-        if self._paused is not None:
-            link.tell(m.Pause(paused=True))
-        if quarantine and not self._quarantine_wanted:
-            link.tell(m.Drain(0.0))
-        if self._stopping.is_set():  # a drain that began meanwhile does not know of this one
-            link.kill()
-        ordered: asyncio.Queue[m.ToControl | None] = asyncio.Queue()
-        serving = asyncio.get_running_loop().create_task(self._serve_in_order(link, ordered))
-        # A worker whose commits nobody answers any more would hold its shards for ever.
-        serving.add_done_callback(lambda _: link.kill())
-        try:
-            await link.messages(lambda message: self._on_message(link, message, ordered))
-        finally:
-            link.kill()
-            status = await link.reap()
-            ordered.put_nowait(None)
-            try:
-                # What was received before the end is durable in the worker's segment: it counts.
-                await serving
-            finally:
-                self._note_version(link)
-                await self._after_reaped(link, status)
-        return link.ready
-
-    def _note_version(self, link: WorkerLink) -> None:
-        if link.other_version is not None:
-            self._other_version = link.other_version
-            telemetry.trouble(
-                "worker_of_another_version_refused",
-                worker=link.worker,
-                installed=link.other_version,
-                running=PROTOCOL,
-            )
-
-    async def _after_reaped(self, link: WorkerLink, status: int) -> None:
-        self._links.pop(link.worker, None)
-        self._admission.worker_gone(link.worker)
-        expected = self._stopping.is_set() or (link.quarantine and not self._quarantine_wanted)
-        if not expected:
-            telemetry.trouble(
-                "worker_ended", worker=link.worker, status=status, shards=len(link.holding.works)
-            )
-            if not link.ready and not link.quarantine:
-                self._deaths_at_start += 1
-                if self._deaths_at_start >= FAILING_DEATHS:
-                    self._all_ready.set()
-        events = self._must_events()
-        await events.on_lost(link.worker, list(link.holding.works), under_way=link.trying)
-        link.holding.clear()
-        events.on_room()
-
     def _must_events(self) -> ExecutorEvents:
         if self._events is None:
             raise RuntimeError("the executor was not started")
         return self._events
 
     async def _tick(self) -> None:
-        silent = max(1, round(self._settings.silent_s / TICK_S))
-        starting = max(silent, round(START_S / TICK_S))
         due_s = TICK_S
         while True:
-            looked_at = time.monotonic() + TICK_S
-            while (left_s := looked_at - time.monotonic()) > 0:
-                # Evenly, where a rate limit sets the pace: some services count by the second.
-                await asyncio.sleep(min(left_s, max(due_s, GRANT_S)))
-                due_s = self._admit()
-            for link in list(self._links.values()):
-                link.silent_beats += 1
-                if link.silent_beats > (silent if link.ready else starting):
-                    telemetry.trouble("worker_silent", worker=link.worker)
-                    link.silent_beats = 0
-                    link.kill()
+            # Evenly, where a rate limit sets the pace: some services count by the second.
+            await asyncio.sleep(min(TICK_S, max(due_s, GRANT_S)))
+            due_s = self._admit()
 
     def _admit(self) -> float:
         """Grant and try what is due; the seconds until something is again."""
         try:
             self._admission.tick()
             return self._admission.due_s()
-        except Exception as exc:  # noqa: BLE001  # of ours; nobody would look at silent workers
+        except Exception as exc:  # noqa: BLE001  # of ours; nothing would be granted any more
             telemetry.trouble("admission_failed", kind=type(exc).__name__)
             return TICK_S
 
@@ -272,17 +148,18 @@ class LocalExecutor:
         if link is not None:
             link.tell(message)
 
-    def _on_message(
-        self, link: WorkerLink, message: m.ToControl, ordered: asyncio.Queue[m.ToControl | None]
-    ) -> None:
-        """What needs no store is done at once; the rest goes, in order, through `ordered`."""
+    def _greet(self, link: WorkerLink, first: bool) -> None:
+        # For the first workers only: a probe that ends one would end its successors too.
+        probes = self._settings.probes if first else ""
+        named = msgspec.structs.replace(self._settings.worker, worker=link.worker)
+        link.tell(m.Configure(named, probes))
+        if self._paused is not None:
+            link.tell(m.Pause(paused=True))
+
+    def _heard(self, link: WorkerLink, message: m.ToControl) -> bool:
+        """Do at once what needs no store; the rest is to come again in its turn."""
         match message:
             case m.Hello():
-                link.ready = True
-                self._deaths_at_start = 0
-                self._other_version = None
-                if self.ready_workers >= self._settings.workers:
-                    self._all_ready.set()
                 self._must_events().on_room()
             case m.Heartbeat(in_flight=in_flight, answering=answering):
                 link.in_flight = in_flight
@@ -303,6 +180,8 @@ class LocalExecutor:
                 self._admission.fault(link.worker, message)
             case m.LaneReport():
                 self._admission.lane_report(link.worker, message)
+            case m.LaneIdle():
+                self._admission.lane_idle(link.worker, message)
             case m.TrialOver():
                 self._admission.trial_over(link.worker, message)
             case m.ModelAway():
@@ -324,36 +203,41 @@ class LocalExecutor:
                 | m.InputUnreadable()
                 | m.Drained()
             ):
-                ordered.put_nowait(message)
+                return False
+        return True
 
-    async def _serve_in_order(
-        self, link: WorkerLink, ordered: asyncio.Queue[m.ToControl | None]
-    ) -> None:
+    async def _heard_in_turn(self, link: WorkerLink, message: m.ToControl) -> None:
         events = self._must_events()
-        while (message := await ordered.get()) is not None:
-            match message:
-                case m.Commit(commits=commits):
-                    telemetry.probe("commit.received")
-                    accepted = await events.on_commit(link.worker, commits)
-                    link.tell(m.Committed(list(accepted)))
-                    telemetry.probe("commit.answered")
-                case m.SegmentClosed():
-                    await events.on_segment_closed(link.worker)
-                case m.InputUnreadable(key=key):
-                    await events.on_input_unreadable(key)
-                case m.ShardReleased(released=released):
-                    link.holding.end(released.key)
-                    link.trying.pop(released.key, None)
-                    self._want(link)
-                    await events.on_released(link.worker, released)
-                    events.on_room()
-                case _:
-                    pass  # Drained: the end of the socket follows
+        match message:
+            case m.Commit(commits=commits):
+                telemetry.probe("commit.received")
+                accepted = await events.on_commit(link.worker, commits)
+                link.tell(m.Committed(list(accepted)))
+                telemetry.probe("commit.answered")
+            case m.SegmentClosed():
+                await events.on_segment_closed(link.worker)
+            case m.InputUnreadable(key=key):
+                await events.on_input_unreadable(key)
+            case m.ShardReleased(released=released):
+                link.holding.end(released.key)
+                link.trying.pop(released.key, None)
+                self._want(link)
+                await events.on_released(link.worker, released)
+                events.on_room()
+            case _:
+                pass  # Drained: the end of the socket follows
+
+    async def _lost(self, link: WorkerLink) -> None:
+        self._admission.worker_gone(link.worker)
+        events = self._must_events()
+        await events.on_lost(link.worker, list(link.holding.works), under_way=link.trying)
+        link.holding.clear()
+        events.on_room()
 
     # -- shards ----------------------------------------------------------------------------
 
     def rooms(self) -> Sequence[Room]:
-        if self._paused is not None or self._stopping.is_set():
+        if self._paused is not None or self._supervision.stopping:
             return []
         rooms = []
         for link in self._links.values():
@@ -365,13 +249,7 @@ class LocalExecutor:
         return rooms
 
     def set_quarantine(self, wanted: bool) -> None:
-        self._quarantine_wanted = wanted
-        if wanted and (self._quarantine is None or self._quarantine.done()):
-            self._quarantine = asyncio.get_running_loop().create_task(self._keep_quarantine())
-        elif not wanted:
-            for link in self._links.values():
-                if link.quarantine:
-                    link.tell(m.Drain(0.0))
+        self._supervision.set_quarantine(wanted)
 
     def open_shard(self, worker: WorkerId, work: ShardWork) -> bool:
         link = self._links.get(worker)
@@ -379,7 +257,7 @@ class LocalExecutor:
         if (
             link is None
             or link.gone.is_set()
-            or self._stopping.is_set()
+            or self._supervision.stopping
             or self._gates.is_closed(key.batch_id)
         ):
             return False
@@ -459,19 +337,7 @@ class LocalExecutor:
         return self._paused
 
     async def drain(self, *, grace_s: float) -> None:
-        self._stopping.set()
-        links = list(self._links.values())
-        for link in links:
-            link.tell(m.Drain(grace_s))
-        # A worker that is drained ends by itself; one second more covers its last commit.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s + 1.0):
-                for link in links:
-                    await link.gone.wait()
-        for link in links:
-            link.kill()
-        quarantine = [] if self._quarantine is None else [self._quarantine]
-        await asyncio.gather(*self._keepers, *quarantine)
+        await self._supervision.drain(grace_s=grace_s)
         for task in (self._ticker, self._watching):
             if task is not None:
                 task.cancel()
@@ -489,18 +355,4 @@ def _room(link: WorkerLink, backend: str, away: Collection[str]) -> Room:
         others=max(0, MOST_OPEN - len(waiting)),
         open=waiting,
         away=away,
-    )
-
-
-def _named(settings: m.WorkerSettings, worker: WorkerId) -> m.WorkerSettings:
-    return m.WorkerSettings(
-        worker=worker,
-        segment_directory=settings.segment_directory,
-        backends=settings.backends,
-        retry=settings.retry,
-        commit_interval_s=settings.commit_interval_s,
-        byte_budget=settings.byte_budget,
-        segment_bytes=settings.segment_bytes,
-        segment_idle_s=settings.segment_idle_s,
-        heartbeat_s=settings.heartbeat_s,
     )

@@ -13,7 +13,7 @@ from typing import Final
 
 from batchline.domain import results
 from batchline.domain.errors import NotSent, SentUnanswered, UpstreamError
-from batchline.executor.contract import Transport
+from batchline.executor.transport.contract import Transport
 
 LOOK_S: Final = 2.0  # a backend that lives lists its models in milliseconds
 

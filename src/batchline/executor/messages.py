@@ -1,16 +1,14 @@
-"""What the control process and a worker say to each other, and how it is framed.
+"""What the control process and a worker say to each other; `framing` has it as bytes.
 
-One stream socket per worker: each message is a 4-byte big-endian length and msgpack of one tagged
-struct. The control process sends `ToWorker`, the worker answers with `ToControl`. Order is kept in
-both directions, and both sides rely on it: a worker's `Released` follows the commits it depends on.
-The first message of either side names its program (`protocol.py`); no other is read before that.
+One stream socket per worker. The control process sends `ToWorker`, the worker answers with
+`ToControl`. Order is kept in both directions, and both sides rely on it: a worker's `Released`
+follows the commits it depends on. The first message of either side names its program
+(`protocol.py`); no other is read before that.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -20,9 +18,6 @@ from batchline.domain.model import ShardCommit, ShardKey
 from batchline.executor.contract import BackendSettings, Released, ShardWork
 from batchline.executor.protocol import PROTOCOL
 from batchline.executor.rates import Told, Want
-
-_LENGTH_BYTES: Final = 4
-MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # a shard of work is a few hundred bytes
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +242,19 @@ class BackendFault(msgspec.Struct, frozen=True, tag=True):
     in_flight: int = 0
 
 
+class OlderAnswers(msgspec.Struct, frozen=True):
+    """Answers to requests that began before the present level did.
+
+    `seconds` they spent together at each level, by its `measure`; `before` is how many of them had
+    begun before a level.
+    """
+
+    answers: int
+    tokens: int
+    seconds: dict[int, float]
+    before: dict[int, int]
+
+
 class LaneReport(msgspec.Struct, frozen=True, tag=True):
     """What a worker has at a backend whose limit is learnt, and what came of it since it last said.
 
@@ -263,6 +271,7 @@ class LaneReport(msgspec.Struct, frozen=True, tag=True):
     answers: int
     tokens: int
     latency_s: float
+    older: OlderAnswers | None = None
 
 
 class TrialOver(msgspec.Struct, frozen=True, tag=True):
@@ -272,15 +281,25 @@ class TrialOver(msgspec.Struct, frozen=True, tag=True):
     worked: bool
 
 
+class LaneIdle(msgspec.Struct, frozen=True, tag=True):
+    """Nothing of the worker is in flight at `backend` and no line could go there (`idle`), or it is
+    otherwise again. Said only where there are hardly more permits than workers."""
+
+    backend: str
+    idle: bool
+
+
 class ModelAway(msgspec.Struct, frozen=True, tag=True):
     """`backend` says that it does not have `model`, which some backend lists: nothing was wrong
-    with the line. `trial`: it was the one that was to try it. Otherwise as `BackendFault`."""
+    with the line. `trial`: it was the one that was to try it. `broken`: it did not say that, but
+    failed that line or cut it off. Otherwise as `BackendFault`."""
 
     backend: str
     model: str
     reason: str
     retry_after_s: float | None
     trial: bool
+    broken: bool = False
 
 
 class ModelTried(msgspec.Struct, frozen=True, tag=True):
@@ -355,6 +374,7 @@ ToControl = (
     | PermitsHeld
     | BackendFault
     | LaneReport
+    | LaneIdle
     | TrialOver
     | ModelAway
     | ModelTried
@@ -366,55 +386,3 @@ ToControl = (
     | StorageTrouble
     | Drained
 )
-
-_encoder: Final = msgspec.msgpack.Encoder()
-decode_to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
-decode_to_control: Final = msgspec.msgpack.Decoder(ToControl).decode
-
-
-def frame(message: ToWorker | ToControl) -> bytes:
-    """The bytes of one message as they go onto the socket."""
-    payload = _encoder.encode(message)
-    return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
-
-
-class FrameReader:
-    """Cuts a stream into the payloads of its messages, whatever pieces it comes in."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The payloads that are whole with `data`, in order.
-
-        Raises:
-            ValueError: the stream is out of step.
-        """
-        self._buffer += data
-        start = 0
-        while len(self._buffer) - start >= _LENGTH_BYTES:
-            body = start + _LENGTH_BYTES
-            stop = body + _checked_length(self._buffer[start:body])
-            if len(self._buffer) < stop:
-                break
-            start = stop
-            yield bytes(self._buffer[body:stop])
-        del self._buffer[:start]
-
-
-def _checked_length(raw: bytes | bytearray) -> int:
-    length = int.from_bytes(raw, "big")
-    if length > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {length} bytes: the stream is out of step")
-    return length
-
-
-async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """The payload of the next message; None when the other side is gone."""
-    try:
-        length = _checked_length(await reader.readexactly(_LENGTH_BYTES))
-        return await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None

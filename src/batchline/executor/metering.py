@@ -8,10 +8,11 @@ from typing import Final
 
 from batchline.domain.lines import RequestLine
 from batchline.executor import messages as m
-from batchline.executor.contract import RATE_HEADERS, Answer, BackendSettings
+from batchline.executor.contract import BackendSettings
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line
 from batchline.executor.rate_meter import RateMeter
-from batchline.executor.shard_run import Line
+from batchline.executor.transport.contract import RATE_HEADERS, Answer
 
 # What remains, of either kind: an answer without these two tells nothing that would be of use.
 REMAINING_REQUESTS: Final = RATE_HEADERS[0]

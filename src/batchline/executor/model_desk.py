@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from batchline import telemetry
 from batchline.domain.attempts import Outcome
+from batchline.domain.waiting import Reason
 from batchline.executor import messages as m
 from batchline.executor.circuit import Circuit
 
@@ -20,7 +21,7 @@ class ModelDesk:
     """What workers are told of the models of one backend; `tell` is the admission's.
 
     `holds` says whether a worker has shards of a model, `on_change` hears when a model went away
-    or came back.
+    or came back. `patience_s`: for so long trials that meet server errors are not believed.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class ModelDesk:
         tell: Callable[[str, m.ToWorker], None],
         holds: Callable[[str, str], bool],
         on_change: Callable[[], None],
+        patience_s: float,
     ) -> None:
         self._backend = backend
         self._tell = tell
         self._holds = holds
         self._on_change = on_change
+        self._patience_s = patience_s
         self._circuits: dict[str, Circuit] = {}
         self._told: set[str] = set()  # workers whose last word names a model
         self._listed: Collection[str] = ()  # by the backend, when it was last asked
@@ -44,9 +47,9 @@ class ModelDesk:
         """By the backend's names."""
         return tuple(self._circuits)
 
-    def reasons(self, now: float) -> Mapping[str, str]:
-        """Model to why its lines wait here, for people."""
-        return {model: circuit.shown(now) for model, circuit in self._circuits.items()}
+    def reasons(self, now: float) -> Mapping[str, Reason]:
+        """Model to why its lines wait here."""
+        return {model: circuit.shown_of(model, now) for model, circuit in self._circuits.items()}
 
     # -- workers ---------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class ModelDesk:
         if circuit is None:
             circuit = self._circuits[message.model] = Circuit()
         closed = circuit.fault(
-            Outcome.AWAY,
+            Outcome.BROKEN if message.broken else Outcome.AWAY,
             message.reason,
             now=now,
             asked_s=asked_s,
@@ -91,6 +94,11 @@ class ModelDesk:
             )
             # Also the one that met it: an earlier word may be on its way to it.
             self._say_all({worker, *workers})
+        elif circuit.believes(self._patience_s):
+            telemetry.trouble(
+                "errors_believed", backend=self._backend, model=message.model, reason=message.reason
+            )
+            self._forget([message.model], workers)
 
     def tried(
         self, worker: str, message: m.ModelTried, workers: Collection[str], now: float

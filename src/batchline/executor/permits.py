@@ -17,13 +17,20 @@ class PermitPool:
     """Shares of one limit. `told` is what a worker was last told, `held` what it may be using.
 
     `orders` counts what each worker was told: the number of its newest order.
+
+    With fewer permits than workers that want them each has one or none, and they go by turns. Who
+    has none stands in a queue; `pass_on` has the others give theirs up, and whatever comes back
+    goes to the first. A permit that takes long to come back (its request runs on) is nobody's turn
+    meanwhile, and holds up no other permit.
     """
 
     limit: int
     told: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     orders: dict[str, int] = field(default_factory=dict)
-    _last: str = ""  # with fewer permits than workers, those after this one come first
+    _queue: dict[str, None] = field(default_factory=dict)  # who has none, the longest first
+    _has: dict[str, None] = field(default_factory=dict)  # who has one, the longest first
+    _had: set[str] = field(default_factory=set)  # those of them at the last `pass_on`
 
     def rebalance(
         self, wanting: Collection[str], *, single: Collection[str] = ()
@@ -32,13 +39,11 @@ class PermitPool:
 
         The limit is split evenly between `wanting`, after one permit for each of them that is in
         `single` and can use no more; workers outside it go to zero. Where there is not one for
-        each, see `pass_on`. A share grows only into permits that nobody may still be using; call
+        each, see the class. A share grows only into permits that nobody may still be using; call
         again when one was given back.
         """
         orders: dict[str, int] = {}
-        targets = dict.fromkeys(sorted(single)[: self.limit], 1)
-        several = self._in_turn(set(wanting) - set(single))
-        targets |= _even_split(self.limit - len(targets), several)
+        targets = self._targets(set(wanting), set(single))
         for worker in list(self.told):
             target = targets.get(worker, 0)
             if target < self.told[worker]:
@@ -52,24 +57,51 @@ class PermitPool:
             if grown > now:
                 orders[worker] = self.told[worker] = grown
                 self.held[worker] = max(self.held.get(worker, 0), grown)
+                self._queue.pop(worker, None)
+                self._has.setdefault(worker)
         self._number(orders)
         return orders
 
-    def pass_on(self, wanting: Collection[str], *, single: Collection[str] = ()) -> bool:
-        """Let others of those that want permits have them, where there is not one for each.
+    def pass_on(self, wanting: Collection[str]) -> Mapping[str, int]:
+        """To be called twice in a turn: who gives its permit up for others of `wanting`, where
+        there is not one for each; what to tell whom.
 
-        Call `rebalance` when it says so: nothing changes while a permit is on its way, or one that
-        takes long to come would go back to whom it comes from.
+        Those do who had theirs at the last call too, the longest first, and as many as there are
+        others that no permit is on its way to already. `rebalance` gives out what comes back.
         """
-        several = self._in_turn(set(wanting) - set(single))
-        having = [worker for worker in several if self.told.get(worker)]
-        if not 0 < len(having) < len(several) or self.held != self.told:
-            return False
-        self._last = having[-1]
-        return True
+        if len(wanting) <= self.limit:
+            self._had.clear()
+            return {}
+        has = [one for one in self._has if one in wanting and self.told.get(one)]
+        coming = sum(self.held.values()) - sum(self.told.values())
+        waiting = len(wanting) - len(has) - coming
+        over = [one for one in has if one in self._had][: max(0, waiting)]
+        for worker in over:
+            self.told[worker] = 0
+            del self._has[worker]
+            self._queue[worker] = None
+        self._had = set(has).difference(over)
+        orders = dict.fromkeys(over, 0)
+        self._number(orders)
+        return orders
 
-    def _in_turn(self, workers: Collection[str]) -> list[str]:
-        return sorted(workers, key=lambda worker: (worker <= self._last, worker))
+    def _targets(self, wanting: set[str], single: set[str]) -> dict[str, int]:
+        few = len(wanting) > self.limit
+        self._queue = {one: None for one in self._queue if few and one in wanting}
+        if few:
+            return self._by_turns(wanting)
+        first = dict.fromkeys(sorted(wanting & single), 1)
+        return first | _even_split(self.limit - len(first), sorted(wanting - single))
+
+    def _by_turns(self, wanting: set[str]) -> dict[str, int]:
+        """Who has one keeps it; the queue has the rest."""
+        has = [one for one in (*self._has, *sorted(wanting)) if self.told.get(one)]
+        keep = [one for one in dict.fromkeys(has) if one in wanting][: self.limit]
+        self._has = dict.fromkeys(keep)
+        for worker in sorted(wanting.difference(keep)):
+            self._queue.setdefault(worker)
+        first = list(self._queue)[: self.limit - len(keep)]
+        return dict.fromkeys((*keep, *first), 1)
 
     def again(self, workers: Collection[str]) -> Mapping[str, int]:
         """The shares of `workers` as they are, as new orders: something else about them changed."""
@@ -88,9 +120,9 @@ class PermitPool:
 
     def gone(self, worker: str) -> None:
         """The worker is reaped: its permits are free."""
-        self.told.pop(worker, None)
-        self.held.pop(worker, None)
-        self.orders.pop(worker, None)
+        for of_each in (self.told, self.held, self.orders, self._has, self._queue):
+            of_each.pop(worker, None)
+        self._had.discard(worker)
 
 
 def _even_split(limit: int, workers: list[str]) -> dict[str, int]:

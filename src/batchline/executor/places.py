@@ -17,7 +17,8 @@ import msgspec
 
 from batchline.domain.errors import UpstreamError
 from batchline.executor.catalogue import BackendReport, Reach
-from batchline.executor.contract import BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
+from batchline.executor.transport.contract import Transport
 
 OWNER: Final = "llamacpp"  # `owned_by` of the models that it lists
 PROPS: Final = "/props"  # at the root of the server, not below /v1

@@ -16,8 +16,8 @@ import msgspec
 
 from batchline.domain.attempts import Outcome
 from batchline.executor.lane import Lane
+from batchline.executor.line import Line, Trial
 from batchline.executor.looks import FULL, Found, look_at, said_by_proxy
-from batchline.executor.shard_run import Line, Trial
 from batchline.executor.verdict import Verdict
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection
 
 from batchline import telemetry
+from batchline.domain.waiting import Reason, of_rate
 from batchline.executor import messages as m
 from batchline.executor.contract import BackendSettings
 from batchline.executor.rates import Kind, Rates, Want
@@ -101,18 +102,18 @@ class RateDesk:
             tokens=self._rates.smallest(Kind.TOKENS),
         )
 
-    def reason(self, now: float) -> str | None:
-        """Why lines wait here, for people; None when none does."""
+    def reason(self, now: float) -> Reason | None:
+        """Why lines wait here; None when none does."""
         if not self._asks:
             return None
         if now < self._rates.hold_until:
-            return f"rate limit: refused, next try in {self._rates.hold_until - now:.0f} s"
+            return of_rate("", next_try_s=self._rates.hold_until - now)
         limits = [
             f"{bucket.limit:,.0f} {kind if bucket.limit != 1 else kind.removesuffix('s')}"
             f" {_PERIODS.get(period_s, 'a minute')}"
             for (kind, period_s), bucket in self._rates.buckets.items()
         ]
-        return f"rate limit: {', '.join(limits)}"
+        return of_rate(", ".join(limits))
 
 
 _PERIODS = {3600.0: "an hour", 86_400.0: "a day"}

@@ -17,9 +17,9 @@ from batchline.domain.lines import RequestLine
 from batchline.domain.model import Usage
 from batchline.executor import messages as m
 from batchline.executor.estimates import Estimator, total_of
+from batchline.executor.line import Gate, Line
 from batchline.executor.rate_headers import told_in
 from batchline.executor.rates import MINUTE_S, Kind, Told, Want
-from batchline.executor.shard_run import Gate, Line
 
 REPORT_S: Final = 0.1  # how often what answers said is passed on
 MOST_ASKED: Final = 64  # requests at once; what is granted of it is half a second's worth at most

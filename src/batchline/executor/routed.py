@@ -15,12 +15,14 @@ from typing import Final
 from batchline.domain import plan
 from batchline.domain.ids import BatchId
 from batchline.executor.affinity import Seat, preferences
-from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.edits import edits_of
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import meter_of
-from batchline.executor.shard_run import Gate, Line, ShardRun
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.spread import Spread
+from batchline.executor.transport.contract import Transport
 from batchline.executor.turns import Source
 
 # So many broken attempts in a row, while another backend answers, are the backend's fault: one that

@@ -17,7 +17,8 @@ from batchline.domain.lines import custom_id_raw_at
 from batchline.domain.model import Usage
 from batchline.domain.results import common_tail, with_tail
 from batchline.executor.contract import ShardWork
-from batchline.executor.shard_run import Gate, Line, ShardRun, Snapshot
+from batchline.executor.line import Gate, Line
+from batchline.executor.shard_run import ShardRun, Snapshot
 
 # What the results of one group may take in memory; the rest of it runs as a group of its own. A
 # thousand answers of the usual size are a few MB.

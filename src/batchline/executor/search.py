@@ -19,6 +19,7 @@ others.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,7 +66,7 @@ class Search:
         self.yields = False
         self.ramp = True  # doubling; afterwards steps around `_reference`
         self._reference: _Seen | None = None
-        self._ramped: list[Rate] = []  # what was seen on the ramp
+        self._ramped: dict[int, Rate] = {}  # what was seen on the ramp, by measure
         self._trying = False  # `level` is a step away from the reference
         self._up = True
         self._step = _FINE_STEP
@@ -80,6 +81,18 @@ class Search:
             self._climb_fast(found)
         else:
             self._climb(now, found)
+
+    def correct(self, speeds: Mapping[int, float]) -> None:
+        """What one request's speed was on the ramp, by measure, is known better by now."""
+        for measure, speed in speeds.items():
+            if measure in self._ramped:
+                in_hand = self._ramped[measure].in_hand
+                self._ramped[measure] = Rate(in_hand, in_hand * speed)
+
+    def goes_on(self, *, in_hand: float, rate: float) -> bool:
+        """Whether the ramp would, with this seen at the present level."""
+        ramped = [*self._ramped.values(), Rate(in_hand, rate)]
+        return self._is_better(_Seen(self.level, in_hand, rate)) and knee_of(ramped) is None
 
     def go(self, level: int) -> None:
         """Whatever was found: search on from `level`, by small steps."""
@@ -115,11 +128,13 @@ class Search:
 
     def _climb_fast(self, seen: _Seen) -> None:
         before = self._reference
-        self._ramped.append(Rate(seen.in_hand, seen.rate))
-        fastest = min(one.token_s for one in self._ramped)
-        slower = self._ramped[-1].token_s * _MUCH_SLOWER > fastest
-        knee = knee_of(self._ramped)
-        better = before is None or seen.utility > before.utility + _BETTER
+        # Anew at its end, should it be there: the newest of them is what a knee is judged by.
+        self._ramped.pop(self.measure, None)
+        self._ramped[self.measure] = newest = Rate(seen.in_hand, seen.rate)
+        fastest = min(one.token_s for one in self._ramped.values())
+        slower = newest.token_s * _MUCH_SLOWER > fastest
+        knee = knee_of([*self._ramped.values()])
+        better = self._is_better(seen)
         if better and knee is None:
             self._reference = seen
             self._change(math.ceil(seen.level * (_GENTLE if self.gentle or slower else 2)))
@@ -129,6 +144,10 @@ class Search:
             self.go(round(knee))
         else:
             self.go(seen.level if before is None or better else before.level)
+
+    def _is_better(self, seen: _Seen) -> bool:
+        before = self._reference
+        return before is None or seen.utility > before.utility + _BETTER
 
     def _climb(self, now: float, seen: _Seen) -> None:
         reference = self._reference

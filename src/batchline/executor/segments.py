@@ -23,8 +23,10 @@ from typing import Final
 
 from batchline.domain.ids import BlobName
 from batchline.domain.model import BlobKind, BlobRange, ShardCommit
+from batchline.durable import sync_data, sync_folder
 from batchline.executor.blocks import Blocks, gathered
-from batchline.executor.shard_run import Gate, ShardRun, Snapshot
+from batchline.executor.line import Gate
+from batchline.executor.shard_run import ShardRun, Snapshot
 from batchline.telemetry import probe
 
 RETRY_S: Final = 0.5  # between tries while the disk does not take a group
@@ -236,7 +238,7 @@ class SegmentWriter:
             os.ftruncate(self._fd, start)
             raise
         try:
-            _sync_data(self._fd)
+            sync_data(self._fd)
         except OSError:
             self._abandon()
             raise
@@ -255,7 +257,7 @@ class SegmentWriter:
         self._name, self._durable_to = BlobName(name), 0
         try:
             # Else the name, and all behind it, may be gone after a power cut.
-            _sync_folder(self._directory)
+            sync_folder(self._directory)
         except OSError:
             self._abandon()
             raise
@@ -300,24 +302,6 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_data(fd: int) -> None:
-    # macOS has no fdatasync, and its fsync does not reach the platter; F_FULLFSYNC does.
-    if hasattr(os, "fdatasync"):
-        os.fdatasync(fd)
-    else:
-        import fcntl  # only on macOS
-
-        fcntl.fcntl(fd, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009  # mypy runs on Linux
 
 
 def _reason(exc: OSError) -> str:

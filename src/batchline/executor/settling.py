@@ -24,8 +24,9 @@ from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.circuit import trial_again_s
 from batchline.executor.failover import Failover
 from batchline.executor.lane import Lane
+from batchline.executor.line import FENCED, OPEN, Line, Trial
 from batchline.executor.proxies import Proxies
-from batchline.executor.shard_run import FENCED, OPEN, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import DONE, FAULT, Ended
 from batchline.executor.verdict import Verdict
@@ -50,6 +51,7 @@ class Settling:
     ) -> None:
         self.random = random.Random()  # noqa: S311  # jitter, not a secret
         self._policy = policy
+        self._is_patient = policy.trial_patience_s > 0
         self._shards = shards
         self._budget = budget
         self._failover = failover
@@ -154,14 +156,40 @@ class Settling:
         else:
             line.run.put_back(line)
         lane.hold(model)
-        of_model = line.trial is Trial.MODEL
-        self._send(m.ModelAway(lane.backend, model, found.reason, found.retry_after_s, of_model))
-        if of_model:
+        self._tell_away(lane, line, found)
+
+    def _tell_away(self, lane: Lane, line: Line, found: Verdict) -> None:
+        trial = line.trial is Trial.MODEL
+        self._send(
+            m.ModelAway(
+                lane.backend,
+                line.run.work.model,
+                found.reason,
+                found.retry_after_s,
+                trial=trial,
+                broken=found.outcome is Outcome.BROKEN,
+            )
+        )
+        if trial:
             line.trial = None  # and that is all there is to say of it
 
     def _broken(self, lane: Lane, line: Line, found: Verdict, *, retry_in_s: float | None) -> Ended:
-        """The attempt broke; None: by its count it was the line's last."""
+        """The attempt broke; None: by its count it was the line's last.
+
+        A trial's server error does not count: nobody knows whether it is the line's, or that of a
+        server which cannot load its model. The control process says when it has heard enough of
+        them (decision 0037).
+        """
+        trial = line.trial if found.outcome is Outcome.BROKEN and self._is_patient else None
+        if trial is Trial.MODEL:
+            if found.answered:
+                self._away(lane, line, found)
+                return DONE
+            if found.cut_off:  # which counts, as ever, and does not bring the model back
+                self._tell_away(lane, line, found)
         failed_trial = self._failover.note(lane, line, found)
+        if trial is Trial.BACKEND and found.answered and not failed_trial:
+            return self._fault(lane, line, found)
         if retry_in_s is not None:
             self._retry_later(line, retry_in_s)
         elif not self._failover.holds(lane, line, found):

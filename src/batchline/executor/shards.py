@@ -16,8 +16,9 @@ from batchline.executor import routed
 from batchline.executor.contract import Released, ShardWork
 from batchline.executor.handing import Handing
 from batchline.executor.lane import Lane
+from batchline.executor.line import CLOSED, FENCED
 from batchline.executor.run_once import RunOnce
-from batchline.executor.shard_run import CLOSED, FENCED, ShardRun
+from batchline.executor.shard_run import ShardRun
 from batchline.telemetry import probe
 
 _OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})

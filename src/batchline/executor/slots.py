@@ -16,8 +16,9 @@ from batchline.executor import messages as m
 from batchline.executor import routed
 from batchline.executor.byte_budget import ByteBudget
 from batchline.executor.lane import Lane
+from batchline.executor.line import OPEN, Line, Trial
 from batchline.executor.routed import RoutedLane
-from batchline.executor.shard_run import OPEN, Line, ShardRun, Trial
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 
 

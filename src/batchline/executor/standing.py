@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from batchline.domain.waiting import Reason, of_drain
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
@@ -22,10 +24,10 @@ class Standing:
     max_in_flight: int
     permits: int
     in_flight: int
-    gated: str | None
+    gated: Reason | None
     drained: bool
-    paced: str | None = None
-    away: Mapping[str, str] = field(default_factory=dict)
+    paced: Reason | None = None
+    away: Mapping[str, Reason] = field(default_factory=dict)
 
     @property
     def quiet(self) -> bool:
@@ -33,17 +35,16 @@ class Standing:
         return self.permits == 0
 
     @property
-    def waits(self) -> str | None:
+    def waits(self) -> Reason | None:
         """Why lines wait for it, None when they go there at once."""
         if not self.drained:
             return self.gated or self.paced
-        if self.quiet:
-            return "drained: nothing of ours runs there"
-        return f"drained: {self.in_flight or 'some'} in flight run to their end"
+        return of_drain(self.in_flight, quiet=self.quiet)
 
     @property
-    def reason(self) -> str | None:
+    def reason(self) -> Reason | None:
         """Why some lines wait for it, None when all go there at once."""
         if self.waits is not None or not self.away:
             return self.waits
-        return "; ".join(f"{model}: {reason}" for model, reason in sorted(self.away.items()))
+        reasons = [reason for _, reason in sorted(self.away.items())]
+        return Reason(reasons[0].code, ", and it ".join(reason.text for reason in reasons))

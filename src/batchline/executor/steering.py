@@ -112,6 +112,7 @@ class Steering:
                 tokens=message.tokens,
                 latency_s=message.latency_s,
                 limited=message.limited,
+                older=message.older,
             )
 
     def shed(

@@ -20,7 +20,8 @@ from batchline.domain.model import Endpoint
 from batchline.domain.reassembly import NotAStream, Reassembler, reassembler_for
 from batchline.domain.results import usable_body
 from batchline.domain.splices import with_stream
-from batchline.executor.contract import Answer, BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
+from batchline.executor.transport.contract import Answer, Transport
 
 _EVENT_STREAM: Final = "text/event-stream"
 _TELLS_USAGE: Final = frozenset({Endpoint.CHAT_COMPLETIONS, Endpoint.COMPLETIONS})

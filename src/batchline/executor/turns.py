@@ -17,7 +17,7 @@ from typing import Protocol
 from batchline.domain.ids import BatchId
 from batchline.domain.urgency import first_part, raised_weight
 from batchline.executor.contract import ShardWork
-from batchline.executor.shard_run import Line
+from batchline.executor.line import Line
 
 
 class Source(Protocol):

@@ -22,18 +22,21 @@ from batchline.executor import routed
 from batchline.executor.aborts import Aborts
 from batchline.executor.attempt import Attempts
 from batchline.executor.byte_budget import ByteBudget
-from batchline.executor.contract import BackendSettings, ShardWork, Transport
+from batchline.executor.contract import BackendSettings, ShardWork
 from batchline.executor.failover import Failover
+from batchline.executor.idle_lanes import IdleLanes
 from batchline.executor.intake import Intake
 from batchline.executor.lane import Lane
 from batchline.executor.level_meter import REPORT_S
+from batchline.executor.line import CLOSED, FENCED
 from batchline.executor.metering import Metering
 from batchline.executor.proxies import Proxies
 from batchline.executor.segments import SegmentWriter
 from batchline.executor.settling import Settling
-from batchline.executor.shard_run import CLOSED, FENCED, ShardRun
+from batchline.executor.shard_run import ShardRun
 from batchline.executor.shards import Shards
 from batchline.executor.slots import Slots
+from batchline.executor.transport.contract import Transport
 from batchline.telemetry import probe
 
 
@@ -80,6 +83,10 @@ class Worker:
         runs = self._shards.runs
         self._aborts = Aborts(
             settings.backends, transport=transport, runs=lambda: list(runs.values())
+        )
+        self._idle_lanes = IdleLanes(
+            has_shards=lambda name: any(name in run.work.backends for run in runs.values()),
+            send=send,
         )
         self._metering = Metering(settings.backends, self._lanes, send=send)
         self._proxies = Proxies(fail=self._fail)
@@ -137,6 +144,7 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         await self._aborts.close()
+        self._idle_lanes.close()
         self._failover.close()
         self._proxies.close()
         for lane in self._lanes.values():
@@ -234,6 +242,7 @@ class Worker:
         lane = self._lanes[order.backend]
         lane.permits, lane.permits_order = order.permits, order.order
         lane.owes_permits = True
+        self._idle_lanes.watch(lane)
         if lane.meter is not None:
             lane.meter.begin_anew(order.measure)
         self._slots.settle_permits(lane)

@@ -1,6 +1,7 @@
 """One worker process as the control process sees it: start, talk, watch, kill, reap.
 
-The link knows whether the process lives; what its messages mean is `local.LocalExecutor`'s.
+The link knows whether the process lives; when there is to be one is `supervision`'s, and
+what its messages mean `local`'s.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from batchline.domain.ids import BatchId, WorkerId
 from batchline.domain.model import ShardKey
 from batchline.executor import messages as m
 from batchline.executor import processes
+from batchline.executor.framing import decode_to_control, frame, read_frame
 from batchline.executor.holding import Holding
 from batchline.executor.protocol import PROTOCOL, named_in
 
@@ -98,19 +100,19 @@ class WorkerLink:
         """Send without waiting. A worker that does not read at all is killed, not waited for."""
         if self.gone.is_set() or self._writer.is_closing():
             return
-        self._writer.write(m.frame(message))
+        self._writer.write(frame(message))
         if self._writer.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
             self.kill()
 
     async def messages(self, on_message: Callable[[m.ToControl], None]) -> None:
         """Hand each message to `on_message` as it comes; returns when the worker is gone, or turns
         out to be of another version: then nothing that it says has been looked at."""
-        while (payload := await m.read_frame(self._reader)) is not None:
+        while (payload := await read_frame(self._reader)) is not None:
             if not self.ready and (theirs := named_in(payload)) != PROTOCOL:
                 self.other_version = theirs
                 return
             self.silent_beats = 0
-            message = m.decode_to_control(payload)
+            message = decode_to_control(payload)
             if isinstance(message, m.GateClosed):
                 future = self._acks.pop(message.request, None)
                 if future is not None and not future.done():

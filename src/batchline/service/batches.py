@@ -23,7 +23,6 @@ from batchline.service.bodies import (
     required_text,
     wrong_type,
 )
-from batchline.service.files import is_plausible_id
 from batchline.store.contract import NewBatch, Store
 from batchline.telemetry import event, trouble
 
@@ -162,7 +161,7 @@ class Batches:
                 wire_code="invalid_value",
             )
         batch = None
-        if is_plausible_id(batch_id):
+        if ids.is_plausible(batch_id):
             batch = await self._store.get_batch(project_id, BatchId(batch_id))
         if batch is None:
             raise NotFound(f"No batch found with id '{batch_id}'.")
@@ -188,7 +187,7 @@ class Batches:
             NotFound: `after` never existed.
         """
         unknown = f"No batch found with id '{after}'."
-        if after is not None and not is_plausible_id(after):
+        if after is not None and not ids.is_plausible(after):
             raise NotFound(unknown, param="after")
         cursor = None if after is None else BatchId(after)
         try:
@@ -273,7 +272,7 @@ def parse_order(body: object, *, windows: Mapping[str, int]) -> BatchOrder:
 
 def _file_id(body: Mapping[str, object]) -> str:
     text = required_text(body, "input_file_id")
-    if not is_plausible_id(text):
+    if not ids.is_plausible(text):
         raise InvalidRequest(
             "Invalid 'input_file_id': expected the id of a file.",
             param="input_file_id",

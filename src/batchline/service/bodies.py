@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from batchline.domain.errors import InvalidRequest
-from batchline.service.files import check_expiry
+from batchline.service.file_rules import check_expiry
 
 
 def object_of(body: object) -> Mapping[str, object]:

@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from batchline.domain.errors import ConfigError, NotFound, StorageFull
+from batchline.durable import sync_folder
 
 
 class Apply(Protocol):
@@ -85,8 +86,4 @@ def _write(note: Path, names: Sequence[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(note)
-    folder = os.open(note.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(note.parent)

@@ -7,16 +7,11 @@ upload that does not get that far leaves neither.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
-
-import anyio
-import msgspec
+from typing import Final
 
 from batchline.domain import ids
 from batchline.domain.errors import BlobUnreadable, InvalidRequest, NotFound, StorageFull
@@ -24,29 +19,16 @@ from batchline.domain.ids import FileId, ProjectId
 from batchline.domain.model import DAY_S, Blob, BlobKind, File, Page, Purpose
 from batchline.service import manifest
 from batchline.service.alarms import Alarms
-from batchline.store.contract import BlobStore, BlobWriter, Store
+from batchline.service.downloads import Downloads, holding
+from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
+from batchline.service.incoming import Incoming
+from batchline.store.blob_contract import BlobStore, BlobWriter
+from batchline.store.contract import Store
 from batchline.telemetry import event
 
 MIB: Final = 1024 * 1024
-HEAD_BYTES: Final = 64 * 1024  # what is looked at to tell JSONL from something else
-MIN_EXPIRY_S: Final = 3_600
-MAX_EXPIRY_S: Final = 30 * DAY_S
 MAX_LIST: Final = 10_000
-MAX_ID_CHARS: Final = 128  # no id of ours is longer; a longer one need not be looked up
-
-# In the order of the service's own error message, which callers may compare.
-UPLOAD_PURPOSES: Final = (
-    Purpose.FINE_TUNE,
-    Purpose.ASSISTANTS,
-    Purpose.BATCH,
-    Purpose.USER_DATA,
-    Purpose.VISION,
-    Purpose.EVALS,
-)
 NOT_DOWNLOADABLE: Final = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
-
-_BOM: Final = b"\xef\xbb\xbf"
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # PostgreSQL refuses NUL; headers all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +56,7 @@ class Files:
         limits: FileLimits | None = None,
         has_room: Callable[[], bool] = lambda: True,
         alarms: Alarms | None = None,
+        downloads: Downloads | None = None,
     ) -> None:
         """`has_room` False: the disk is low, and uploads are refused before it is full."""
         self._store = store
@@ -83,6 +66,7 @@ class Files:
         self.limits = limits or FileLimits()
         self._has_room = has_room
         self._alarms = alarms or Alarms()
+        self._downloads = downloads or Downloads()
 
     def begin(self, project_id: ProjectId) -> IncomingFile:
         """Start an upload; use it as `async with`, which discards what was not finished.
@@ -101,7 +85,7 @@ class Files:
             NotFound: there is no such file, or no longer, or it is another project's.
         """
         found = None
-        if is_plausible_id(file_id):
+        if ids.is_plausible(file_id):
             found = await self._store.get_file(project_id, FileId(file_id), now=self._now())
         if found is None:
             raise _no_such_file(file_id)
@@ -121,7 +105,7 @@ class Files:
         Raises:
             NotFound: `after` never existed (the cursor may be deleted or expired).
         """
-        if after is not None and not is_plausible_id(after):
+        if after is not None and not ids.is_plausible(after):
             raise _no_such_cursor(after)
         if purpose is not None and purpose not in tuple(Purpose):
             return Page(items=(), has_more=False)
@@ -138,13 +122,14 @@ class Files:
             raise _no_such_cursor(str(after)) from exc
 
     async def delete(self, project_id: ProjectId, file_id: str) -> FileId:
-        """Hide the file. A batch that uses its bytes goes on with them.
+        """Hide the file. A batch that uses its bytes goes on with them, and a download with what it
+        reads (`Downloads`).
 
         Raises:
             NotFound: as `get`; so a second delete raises it too.
         """
         found = FileId(file_id)
-        if not is_plausible_id(file_id) or not await self._store.delete_file(
+        if not ids.is_plausible(file_id) or not await self._store.delete_file(
             project_id, found, now=self._now()
         ):
             raise _no_such_file(file_id)
@@ -167,18 +152,21 @@ class Files:
         self, file: File, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The bytes `start` to `stop` (None: the end) of a file that is `downloadable`, in chunks;
-        close the generator when the reader goes away.
+        close the generator when the reader goes away. Until then they stay, also when the file is
+        deleted or expires, as long as `Downloads` allows.
 
         Raises:
             NotFound: it has been deleted since.
             BlobUnreadable: the row promises bytes that are not there; also while iterating.
         """
-        # A manifest that ends just there is whole: it is read only as far as there is no gap.
-        last = await self._store.file_ranges(file.id, start=max(0, file.bytes - 1), most=1)
-        if sum(part.stop - part.start for part in last) != min(1, file.bytes):
-            await self.get(file.project_id, file.id)
-            raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
-        return self._chunks(file, start, file.bytes if stop is None else stop)
+        with self._downloads.of_file(file.id):
+            await self.get(file.project_id, file.id)  # once more: what is hidden by now may go
+            # A manifest that ends just there is whole: it is read only as far as there is no gap.
+            last = await self._store.file_ranges(file.id, start=max(0, file.bytes - 1), most=1)
+            if sum(part.stop - part.start for part in last) != min(1, file.bytes):
+                raise BlobUnreadable(f"the manifest of {file.id} does not add up to its size")
+            chunks = self._chunks(file, start, file.bytes if stop is None else stop)
+            return await holding(self._downloads.of_file(file.id), chunks)
 
     async def _chunks(self, file: File, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         bytes_of_file = manifest.read(
@@ -193,7 +181,7 @@ class Files:
                 async for chunk in bytes_of_file:
                     yield chunk
         except BlobUnreadable:
-            # Else it was deleted or has expired beside us, and its bytes went with it.
+            # Else it was deleted or has expired beside us, and its bytes went after a while.
             if await self._store.get_file(file.project_id, file.id, now=self._now()) is not None:
                 self._alarms.file_corrupt(file_id=file.id)
             raise
@@ -254,28 +242,17 @@ class Files:
         return int(self._clock())
 
 
-class IncomingFile:
+class IncomingFile(Incoming):
     """A file that is being uploaded. Its metadata may come after its bytes: `finish` takes it.
 
-    Used by one task, as `async with files.begin(…) as incoming`.
+    See `Files.begin`.
     """
 
     def __init__(self, files: Files, project_id: ProjectId, writer: BlobWriter) -> None:
+        super().__init__(writer)
         self._files = files
         self._project_id = project_id
-        self._writer = writer
         self._head = bytearray()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.discard()
 
     async def write(self, chunk: bytes) -> None:
         """Append to the file.
@@ -311,112 +288,6 @@ class IncomingFile:
             purpose=purpose,
             expires_after_s=expires_after_s,
         )
-
-    async def discard(self) -> None:
-        """Drop the bytes; does nothing after `finish` returned or a second time."""
-        # Shielded: the bytes must go even when the task is ending because it was cancelled.
-        with anyio.CancelScope(shield=True):
-            await self._writer.discard()
-
-
-def parse_purpose(text: str) -> Purpose:
-    """The purpose that an uploader may give.
-
-    Raises:
-        InvalidRequest: it is not one of the service's six.
-    """
-    for purpose in UPLOAD_PURPOSES:
-        if text == purpose.value:
-            return purpose
-    allowed = ", ".join(f"'{purpose.value}'" for purpose in UPLOAD_PURPOSES)
-    raise InvalidRequest(f"'{text}' is not one of [{allowed}] - 'purpose'", param="purpose")
-
-
-def check_expiry(seconds: int, *, param: str) -> int:
-    """`seconds` when it is from MIN_EXPIRY_S to MAX_EXPIRY_S.
-
-    Raises:
-        InvalidRequest: it is not; `param` names it.
-    """
-    if seconds < MIN_EXPIRY_S:
-        raise InvalidRequest(
-            f"Invalid '{param}': integer below minimum value. "
-            f"Expected a value >= {MIN_EXPIRY_S}, but got {seconds} instead.",
-            param=param,
-            wire_code="integer_below_min_value",
-        )
-    if seconds > MAX_EXPIRY_S:
-        raise InvalidRequest(
-            f"Invalid '{param}': integer above maximum value. "
-            f"Expected a value <= {MAX_EXPIRY_S}, but got {seconds} instead.",
-            param=param,
-            wire_code="integer_above_max_value",
-        )
-    return seconds
-
-
-def check_begins_like_jsonl(filename: str, head: bytes, *, is_whole: bool) -> None:
-    """Refuse what is plainly not JSONL; `head` is the beginning, or all if `is_whole`.
-
-    The name must end in `.jsonl`. A name without an extension is allowed where the content begins
-    with an object: the Python SDK calls plain bytes `upload`. Only the first line that is not blank
-    is looked at; the others are the batch's validation, which names each bad line.
-
-    Raises:
-        InvalidRequest: with the service's one message for all of these.
-    """
-    check_batch_filename(filename)
-    first, is_complete = _first_line(head.removeprefix(_BOM), is_whole=is_whole)
-    starts_an_object = first.startswith(b"{")
-    begins_well = starts_an_object if not is_complete else _is_json(first)
-    if not begins_well or not ("." in filename or starts_an_object):
-        raise _not_jsonl()
-
-
-def check_batch_filename(filename: str) -> None:
-    """Refuse a name with another extension than `.jsonl`; without one, the content decides.
-
-    Raises:
-        InvalidRequest: with the service's message.
-    """
-    _, dot, extension = filename.rpartition(".")
-    if dot and extension.lower() != "jsonl":
-        raise _not_jsonl()
-
-
-def printable_name(filename: str) -> str:
-    """`filename` with `_` in the place of control characters."""
-    return _CONTROL.sub("_", filename)
-
-
-def _first_line(head: bytes, *, is_whole: bool) -> tuple[bytes, bool]:
-    """The first line of `head` that is not blank, and whether all of it is there."""
-    rest = head.lstrip()
-    line, newline, _ = rest.partition(b"\n")
-    return line.rstrip(), bool(newline) or is_whole
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        line.decode()  # msgspec does not check what it skips
-        # Skipped, not read: a number that no float can hold is JSON all the same.
-        msgspec.json.decode(line, type=msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
-
-
-def is_plausible_id(text: str) -> bool:
-    """Whether `text` could be an id at all: PostgreSQL, for one, refuses a NUL in a value."""
-    return 0 < len(text) <= MAX_ID_CHARS and text.isascii() and text.isprintable()
-
-
-def _not_jsonl() -> InvalidRequest:
-    return InvalidRequest("Invalid file format for Batch API. Must be .jsonl")
-
-
-def too_large() -> InvalidRequest:
-    return InvalidRequest("File is too large.")
 
 
 def _no_such_file(file_id: str) -> NotFound:

@@ -25,7 +25,8 @@ from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.leftovers import LeftoversJob, Unfinished, write_leftovers
 from batchline.service.partials import PartialsRange
 from batchline.service.project_weights import ProjectWeights, weight_of
-from batchline.store.contract import BlobStore, FinalFiles, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import FinalFiles, Store
 
 RETRY_S: Final = 0.5
 
@@ -53,15 +54,16 @@ class Finalizer:
     output_lifetime_s: int = 30 * DAY_S  # of both files, unless the batch's creator said otherwise
     weights: ProjectWeights | None = None  # of projects; None: all are the same
 
-    async def finalize(self, batch_id: BatchId) -> Batch:
+    async def finalize(self, batch_id: BatchId, *, known: Batch | None = None) -> Batch:
         """Write the files and make the batch terminal; the terminal batch.
 
-        Tries until it succeeds: a full disk or an absent database only delays it. A cancel that
-        arrives meanwhile wins, and the files are written again with its reason.
+        `known` is the batch as it was a moment ago: where it is not so any more, nothing comes of
+        the first try. Tries until it succeeds: a full disk or an absent database only delays it.
+        A cancel that arrives meanwhile wins, and the files are written again with its reason.
         """
         while True:
             try:
-                batch = await self.store.load_batch(batch_id)
+                batch, known = known or await self.store.load_batch(batch_id), None
                 if batch.status in TERMINAL:
                     return batch
                 ended = await self._try(batch)

@@ -19,7 +19,6 @@ from batchline.domain.keys import (
     new_secret,
     prefix_of,
 )
-from batchline.service.files import is_plausible_id
 from batchline.store.contract import Store
 from batchline.telemetry import event
 
@@ -86,7 +85,7 @@ class Keys:
             NotFound: there is no such key.
         """
         key = None
-        if is_plausible_id(key_id):
+        if ids.is_plausible(key_id):
             key = await self._store.revoke_key(KeyId(key_id), now=int(self._clock()))
         if key is None:
             raise NotFound("There is no key with that id; `batchline keys list` shows all ids.")

@@ -14,7 +14,7 @@ from typing import Final
 
 from batchline.domain.errors import BlobUnreadable, StoreUnavailable
 from batchline.domain.model import BlobRange
-from batchline.store.contract import BlobStore
+from batchline.store.blob_contract import BlobStore
 
 PAGE: Final = 256  # ranges; some 60 KB
 RETRY_S: Final = 0.5

@@ -26,7 +26,8 @@ from batchline.service.project_weights import ProjectWeights, weight_of
 from batchline.service.skipped import SkipSettings
 from batchline.service.tries import Tries
 from batchline.service.validation import ValidationJob, ValidationResult, validate
-from batchline.store.contract import BlobStore, Skipped, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Skipped, Store
 
 RETRY_S: Final = 0.5
 CHILD_TRIES: Final = 3  # a file that kills the validating child this often is refused
@@ -260,10 +261,9 @@ class Planner:
         )
 
     async def _drop_scratch(self, job: ValidationJob) -> None:
-        await self.blobs.drop_scratch(Path(job.plan_path))
-        await self.blobs.drop_scratch(unfinished(Path(job.plan_path)))
-        if job.skip is not None:
-            await self.blobs.drop_scratch(Path(job.skip.path))
+        plan = Path(job.plan_path)
+        skipped = [] if job.skip is None else [Path(job.skip.path)]
+        await self.blobs.drop_scratch(plan, unfinished(plan), *skipped)
 
     def _job(self, source: BatchInput) -> ValidationJob:
         unlimited = 2**62

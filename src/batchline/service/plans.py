@@ -27,13 +27,14 @@ class PlanWriter:
     """The plan of one batch, growing at `path`; whatever was there is replaced.
 
     The file counts only after `finish`; `close` without it removes the file. Every method may raise
-    OSError (a full disk).
+    OSError (a full disk). `models_known`: see `plan.header`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, models_known: bool = True) -> None:
         self._path = path
+        self._models_known = models_known
         self._finished = False
-        self._fd = _new_file(path)
+        self._fd = _new_file(path, models_known=models_known)
         # The number of each entry's model goes to disk as well: 20 MB at ten million lines.
         self._models_fd = unnamed_file(path.parent)
         self._counts: list[int] | None = None  # of each model's entries, once they are together
@@ -164,7 +165,7 @@ class PlanWriter:
     def _rewrite(self, write: Callable[[int], None], *, followers: bool = False) -> None:
         """Put what `write` writes behind the header in the place of the plan."""
         partial = unfinished(self._path)
-        fd = _new_file(partial, followers=followers)
+        fd = _new_file(partial, followers=followers, models_known=self._models_known)
         try:
             write(fd)
             partial.replace(self._path)
@@ -210,11 +211,21 @@ def _write_each(fd: int, pieces: Iterable[bytes]) -> None:
         write_all(fd, piece)
 
 
-def _new_file(path: Path, *, followers: bool = False) -> int:
+def models_known(path: Path) -> bool:
+    """Whether every model of the plan at `path` was known when it was made; True also where that
+    cannot be read: whoever runs the plan finds that out."""
+    try:
+        with path.open("rb") as file:
+            return plan.models_known(file.read(plan.HEADER_BYTES))
+    except OSError:
+        return True
+
+
+def _new_file(path: Path, *, models_known: bool, followers: bool = False) -> int:
     """An empty file with the header of a plan."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        write_all(fd, plan.header(followers=followers))
+        write_all(fd, plan.header(followers=followers, models_known=models_known))
     except BaseException:
         os.close(fd)
         path.unlink(missing_ok=True)

@@ -14,9 +14,10 @@ from batchline.domain.forecast import Rates, TimeLeft
 from batchline.domain.ids import BatchId, ProjectId
 from batchline.domain.lifecycle import TERMINAL, BatchStatus
 from batchline.domain.model import Batch, Counts
+from batchline.domain.waiting import WaitCode
 from batchline.service.batches import Batches
 from batchline.service.running import AtWork, Running
-from batchline.service.waits import Known, Wait, WaitCode, of_batch
+from batchline.service.waits import Known, Wait, of_batch
 
 # While one of these holds, nobody knows when the batch is done. A turn or a pace is no such thing.
 _HELD_UP = frozenset(WaitCode) - {WaitCode.OTHERS_FIRST, WaitCode.RATE_LIMIT}
@@ -137,13 +138,14 @@ class ProgressReader:
     def _waits(self, batch: Batch, running: Running | None, now: _Moment) -> Sequence[Wait]:
         if batch.status in TERMINAL or (running is not None and running.stopped):
             return ()
+        names = {m: self._backends.name_at_backends(m) for m in (running.models if running else ())}
+        serving = {name: self._backends.backends_for(m) for m, name in names.items()}
+        at_work = running.meter.models if running else ()
         return of_batch(
             batch.status,
             now.known,
-            serving={
-                self._backends.name_at_backends(m): self._backends.backends_for(m)
-                for m in (running.models if running else ())
-            },
+            serving=serving,
+            unlisted=[name for m, name in names.items() if m not in at_work and not serving[name]],
             others_first=running is not None and _is_passed_over(running, now),
             checked_later=now.known.being_checked is not None
             and batch.id not in now.known.being_checked,

@@ -26,7 +26,8 @@ from batchline.domain.job_queue import JobTerms
 from batchline.domain.model import Batch, CommittedRange
 from batchline.service.jobs import JobFailed, Jobs
 from batchline.service.project_weights import ProjectWeights, weight_of
-from batchline.store.contract import BlobStore, Store
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 # A millisecond or two of a thread, with the interpreter's lock in pieces of 20 µs.
 IN_A_THREAD_RANGES: Final = 64

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Final
 
 from batchline.domain.errors import InvalidRequest, NotFound
@@ -19,7 +20,9 @@ from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch, BlobRange
 from batchline.service import manifest
 from batchline.service.batches import Batches
-from batchline.store.contract import BlobStore, Store
+from batchline.service.downloads import Downloads, holding
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 CHUNK_BYTES: Final = 256 * 1024
 _REPAIR: Final = 2**48  # places of one file: 256 TiB of results; a few repairs stay below 2**53
@@ -47,6 +50,7 @@ class Results:
     blobs: BlobStore
     batches: Batches
     clock: Callable[[], float] = time.time
+    downloads: Downloads = field(default_factory=Downloads)
 
     async def read(
         self, project_id: ProjectId, batch_id: str, *, after: int, limit: int
@@ -59,6 +63,15 @@ class Results:
             BlobUnreadable: stored bytes are not there; also while iterating.
         """
         batch = await self.batches.get(project_id, batch_id)
+        with self._hold(batch):
+            return await self._read(batch, after=after, limit=limit)
+
+    def _hold(self, batch: Batch) -> AbstractContextManager[None]:
+        if batch.output_file_id is None:
+            return self.downloads.of_batch(batch.id)
+        return self.downloads.of_file(batch.output_file_id)
+
+    async def _read(self, batch: Batch, *, after: int, limit: int) -> CommittedResults:
         repairs, offset = divmod(after, _REPAIR)
         if repairs != batch.repairs and after:
             raise _no_place(
@@ -71,36 +84,39 @@ class Results:
             batch.id, after=offset, limit=limit, repairs=batch.repairs, now=self._now()
         )
 
-        async def page(at: int) -> Sequence[BlobRange]:
+        async def page(at: int, now: int | None = None) -> Sequence[BlobRange]:
             return await self.store.committed_output(
                 batch.id,
                 start=at,
                 stop=end or 0,
                 most=manifest.PAGE,
                 repairs=batch.repairs,
-                now=self._now(),
+                now=now,
             )
 
-        first = await page(offset) if end is not None and end > offset else ()
+        first = await page(offset, now=self._now()) if end is not None and end > offset else ()
         if not first:
-            await self._refuse_gone(project_id, await self.batches.get(project_id, batch_id))
+            await self._refuse_gone(await self.batches.get(batch.project_id, batch.id))
         # Something is there and was not given: damaged results were taken out beside us.
         lost = end is not None and end > offset and not first
         if end is None or lost or not await self._begins_a_line(first):
             raise _no_place(after, _EXPECTED)
+        # Pages after the first are asked for whether or not the file is visible by then.
+        chunks = manifest.read(
+            page, self.blobs, start=offset, stop=end, chunk_bytes=CHUNK_BYTES, first=first
+        )
         return CommittedResults(
             status=batch.status,
             size=end - offset,
             next_after=batch.repairs * _REPAIR + end,
-            chunks=manifest.read(
-                page, self.blobs, start=offset, stop=end, chunk_bytes=CHUNK_BYTES, first=first
-            ),
+            chunks=await holding(self._hold(batch), chunks),
         )
 
-    async def _refuse_gone(self, project_id: ProjectId, batch: Batch) -> None:
+    async def _refuse_gone(self, batch: Batch) -> None:
         if batch.output_file_id is None:
             return
-        if await self.store.get_file(project_id, batch.output_file_id, now=self._now()) is None:
+        found = await self.store.get_file(batch.project_id, batch.output_file_id, now=self._now())
+        if found is None:
             raise NotFound(f"The results of batch '{batch.id}' were deleted or have expired.")
 
     async def _begins_a_line(self, ranges: Sequence[BlobRange]) -> bool:

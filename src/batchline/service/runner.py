@@ -116,7 +116,7 @@ class Runner:
 
     def created(self, batch: Batch) -> None:
         if not self._closing:  # the next start takes it up
-            self._drive(batch.id)
+            self._drive(batch.id, known=batch)
 
     async def stop(self, batch: Batch, *, was: BatchStatus) -> Mapping[str, object]:  # noqa: ARG002  # of the contract
         if batch.status in TERMINAL or self._closing:  # nothing is dispatched any more
@@ -128,6 +128,8 @@ class Runner:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(closing)
         driven.wake.set()
+        if (running := self._scheduler.find(batch.id)) is not None:
+            running.changed.set()
         told = closing.done() and not closing.cancelled() and not driven.taken_up
         return receipts.at_gate(closing.result()) if told else {}
 
@@ -162,29 +164,31 @@ class Runner:
 
     # -- one batch -------------------------------------------------------------------------
 
-    def _drive(self, batch_id: BatchId) -> _Driven:
+    def _drive(self, batch_id: BatchId, *, known: Batch | None = None) -> _Driven:
         driven = self._driven.get(batch_id)
         if driven is None:
             driven = self._driven[batch_id] = _Driven(batch_id)
-            driven.task = asyncio.get_running_loop().create_task(self._life(driven))
+            driven.task = asyncio.get_running_loop().create_task(self._life(driven, known))
         return driven
 
-    async def _life(self, driven: _Driven) -> None:
-        """Repeat the next step until the batch is terminal."""
-        while True:
+    async def _life(self, driven: _Driven, batch: Batch | None) -> None:
+        """Repeat the next step until the batch is terminal; `batch` is what is known of it."""
+        while batch is None or batch.status not in TERMINAL:
             try:
-                async with self._loading:
-                    batch = await self._store.load_batch(driven.batch_id)
-                if batch.status in TERMINAL:
-                    break
-                await self._step(driven, batch)
+                batch = await (self._load(driven) if batch is None else self._step(driven, batch))
             except BatchlineError as exc:
                 telemetry.trouble("batch_delayed", batch_id=driven.batch_id, code=exc.code)
+                batch = None
                 await asyncio.sleep(RETRY_S)
             except Exception as exc:  # noqa: BLE001  # a fault of ours must not leave a batch stuck
                 telemetry.trouble("batch_step_failed", batch_id=driven.batch_id, error=repr(exc))
+                batch = None
                 await asyncio.sleep(RETRY_S)
         self._forget(driven, batch)
+
+    async def _load(self, driven: _Driven) -> Batch:
+        async with self._loading:
+            return await self._store.load_batch(driven.batch_id)
 
     def _forget(self, driven: _Driven, batch: Batch) -> None:
         self._driven.pop(driven.batch_id, None)
@@ -199,14 +203,16 @@ class Runner:
             total=batch.counts.total,
         )
 
-    async def _step(self, driven: _Driven, batch: Batch) -> None:
+    async def _step(self, driven: _Driven, batch: Batch) -> Batch | None:
+        """The batch as it is then, where the step itself has moved it; None: its row says."""
         match batch.status:
             case BatchStatus.VALIDATING:
                 await self._plan(driven, batch)
+                return None
             case BatchStatus.IN_PROGRESS:
-                await self._run(driven, batch)
+                return await self._run(driven, batch)
             case _:
-                await self._end(driven, batch)
+                return await self._end(driven, batch)
 
     async def _plan(self, driven: _Driven, batch: Batch) -> None:
         """Validate until done, cancelled or past the window."""
@@ -226,7 +232,7 @@ class Runner:
             planning.cancel()
             await asyncio.wait([planning])
 
-    async def _run(self, driven: _Driven, batch: Batch) -> None:
+    async def _run(self, driven: _Driven, batch: Batch) -> Batch | None:
         """Run until every line is settled, the window closes, or somebody stopped the batch."""
         running = self._scheduler.find(batch.id)
         if running is None:
@@ -234,18 +240,16 @@ class Runner:
                 running = await self._scheduler.activate(batch)
         while not driven.wake.is_set():
             if running.input_lost:
-                await self._advance(batch, BatchEvent.INPUT_LOST)
-                return
+                return await self._advance(batch, BatchEvent.INPUT_LOST)
             if running.all_settled:
-                await self._advance(batch, BatchEvent.ALL_LINES_FINISHED)
-                return
+                return await self._advance(batch, BatchEvent.ALL_LINES_FINISHED)
             left_s = self._left_s(driven, batch)
             if left_s <= 0:
-                await self._advance(batch, BatchEvent.WINDOW_CLOSED)
-                return
-            await _first_of(running.changed, driven.wake, timeout_s=min(left_s, LOOK_S))
+                return await self._advance(batch, BatchEvent.WINDOW_CLOSED)
+            await _set_within(running.changed, min(left_s, LOOK_S))
             running.changed.clear()
         driven.wake.clear()
+        return None
 
     def _left_s(self, driven: _Driven, batch: Batch) -> float:
         """Until the window closes: not before `expires_at`, and not before what was left of it when
@@ -255,15 +259,15 @@ class Runner:
             driven.window_ends = self._steady() + by_wall
         return max(by_wall, driven.window_ends - self._steady())
 
-    async def _advance(self, batch: Batch, event: BatchEvent) -> None:
-        """Try the move; when somebody else moved first, the next look at the row shows it."""
-        await self._store.advance_batch(
+    async def _advance(self, batch: Batch, event: BatchEvent) -> Batch | None:
+        """Try the move; None when somebody else moved first, which a look at the row shows."""
+        return await self._store.advance_batch(
             batch.id, from_status=batch.status, event=event, now=int(self._clock())
         )
 
     # -- the end ---------------------------------------------------------------------------
 
-    async def _end(self, driven: _Driven, batch: Batch) -> None:
+    async def _end(self, driven: _Driven, batch: Batch) -> Batch | None:
         """FINALIZING or CANCELLING: gates closed, shards back, results checked, files written."""
         if batch.stopping is not None:
             await self._quiesce(driven, batch)
@@ -272,14 +276,15 @@ class Runner:
         if batch.status is BatchStatus.IN_PROGRESS:
             # Some lines run again: which shards that concerns is asked anew.
             self._scheduler.deactivate(batch.id)
-            return
+            return None
         known = batch.status is BatchStatus.CANCELLING
         if known:
             # Before the end, so that whoever sees `cancelled` finds the whole receipt.
             await self._complete_receipt(driven, batch)
-        ended = await self._finalizer.finalize(batch.id)
+        ended = await self._finalizer.finalize(batch.id, known=batch)
         if ended.status is BatchStatus.CANCELLED and not known:  # while its files were written
             await self._complete_receipt(driven, ended)
+        return ended
 
     async def _quiesce(self, driven: _Driven, batch: Batch) -> None:
         """Wait until no worker holds a shard of the batch; kill those that do not let go."""
@@ -358,13 +363,3 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
             async with asyncio.timeout(timeout_s):
                 await event.wait()
     return event.is_set()
-
-
-async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
-    """Return when one of `events` is set, or after `timeout_s`."""
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

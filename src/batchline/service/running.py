@@ -24,7 +24,8 @@ class AtWork:
 class Running:
     """One batch in progress: its shards by where they are. Owned by the event loop.
 
-    `idle` is set while no shard is held; `over` once nothing is left to hand out or to wait for.
+    `idle` is set while no shard is held; `changed` when the batch itself may have to move: its last
+    line is settled, it is stopped, or its input is lost.
     """
 
     batch: Batch
@@ -86,4 +87,5 @@ class Running:
         self.held_quarantined.discard(number)
         if not self.held:
             self.idle.set()
-        self.changed.set()
+        if self.all_settled:
+            self.changed.set()

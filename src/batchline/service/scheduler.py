@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from batchline import telemetry
@@ -22,30 +23,27 @@ from batchline.domain.results import Failure
 from batchline.domain.shares import Charge, Turn
 from batchline.executor.contract import Ends, Executor, Released, Room, ShardWork
 from batchline.service.pace_meter import PaceMeter
+from batchline.service.plans import models_known
 from batchline.service.running import AtWork, Running
 from batchline.service.sharing import SchedulingSettings, Sharing
 from batchline.service.suspects import Suspects
-from batchline.store.contract import BlobStore, Store
+from batchline.service.unlisted import Listings, Unlisted
+from batchline.store.blob_contract import BlobStore
+from batchline.store.contract import Store
 
 T = TypeVar("T")
 
 RETRY_S: Final = 0.5  # between tries while the store does not answer
 
 
-class Backends(Protocol):
+class Backends(Listings, Protocol):
     """What the scheduler asks of the catalogue."""
 
     def backends_for(self, model: str) -> Sequence[str]:
         """Names of the backends that list `model`, or whose catalogue is not known yet."""
 
-    def lists(self, backend: str, model: str) -> bool:
-        """Whether the backend's own catalogue is known and lists `model`."""
-
     def name_at_backends(self, model: str) -> str:
         """What backends call the model that a file calls `model`."""
-
-    def known(self) -> bool:
-        """Whether there is a backend and the catalogue of every one is known."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +75,7 @@ class Scheduler:
         self._backends = backends
         self._clock = clock
         self._running: dict[BatchId, Running] = {}
+        self._unlisted = Unlisted(backends)
         self._held: dict[ShardKey, _Held] = {}
         self._sharing = Sharing(store, settings or SchedulingSettings(), weights or {})
         self._suspects = Suspects()
@@ -88,11 +87,14 @@ class Scheduler:
         """Begin to hand out the unsettled shards of a batch that is in progress."""
         weight = await self._sharing.weights.of(batch.project_id)
         shards = await self._store.pending_shards(batch.id)
+        plan_path = Path(self._blobs.path(BlobName(batch.plan_blob or "")))
+        known = await asyncio.to_thread(models_known, plan_path)
         running = Running(batch=batch, unsettled=len(shards), meter=PaceMeter(batch.counts))
         for shard in reversed(shards):
             running.put_back(shard.number, shard.model, quarantine=False)
         running.idle.set()
         self._running[batch.id] = running
+        self._unlisted.begin(running, models_known=known)
         self._sharing.begin(running, weight=weight)
         self._room.set()
         return running
@@ -110,6 +112,7 @@ class Scheduler:
     def deactivate(self, batch_id: BatchId) -> None:
         """The batch is terminal."""
         running = self._running.pop(batch_id, None)
+        self._unlisted.end(batch_id)
         if running is not None:
             self._sharing.end(running)
         self._suspects.forget(batch_id)
@@ -142,7 +145,7 @@ class Scheduler:
         for model in {held.model for held in self._held.values()}:
             serving = self._backends.backends_for(model)
             name = self._backends.name_at_backends(model)
-            self._executor.serve(name, serving, self._listed_by(serving, model))
+            self._executor.serve(name, serving, self._unlisted.listed_by(serving, model))
         self._room.set()
 
     # -- handing out -----------------------------------------------------------------------
@@ -175,7 +178,8 @@ class Scheduler:
         if choice is None:
             return False
         running, model = choice
-        turn = Turn() if room.quarantine else self._sharing.turn(running, model, room)
+        competes = not room.quarantine and not self._unlisted.fails(running, model)
+        turn = self._sharing.turn(running, model, room) if competes else Turn()
         number = self._take(running, model, quarantine=room.quarantine)
         key = ShardKey(batch_id=running.batch.id, number=number)
         given = settled = False
@@ -184,12 +188,14 @@ class Scheduler:
             if shard is None:
                 settled = await self._is_settled(running)
                 return True
-            if not running.stopped:
+            if running.stopped:
+                return False
+            work = self._work(running, shard, turn, quarantine=room.quarantine)
+            if work.backends or work.refuse is not None:  # else nobody serves it any more
                 self._held[key] = held = _Held(model, room.quarantine)
                 running.meter.claimed(shard)
-                work = self._work(running, shard, turn, quarantine=room.quarantine)
                 given = self._executor.open_shard(room.worker, work)
-                if given and not room.quarantine:
+                if given and competes:
                     held.charge = self._sharing.charge(running, shard, room)
             return given
         finally:
@@ -215,7 +221,9 @@ class Scheduler:
     def _choose(self, room: Room) -> tuple[Running, str] | None:
         """The batch, and its model, whose shard goes to `room` next."""
         if not room.quarantine:
-            return self._sharing.choose(room, goes_to=self._goes_to, now=self._clock())
+            return self._unlisted.next() or self._sharing.choose(
+                room, goes_to=self._goes_to, now=self._clock()
+            )
         # Suspect lines are few, and whose are first matters little: the earliest deadline.
         waiting = {
             (running.batch.expires_at, running.batch.sequence, model): (running, model)
@@ -228,8 +236,7 @@ class Scheduler:
     def _goes_to(self, room: Room, model: str) -> bool:
         if room.away and self._backends.name_at_backends(model) in room.away:
             return False
-        serving = self._backends.backends_for(model)
-        return room.backend in serving or (not serving and self._backends.known())
+        return room.backend in self._backends.backends_for(model)
 
     def _take(self, running: Running, model: str, *, quarantine: bool) -> int:
         if quarantine:
@@ -252,23 +259,21 @@ class Scheduler:
         batch = running.batch
         serving = self._backends.backends_for(shard.model)
         name = self._backends.name_at_backends(shard.model)
+        fails = not serving and self._unlisted.fails(running, shard.model)
         return ShardWork(
             shard=shard,
             endpoint=batch.endpoint,
             input_path=str(self._blobs.path(BlobName(batch.input_blob or ""))),
             plan_path=str(self._blobs.path(BlobName(batch.plan_blob or ""))),
             backends=list(serving),
-            listed_by=self._listed_by(serving, shard.model),
+            listed_by=self._unlisted.listed_by(serving, shard.model, running=running),
             announced=shard.deaths > 0,
             suspects=self._suspects.suspects(shard.key, deaths=shard.deaths) if quarantine else (),
             lost=self._suspects.lost(shard.key),
             send_as=None if name == shard.model else name,
-            refuse=None if serving else Failure.MODEL_NOT_FOUND.value,
+            refuse=Failure.MODEL_NOT_FOUND.value if fails else None,
             turn=turn,
         )
-
-    def _listed_by(self, serving: Sequence[str], model: str) -> list[str]:
-        return [name for name in serving if self._backends.lists(name, model)]
 
     # -- what the executor tells -----------------------------------------------------------
 

@@ -7,11 +7,14 @@ being validated is noted in a file beside the database, and taken out when it is
 went; what is found there at a start was under way when a server died, or at the last start that it
 did not come to be tried again.
 
-Not synced: a note that is lost with the power costs one more try.
+Not synced: a note that is lost with the power costs one more try. Written in place, by one call
+that a death of ours leaves done or undone: to put a new file in the place of the old one would be
+to wait for the disk, as ext4 writes out what such a rename puts there, and the event loop with it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,9 +32,12 @@ class Tries:
         self._note = note
         self._earlier: dict[str, int] = {}  # deaths of servers before this one
         self._running: dict[BatchId, int] = {}
+        self._bytes = 0  # of the note as it is
         if note is not None:
             with suppress(OSError, ValueError):  # none yet, or not one of ours
-                self._earlier = msgspec.json.decode(note.read_bytes(), type=dict[str, int])
+                found = note.read_bytes()
+                self._bytes = len(found)
+                self._earlier = msgspec.json.decode(found, type=dict[str, int])
 
     def deaths(self, batch_id: BatchId) -> int:
         """How many servers in a row died while they validated the batch."""
@@ -60,8 +66,13 @@ class Tries:
     def _write(self) -> None:
         if self._note is None:
             return
+        # Blanks in the place of what it no longer says.
+        text = msgspec.json.encode({**self._earlier, **self._running}).ljust(self._bytes)
         # A full disk must not keep a batch from being validated.
         with suppress(OSError):
-            partial = self._note.with_name(f".{self._note.name}")
-            partial.write_bytes(msgspec.json.encode({**self._earlier, **self._running}))
-            partial.replace(self._note)
+            fd = os.open(self._note, os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                os.pwrite(fd, text, 0)
+            finally:
+                os.close(fd)
+            self._bytes = len(text)

@@ -20,7 +20,7 @@ from batchline.service.bodies import (
     required_text,
     wrong_type,
 )
-from batchline.service.files import check_batch_filename, parse_purpose, printable_name
+from batchline.service.file_rules import check_batch_filename, parse_purpose, printable_name
 
 MAX_FILENAME_CHARS: Final = 4_096
 

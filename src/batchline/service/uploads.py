@@ -14,8 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from weakref import WeakValueDictionary
 
 import anyio
@@ -33,16 +32,12 @@ from batchline.domain.model import (
     UploadPart,
     UploadStatus,
 )
-from batchline.service.files import (
-    HEAD_BYTES,
-    MIB,
-    Files,
-    check_begins_like_jsonl,
-    is_plausible_id,
-    too_large,
-)
+from batchline.service.file_rules import HEAD_BYTES, check_begins_like_jsonl, too_large
+from batchline.service.files import MIB, Files
+from batchline.service.incoming import Incoming
 from batchline.service.upload_orders import Completion, parse_completion, parse_upload
-from batchline.store.contract import BlobStore, BlobWriter, Store
+from batchline.store.blob_contract import BlobStore, BlobWriter
+from batchline.store.contract import Store
 from batchline.telemetry import event
 
 MAX_PART_BYTES: Final = 64 * MIB  # the service's, and what its Python client cuts
@@ -284,7 +279,7 @@ class Uploads:
 
     async def _get(self, project_id: ProjectId, upload_id: str) -> Upload:
         found = None
-        if is_plausible_id(upload_id):
+        if ids.is_plausible(upload_id):
             found = await self._store.get_upload(project_id, UploadId(upload_id))
         if found is None:
             raise NotFound(f"No such Upload object: {upload_id}", param="id")
@@ -306,26 +301,13 @@ class Uploads:
         return int(self._clock())
 
 
-class IncomingPart:
-    """A part that is being received. Used by one task, as `async with`."""
+class IncomingPart(Incoming):
+    """A part that is being received."""
 
     def __init__(self, uploads: Uploads, upload: Upload, writer: BlobWriter) -> None:
+        super().__init__(writer)
         self._uploads = uploads
         self._upload = upload
-        self._writer = writer
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # Shielded: the bytes must go even when the task is ending because it was cancelled.
-        with anyio.CancelScope(shield=True):
-            await self._writer.discard()
 
     async def write(self, chunk: bytes) -> None:
         """Append to the part.

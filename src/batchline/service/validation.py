@@ -101,7 +101,7 @@ def validate(job: ValidationJob) -> ValidationResult:
         if job.input_bytes > job.max_file_bytes:
             return ValidationResult(problems=[_too_large(job, source)])
         with (
-            closing(PlanWriter(plan_path)) as planned,
+            closing(PlanWriter(plan_path, models_known=job.known_models is not None)) as planned,
             closing(CustomIds(plan_path.parent, file_bytes=job.input_bytes)) as ids,
             _skipping(job.skip) as skipped,
         ):

@@ -7,10 +7,22 @@ no row and hears so. Which status follows is asked of `domain.lifecycle`, never 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, case, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    Update,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from batchline.domain import bitmap, lifecycle
 from batchline.domain.errors import NotFound
@@ -44,16 +56,14 @@ def create(connection: Connection, new: NewBatch) -> Batch:
     source = _input_of(connection, new.project_id, new.input_file_id, now=new.created_at)
     values = rows.new_batch_values(new)
     if source is None:
-        connection.execute(insert(batch).values(**values, input_bytes=0))
+        connection.execute(_INSERT, {**values, "input_bytes": 0})
     else:
-        connection.execute(
-            insert(batch).values(
-                **values,
-                input_blob=source.blob_name,
-                input_bytes=source.bytes,
-                input_crc=source.crc,
-            )
-        )
+        of_input = {
+            "input_blob": source.blob_name,
+            "input_bytes": source.bytes,
+            "input_crc": source.crc,
+        }
+        connection.execute(_INSERT, {**values, **of_input})
         references.take(connection, [(source.blob_name, new.id)])
     return load(connection, new.id)
 
@@ -67,31 +77,23 @@ def _input_of(
     refuses, so it needs no reference. The file's row is locked against a deletion beside us, which
     would drop the last reference of a blob that we are about to use.
     """
-    lock = select(file.c.sequence, file.c.bytes).where(
-        file.c.id == file_id, file.c.project_id == project_id, files.is_visible(now)
-    )
-    found = connection.execute(lock.with_for_update(read=True)).first()
+    values = {"of_file": file_id, "of_project": project_id, "now": now}
+    found = connection.execute(_LOCK_INPUT, values).first()
     if found is None:
         return None
-    query = select(
-        file_range.c.blob_name,
-        file_range.c.stop.label("bytes"),
-        file_range.c.crc,
-        file_range.c.start,
-    ).where(file_range.c.file_sequence == found.sequence)
-    some = connection.execute(query.limit(2)).all()
+    some = connection.execute(_INPUT_RANGES, {"in_file": found.sequence}).all()
     is_whole = len(some) == 1 and (some[0].start, some[0].bytes) == (0, found.bytes)
     return some[0] if is_whole else None
 
 
 def get(connection: Connection, project_id: ProjectId, batch_id: BatchId) -> Batch | None:
-    query = select(batch).where(batch.c.id == batch_id, batch.c.project_id == project_id)
-    row = connection.execute(query).mappings().first()
+    values = {"of_batch": batch_id, "of_project": project_id}
+    row = connection.execute(_GET, values).mappings().first()
     return None if row is None else rows.batch_of(row)
 
 
 def load(connection: Connection, batch_id: BatchId) -> Batch:
-    row = connection.execute(select(batch).where(batch.c.id == batch_id)).mappings().one()
+    row = connection.execute(_LOAD, {"of_batch": batch_id}).mappings().one()
     return rows.batch_of(row)
 
 
@@ -162,16 +164,12 @@ def advance_stopped(
     target = lifecycle.advance(from_status, event, stopping)
     if target is None:
         return None
-    moved = connection.execute(
-        update(batch)
-        .where(
-            batch.c.id == batch_id,
-            batch.c.status == from_status.value,
-            batch.c.stopping.is_not_distinct_from(None if stopping is None else stopping.value),
-        )
-        .values({**arrival(target, now=now), **(also or {})})
-    )
-    return target if moved.rowcount == 1 else None
+    statement = _moving_stopped(target)
+    if also:
+        statement = statement.values(dict(also))
+    values = _of_move(batch_id, from_status, now=now)
+    values["if_stopping"] = None if stopping is None else stopping.value
+    return target if connection.execute(statement, values).rowcount == 1 else None
 
 
 def _move(
@@ -184,19 +182,39 @@ def _move(
     now: int,
 ) -> bool:
     """The compare-and-set; False when the batch is no longer in `from_status`."""
-    moved = connection.execute(
+    values = _of_move(batch_id, from_status, now=now)
+    values |= {f"also_{name}": value for name, value in also.items()}
+    return connection.execute(_moving(target, *also), values).rowcount == 1
+
+
+def _of_move(batch_id: BatchId, from_status: BatchStatus, *, now: int) -> dict[str, Any]:
+    return {"of_batch": batch_id, "from_status": from_status.value, "now": now}
+
+
+@cache
+def _moving(target: BatchStatus, *also: str) -> Update:
+    """The compare-and-set, which sets the columns `also` too. Made once for each of the few there
+    are: to put it together takes many times as long as to execute it."""
+    others: dict[str, Any] = {name: bindparam(f"also_{name}") for name in also}
+    return (
         update(batch)
-        .where(batch.c.id == batch_id, batch.c.status == from_status.value)
-        .values({**arrival(target, now=now), **also})
+        .where(batch.c.id == bindparam("of_batch"), batch.c.status == bindparam("from_status"))
+        .values({**_arrival(target), **others})
     )
-    return moved.rowcount == 1
 
 
-def arrival(target: BatchStatus, *, now: int) -> dict[str, Any]:
+@cache
+def _moving_stopped(target: BatchStatus) -> Update:
+    """The same of a batch that is stopped as was thought."""
+    return _moving(target).where(batch.c.stopping.is_not_distinct_from(bindparam("if_stopping")))
+
+
+def _arrival(target: BatchStatus) -> dict[str, Any]:
     """The columns that say that a batch is in `target`, since `now` unless it was there before.
 
     Not since before the status that it comes from, whatever became of the clock meanwhile.
     """
+    now = bindparam("now", type_=BigInteger)
     reached = batch.c[f"{target.value}_at"]
     # In the reverse order of a batch's life: the first that is set is the latest.
     before = func.coalesce(
@@ -241,11 +259,10 @@ def start(
     ):
         return False
     references.register(connection, plan, holder=batch_id, now=now)
-    query = select(batch.c.sequence).where(batch.c.id == batch_id)
-    sequence = connection.execute(query).scalar_one()
+    sequence = connection.execute(_SEQUENCE, {"of_batch": batch_id}).scalar_one()
     numbered = enumerate(shards)
     while some := [_shard_row(sequence, *one) for one in islice(numbered, _SHARDS_AT_ONCE)]:
-        connection.execute(insert(shard), some)
+        connection.execute(_INSERT_SHARDS, some)
     if skipped is not None:
         references.register(connection, skipped.blob, holder=batch_id, now=now)
         whole = BlobRange(
@@ -281,3 +298,30 @@ def merge_receipt(connection: Connection, batch_id: BatchId, receipt: Mapping[st
     connection.execute(
         update(batch).where(batch.c.id == batch_id).values(receipt=rows.as_json(merged))
     )
+
+
+# Made once, as `_moving`: those of every batch and of every look at one.
+_INSERT: Final = insert(batch)
+_INSERT_SHARDS: Final = insert(shard)
+_LOAD: Final = select(batch).where(batch.c.id == bindparam("of_batch"))
+_GET: Final = _LOAD.where(batch.c.project_id == bindparam("of_project"))
+_SEQUENCE: Final = select(batch.c.sequence).where(batch.c.id == bindparam("of_batch"))
+_LOCK_INPUT: Final = (
+    select(file.c.sequence, file.c.bytes)
+    .where(
+        file.c.id == bindparam("of_file"),
+        file.c.project_id == bindparam("of_project"),
+        files.is_visible(bindparam("now")),
+    )
+    .with_for_update(read=True)
+)
+_INPUT_RANGES: Final = (
+    select(
+        file_range.c.blob_name,
+        file_range.c.stop.label("bytes"),
+        file_range.c.crc,
+        file_range.c.start,
+    )
+    .where(file_range.c.file_sequence == bindparam("in_file"))
+    .limit(2)
+)

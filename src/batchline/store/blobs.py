@@ -15,7 +15,6 @@ import errno
 import os
 import re
 import secrets
-import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ import google_crc32c
 from batchline.domain.errors import StorageFull, StoreUnavailable
 from batchline.domain.ids import BlobName
 from batchline.domain.model import Blob, BlobKind, BlobRange
+from batchline.durable import sync_data, sync_file, sync_folder
 from batchline.store import reading
 from batchline.telemetry import probe
 
@@ -41,7 +41,7 @@ _NAME: Final = re.compile(rf"({'|'.join(kind.value for kind in BlobKind)})-[A-Za
 
 
 class LocalBlobs:
-    """Implements `store.contract.BlobStore` in folders below `root`, all on one file system."""
+    """Implements `blob_contract.BlobStore` in folders below `root`, all on one file system."""
 
     def __init__(self, root: Path) -> None:
         """Make the folders that are missing, durably: a rename into one needs nothing else."""
@@ -51,7 +51,7 @@ class LocalBlobs:
             folder.mkdir(parents=True, exist_ok=True)
         # Also where none was missing: whoever made them may have ended before this.
         for parent in (root.parent, root):
-            _sync_folder(parent)
+            sync_folder(parent)
 
     def _folder(self, kind: BlobKind) -> Path:
         return self._root / kind.value
@@ -93,15 +93,15 @@ class LocalBlobs:
     def scratch(self) -> Path:
         return self._scratch / secrets.token_hex(16)
 
-    async def drop_scratch(self, path: Path) -> None:
-        await asyncio.to_thread(_drop, [path])
+    async def drop_scratch(self, *paths: Path) -> None:
+        await asyncio.to_thread(_drop, paths)
 
     async def sweep_scratch(self) -> None:
         await asyncio.to_thread(lambda: _unlink_all(list(self._scratch.iterdir())))
 
 
 class LocalBlobWriter:
-    """Implements `store.contract.BlobWriter`; one task uses it.
+    """Implements `blob_contract.BlobWriter`; one task uses it.
 
     The file is touched in threads only, one at a time under `_lock`: a task that was cancelled in
     `write` may call `discard` while the thread is still writing.
@@ -156,9 +156,7 @@ class LocalBlobWriter:
             if self._stored_bytes != expected_bytes:
                 raise ValueError("a write was cancelled half way; the blob can only be discarded")
             probe("blob.written")
-            os.fsync(fd)
-            if sys.platform == "darwin":
-                _flush_drive(fd)
+            sync_file(fd)
             probe("blob.synced")
             self._close()
             return _publish(self._scratch, self._final, self._name, self._kind, self._crc)
@@ -174,7 +172,7 @@ class LocalBlobWriter:
         self._stored_bytes += len(data)
         self._unsynced_bytes += len(data)
         if self._unsynced_bytes >= _SYNC_BYTES:
-            _sync_data(fd)
+            sync_data(fd)
             self._unsynced_bytes = 0
         return fd
 
@@ -237,35 +235,12 @@ def _publish(
         unfinished.rename(final)
         try:
             probe("blob.renamed")
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         except OSError:
             _drop([final])
             raise
         probe("blob.durable")
     return Blob(name=name, kind=kind, bytes=size, crc=crc)
-
-
-def _sync_data(fd: int) -> None:
-    if sys.platform == "darwin":
-        _flush_drive(fd)
-    else:
-        os.fdatasync(fd)
-
-
-if sys.platform == "darwin":
-    import fcntl
-
-    def _flush_drive(fd: int) -> None:
-        """On macOS fsync stops at the drive's cache; this does not."""
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _unlink_all(paths: Sequence[Path]) -> None:

@@ -6,19 +6,16 @@ and so decides on values that nobody changes before it has written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
-    and_,
     bindparam,
-    false,
     insert,
-    or_,
     select,
     update,
 )
@@ -50,13 +47,8 @@ def _has_unsettled_lines() -> ColumnElement[bool]:
 
 
 def pending(connection: Connection, batch_id: BatchId) -> PendingShards:
-    query = (
-        select(shard.c.number, shard.c.model, shard.c.deaths)
-        .join(batch, batch.c.sequence == shard.c.batch_sequence)
-        .where(batch.c.id == batch_id, _has_unsettled_lines())
-        .order_by(shard.c.number)
-    )
-    return PendingShards((row.number, row.model, row.deaths) for row in connection.execute(query))
+    found = connection.execute(_PENDING, {"of_batch": batch_id})
+    return PendingShards((row.number, row.model, row.deaths) for row in found)
 
 
 def bitmaps(connection: Connection, batch_id: BatchId) -> list[tuple[int, int, bytes]]:
@@ -83,21 +75,13 @@ def partials(connection: Connection, batch_id: BatchId) -> list[BlobRange]:
 
 
 def claim(connection: Connection, key: ShardKey) -> Shard | None:
-    # A batch that is IN_PROGRESS has no `stopping`: the schema sees to that. The lock makes a
-    # cancel beside us come wholly before or wholly after this claim.
-    gate = select(batch.c.sequence).where(
-        batch.c.id == key.batch_id, batch.c.status == BatchStatus.IN_PROGRESS.value
-    )
-    sequence = connection.execute(gate.with_for_update()).scalar_one_or_none()
+    sequence = connection.execute(_OPEN_GATE, {"of_batch": key.batch_id}).scalar_one_or_none()
     if sequence is None:
         return None
-    this_shard = (shard.c.batch_sequence == sequence, shard.c.number == key.number)
-    claimed = connection.execute(
-        update(shard).where(*this_shard, _has_unsettled_lines()).values(epoch=shard.c.epoch + 1)
-    )
-    if claimed.rowcount == 0:
+    this_shard = {"in_batch": sequence, "with_number": key.number}
+    if connection.execute(_CLAIM, this_shard).rowcount == 0:
         return None
-    row = connection.execute(select(shard).where(*this_shard)).mappings().one()
+    row = connection.execute(_SHARD, this_shard).mappings().one()
     return rows.shard_of(key.batch_id, row)
 
 
@@ -122,18 +106,8 @@ def fence(connection: Connection, keys: Sequence[ShardKey], *, died: bool) -> No
 
 def _lock_batches(connection: Connection, keys: Iterable[ShardKey]) -> dict[str, RowMapping]:
     """The batches of `keys` by id, locked until the transaction ends."""
-    query = (
-        select(
-            batch.c.id,
-            batch.c.sequence,
-            batch.c.status,
-            *(batch.c[name] for name in _BYTES.values()),
-        )
-        .where(batch.c.id.in_(sorted({key.batch_id for key in keys})))
-        .order_by(batch.c.sequence)
-        .with_for_update()
-    )
-    return {row["id"]: row for row in connection.execute(query).mappings()}
+    ids = sorted({key.batch_id for key in keys})
+    return {row["id"]: row for row in connection.execute(_LOCK, {"ids": ids}).mappings()}
 
 
 @dataclass(slots=True)
@@ -191,33 +165,34 @@ def commit(
 
 
 def _load_shards(
-    connection: Connection, keys: Iterable[ShardKey], batches: dict[str, RowMapping]
+    connection: Connection, keys: Iterable[ShardKey], batches: Mapping[str, RowMapping]
 ) -> dict[ShardKey, _Shard]:
-    wanted = {
-        (batches[key.batch_id]["sequence"], key.number): key
-        for key in keys
-        if key.batch_id in batches
-    }
+    ids: dict[int, BatchId] = {}
     numbers: dict[int, set[int]] = {}
-    for sequence, number in wanted:
-        numbers.setdefault(sequence, set()).add(number)
-    # Batch by batch: for pairs, (batch, number) IN (…), SQLite would read the whole table. No lock:
-    # whoever writes a shard holds its batch, as we do.
-    in_batch = [
-        and_(shard.c.batch_sequence == sequence, shard.c.number.in_(sorted(some)))
-        for sequence, some in numbers.items()
-    ]
-    query = select(shard).where(or_(false(), *in_batch))
+    for key in keys:
+        if key.batch_id in batches:
+            sequence = batches[key.batch_id]["sequence"]
+            ids[sequence] = key.batch_id
+            numbers.setdefault(sequence, set()).add(key.number)
+    # One query for all batches of whom the same numbers are wanted, as of many small ones: for
+    # pairs, (batch, number) IN (…), SQLite would read the whole table. No lock: whoever writes a
+    # shard holds its batch, as we do.
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for sequence, some in numbers.items():
+        alike.setdefault(tuple(sorted(some)), []).append(sequence)
     found = {}
-    for row in connection.execute(query).mappings():
-        found[wanted[row["batch_sequence"], row["number"]]] = _Shard(
-            batch_sequence=row["batch_sequence"],
-            number=row["number"],
-            entries=row["entries"],
-            epoch=row["epoch"],
-            settled=bytes(row["settled"]),
-            counters={name: row[name] for name in _COUNTERS},
-        )
+    for wanted, sequences in alike.items():
+        values = {"in_batches": sequences, "with_numbers": wanted}
+        for row in connection.execute(_SHARDS, values).mappings():
+            key = ShardKey(batch_id=ids[row["batch_sequence"]], number=row["number"])
+            found[key] = _Shard(
+                batch_sequence=row["batch_sequence"],
+                number=row["number"],
+                entries=row["entries"],
+                epoch=row["epoch"],
+                settled=bytes(row["settled"]),
+                counters={name: row[name] for name in _COUNTERS},
+            )
     return found
 
 
@@ -297,9 +272,10 @@ def _write(connection: Connection, accepted: _Accepted, worker: str, *, now: int
     if accepted.shards:
         _write_shards(connection, accepted.shards.values())
         _write_growth(connection, accepted.growth)
-    for table, ranges in ((segment_commit, accepted.ranges), (partial_commit, accepted.partials)):
-        if ranges:
-            connection.execute(insert(table), ranges)
+    if accepted.ranges:
+        connection.execute(_INSERT_RANGES, accepted.ranges)
+    if accepted.partials:
+        connection.execute(_INSERT_PARTIALS, accepted.partials)
     if not accepted.segment_ends:
         return
     references.register_segments(connection, accepted.segment_ends, now=now)
@@ -313,12 +289,7 @@ def _write(connection: Connection, accepted: _Accepted, worker: str, *, now: int
 
 def _write_shards(connection: Connection, shards: Iterable[_Shard]) -> None:
     connection.execute(
-        update(shard)
-        .where(
-            shard.c.batch_sequence == bindparam("in_batch"),
-            shard.c.number == bindparam("with_number"),
-        )
-        .values({name: bindparam(f"new_{name}") for name in ("settled", *_COUNTERS)}),
+        _WRITE_SHARD,
         [
             {
                 "in_batch": state.batch_sequence,
@@ -333,11 +304,58 @@ def _write_shards(connection: Connection, shards: Iterable[_Shard]) -> None:
 
 def _write_growth(connection: Connection, growth: dict[int, dict[str, int]]) -> None:
     connection.execute(
-        update(batch)
-        .where(batch.c.sequence == bindparam("of_batch"))
-        .values({name: batch.c[name] + bindparam(f"more_{name}") for name in _GROWING}),
+        _GROW,
         [
             {"of_batch": sequence, **{f"more_{name}": more[name] for name in _GROWING}}
             for sequence, more in growth.items()
         ],
     )
+
+
+# Made once: to put a statement together takes SQLAlchemy ten times as long as to execute it, and
+# these are those of every shard and every group of commits.
+_THIS_SHARD: Final = (
+    shard.c.batch_sequence == bindparam("in_batch"),
+    shard.c.number == bindparam("with_number"),
+)
+_PENDING: Final = (
+    select(shard.c.number, shard.c.model, shard.c.deaths)
+    .join(batch, batch.c.sequence == shard.c.batch_sequence)
+    .where(batch.c.id == bindparam("of_batch"), _has_unsettled_lines())
+    .order_by(shard.c.number)
+)
+# A batch that is IN_PROGRESS has no `stopping`: the schema sees to that. The lock makes a cancel
+# beside a claim come wholly before or wholly after it.
+_OPEN_GATE: Final = (
+    select(batch.c.sequence)
+    .where(batch.c.id == bindparam("of_batch"), batch.c.status == BatchStatus.IN_PROGRESS.value)
+    .with_for_update()
+)
+_CLAIM: Final = (
+    update(shard).where(*_THIS_SHARD, _has_unsettled_lines()).values(epoch=shard.c.epoch + 1)
+)
+_SHARD: Final = select(shard).where(*_THIS_SHARD)
+_LOCK: Final = (
+    select(
+        batch.c.id, batch.c.sequence, batch.c.status, *(batch.c[name] for name in _BYTES.values())
+    )
+    .where(batch.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(batch.c.sequence)
+    .with_for_update()
+)
+_SHARDS: Final = select(shard).where(
+    shard.c.batch_sequence.in_(bindparam("in_batches", expanding=True)),
+    shard.c.number.in_(bindparam("with_numbers", expanding=True)),
+)
+_WRITE_SHARD: Final = (
+    update(shard)
+    .where(*_THIS_SHARD)
+    .values({name: bindparam(f"new_{name}") for name in ("settled", *_COUNTERS)})
+)
+_GROW: Final = (
+    update(batch)
+    .where(batch.c.sequence == bindparam("of_batch"))
+    .values({name: batch.c[name] + bindparam(f"more_{name}") for name in _GROWING})
+)
+_INSERT_RANGES: Final = insert(segment_commit)
+_INSERT_PARTIALS: Final = insert(partial_commit)

@@ -1,4 +1,4 @@
-"""Every question that may be asked of durable state. Start reading here.
+"""Every question that may be asked of the database. Start reading here; of bytes: `blob_contract`.
 
 Promises common to all methods of `Store`:
 - A method that returns has committed: what it wrote survives kill -9 and power loss.
@@ -15,9 +15,8 @@ One set of promises for SQLite and PostgreSQL; `tests/contract/` holds both to t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId, UploadId
@@ -26,7 +25,6 @@ from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
 from batchline.domain.model import (
     Batch,
     Blob,
-    BlobKind,
     BlobRange,
     CommittedRange,
     File,
@@ -145,13 +143,20 @@ class Store(Protocol):
         """
 
     async def delete_file(self, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
-        """Hide the file and drop its references; False when there was no such visible file.
+        """Hide the file; False when there was no such visible file.
 
-        A batch that uses the file's bytes keeps its own reference.
+        Its manifest and bytes stay until `let_go_files`. A batch that uses them has a reference of
+        its own.
         """
 
     async def expire_files(self, *, now: int, limit: int) -> int:
-        """Drop the references of up to `limit` files past `expires_at`; how many were dropped."""
+        """Hide up to `limit` files past `expires_at`, as `delete_file` does; how many."""
+
+    async def hidden_files(self, *, after: FileId | None, limit: int) -> Sequence[FileId]:
+        """Deleted and expired files whose bytes are still held, in order of their ids."""
+
+    async def let_go_files(self, file_ids: Sequence[FileId]) -> None:
+        """Drop the manifests and the references of hidden files; what is not hidden stays."""
 
     async def file_ranges(
         self, file_id: FileId, *, start: int = 0, stop: int | None = None, most: int | None = None
@@ -350,10 +355,11 @@ class Store(Protocol):
         """
 
     async def committed_output(
-        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int
+        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int | None
     ) -> Sequence[BlobRange]:
         """The committed output from byte `start` to `stop`, by offsets as in `output_end`: of its
         ranges the first `most`, cut there. Costs by what it gives. Empty when none of it is there.
+        `now` None: also of a file that is hidden, as long as its bytes are there.
         """
 
     async def committed_ranges(
@@ -402,70 +408,3 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what runs and give back every connection."""
-
-
-class BlobWriter(Protocol):
-    """Receives the bytes of one new blob; nothing is visible before `finish`."""
-
-    @property
-    def bytes_written(self) -> int: ...
-
-    async def write(self, chunk: bytes) -> None:
-        """Append. Blocks on storage, never on the event loop.
-
-        Raises:
-            StorageFull: no space; call `discard`.
-        """
-
-    async def finish(self) -> Blob:
-        """Make the blob durable under its name (data, then name, then directory) and return it.
-
-        Raises:
-            StorageFull: no space; the blob does not exist.
-        """
-
-    async def discard(self) -> None:
-        """Drop what was written; harmless after `finish` or a second time."""
-
-
-class BlobStore(Protocol):
-    """Inputs, plans, never-run lines and segments as bytes under names."""
-
-    def writer(self, kind: BlobKind) -> BlobWriter:
-        """A writer for a new blob with a fresh name."""
-
-    def path(self, name: BlobName) -> Path:
-        """Where the blob's bytes are, for children that read it with `pread`."""
-
-    def read(self, ranges: Sequence[BlobRange], *, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        """The bytes of `ranges` in order, in chunks of at most `chunk_bytes`.
-
-        A range with a CRC is held against it before its first byte is given; where it is very
-        large, before its last.
-
-        Raises:
-            BlobUnreadable: a blob is missing or shorter than its range, or its bytes have changed.
-        """
-
-    async def delete(self, names: Sequence[BlobName]) -> None:
-        """Remove bytes; a name that is already gone is not an error."""
-
-    def stored(self) -> AsyncIterator[Sequence[BlobName]]:
-        """The names of everything in storage, in groups, unfinished uploads not included."""
-
-    async def adopt(self, unfinished: Path, kind: BlobKind, *, crc: int | None = None) -> Blob:
-        """Make a finished, synced file that a child wrote (see `scratch`) a blob.
-
-        `crc` is the CRC-32C of what the child wrote, if it knows.
-
-        Renames it and syncs the directory; the blob is durable when this returns.
-        """
-
-    def scratch(self) -> Path:
-        """A fresh path on the same file system for a child to write to; swept at start."""
-
-    async def drop_scratch(self, path: Path) -> None:
-        """Remove what a child left at a scratch path; harmless when nothing is there (any more)."""
-
-    async def sweep_scratch(self) -> None:
-        """Remove unfinished uploads and scratch files; only at start, before anyone writes."""

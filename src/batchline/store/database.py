@@ -1,23 +1,13 @@
 """`Store` on SQLite and PostgreSQL, one set of queries: the asynchronous face of this package.
 
-Each method is one transaction on a small pool of threads, those that read beside those that write;
-what it does is in the modules beside this one (`keys.py`, `files.py`, `uploads.py`, …), as
-functions on a connection. A caller that is cancelled while it waits changes nothing: its
-transaction goes on to its end.
+Each method is one transaction (`transactions.py`); what it does is in the modules beside this one
+(`keys.py`, `files.py`, `uploads.py`, …), as functions on a connection.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Self, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-
-from batchline.domain.errors import StorageFull, StoreUnavailable
 from batchline.domain.ids import BatchId, BlobName, FileId, KeyId, ProjectId, UploadId
 from batchline.domain.keys import ApiKey
 from batchline.domain.lifecycle import BatchEvent, BatchStatus, Stopping
@@ -50,102 +40,11 @@ from batchline.store import (
     uploads,
 )
 from batchline.store.contract import FinalFiles, IdempotencyKey, NewBatch, Skipped
-from batchline.store.engine import (
-    READING,
-    is_worth_repeating,
-    may_come_back,
-    open_engine,
-    overwrite_failed,
-    threads_for,
-    translated,
-)
-from batchline.store.health import StoreHealth
-from batchline.store.schema import migrate
-from batchline.telemetry import probe
-
-T = TypeVar("T")
+from batchline.store.transactions import Transactions
 
 
-class Database:
+class Database(Transactions):
     """Implements `store.contract.Store`; the promises are written there."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        writers: ThreadPoolExecutor,
-        readers: ThreadPoolExecutor,
-        *,
-        make_room: Callable[[], bool] | None = None,
-    ) -> None:
-        """`make_room` frees some space on a full disk, from any thread; False when none is left."""
-        self._make_room = make_room
-        self._engine = engine
-        self._reader = engine.execution_options(**{READING: True})  # the same pool of connections
-        self._writers = writers
-        self._readers = readers  # may be the same
-        self._health = StoreHealth()
-
-    @classmethod
-    async def open(cls, url: str, *, make_room: Callable[[], bool] | None = None) -> Self:
-        """Open the database at `url` and bring its schema up to date.
-
-        A write that meets a full disk is tried again for as long as `make_room` says True.
-
-        `sqlite:///path` (see `engine.sqlite_url`) or `postgresql+psycopg://…`.
-
-        Raises:
-            ConfigError: a newer Batchline wrote it.
-            StoreUnavailable: it does not answer, or somebody else has locked it.
-            StorageFull: no space for it.
-        """
-        database = cls(open_engine(url), *threads_for(url), make_room=make_room)
-        try:
-            await database._call(lambda: migrate(database._engine), writes=True)
-        except BaseException:
-            await database.close()
-            raise
-        return database
-
-    async def close(self) -> None:
-        # Not on a pool itself: it is the pool that has to come to its end.
-        await asyncio.to_thread(self._writers.shutdown)
-        await asyncio.to_thread(self._readers.shutdown)
-        self._engine.dispose()
-
-    def trouble(self) -> str | None:
-        """What is wrong with the database, in words for people; None when nothing is known."""
-        return self._health.trouble()
-
-    # -- how a method runs ---------------------------------------------------------------------
-
-    async def _read(self, query: Callable[[Connection], T]) -> T:
-        return await self._call(partial(_in_transaction, self._reader, query), writes=False)
-
-    async def _write(self, change: Callable[[Connection], T], *, step: str) -> T:
-        """Run `change` in one transaction, between the probes `<step>.before` and `.after`."""
-        return await self._call(partial(_at_step, self._engine, change, step), writes=True)
-
-    async def _call(self, work: Callable[[], T], *, writes: bool) -> T:
-        loop = asyncio.get_running_loop()
-        threads = self._writers if writes else self._readers
-        return await loop.run_in_executor(threads, self._watched, work, writes)
-
-    def _watched(self, work: Callable[[], T], writes: bool) -> T:
-        with self._health.watching(writes=writes):
-            return self._with_room(work)
-
-    def _with_room(self, work: Callable[[], T]) -> T:
-        while True:
-            try:
-                return _with_our_errors(work)
-            except StorageFull:
-                if self._make_room is None or not self._make_room():
-                    raise
-            except StoreUnavailable as exc:
-                # What is answered with an error must not have happened, also after a kill.
-                if may_come_back(exc.__cause__):
-                    overwrite_failed(self._engine)
-                raise
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -200,6 +99,12 @@ class Database:
         return await self._write(
             lambda c: files.hide_expired(c, now=now, limit=limit), step="files.expire"
         )
+
+    async def hidden_files(self, *, after: FileId | None, limit: int) -> Sequence[FileId]:
+        return await self._read(lambda c: references.hidden(c, after=after, limit=limit))
+
+    async def let_go_files(self, file_ids: Sequence[FileId]) -> None:
+        await self._write(lambda c: files.let_go(c, file_ids), step="files.let_go")
 
     async def file_ranges(
         self, file_id: FileId, *, start: int = 0, stop: int | None = None, most: int | None = None
@@ -368,7 +273,7 @@ class Database:
         )
 
     async def committed_output(
-        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int
+        self, batch_id: BatchId, *, start: int, stop: int, most: int, repairs: int, now: int | None
     ) -> Sequence[BlobRange]:
         return await self._read(
             lambda c: outputs.committed(
@@ -414,36 +319,3 @@ class Database:
             ),
             step="finalize",
         )
-
-
-def _in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
-    with engine.begin() as connection:
-        return work(connection)
-
-
-def _at_step(engine: Engine, change: Callable[[Connection], T], step: str) -> T:
-    probe(f"{step}.before")
-    with engine.begin() as connection:
-        result = change(connection)
-        probe(f"{step}.inside")
-    probe(f"{step}.after")
-    return result
-
-
-def _with_our_errors(work: Callable[[], T]) -> T:
-    """Run `work`; the one place where a driver's exception becomes ours.
-
-    A constraint that fails or a statement that does not parse is a defect and stays as it is.
-    """
-    try:
-        try:
-            return work()
-        except DBAPIError as exc:
-            if not is_worth_repeating(exc):
-                raise
-            return work()
-    except (SQLAlchemyError, OSError) as exc:
-        ours = translated(exc)
-        if ours is None:
-            raise
-        raise ours from exc

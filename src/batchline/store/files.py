@@ -36,7 +36,7 @@ def create(connection: Connection, new: File, blob: Blob) -> None:
     sequence = insert_file(connection, new)
     references.register(connection, blob, holder=new.id, now=new.created_at)
     connection.execute(
-        insert(file_range),
+        _INSERT_RANGE,
         {
             "file_sequence": sequence,
             "position": 0,
@@ -51,16 +51,13 @@ def create(connection: Connection, new: File, blob: Blob) -> None:
 
 def insert_file(connection: Connection, new: File) -> int:
     """Insert the row and give back its sequence; manifest and references are the caller's."""
-    connection.execute(insert(file).values(rows.file_values(new)))
-    query = select(file.c.sequence).where(file.c.id == new.id)
-    return int(connection.execute(query).scalar_one())
+    connection.execute(_INSERT, rows.file_values(new))
+    return int(connection.execute(_SEQUENCE, {"of_file": new.id}).scalar_one())
 
 
 def get(connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int) -> File | None:
-    query = select(file).where(
-        file.c.id == file_id, file.c.project_id == project_id, is_visible(now)
-    )
-    row = connection.execute(query).mappings().first()
+    values = {"of_file": file_id, "of_project": project_id, "now": now}
+    row = connection.execute(_GET, values).mappings().first()
     return None if row is None else rows.file_of(row)
 
 
@@ -96,7 +93,7 @@ def _cursor(connection: Connection, project_id: ProjectId, after: FileId) -> int
 
 
 def hide(connection: Connection, project_id: ProjectId, file_id: FileId, *, now: int) -> bool:
-    """Hide one visible file and let its bytes go; False when there was none."""
+    """Hide one visible file; False when there was none."""
     hidden = connection.execute(
         update(file)
         .where(file.c.id == file_id, file.c.project_id == project_id, is_visible(now))
@@ -104,7 +101,7 @@ def hide(connection: Connection, project_id: ProjectId, file_id: FileId, *, now:
     )
     if hidden.rowcount == 0:
         return False
-    _let_go(connection, [file_id])
+    references.pass_to_hidden(connection, [file_id])
     return True
 
 
@@ -119,15 +116,17 @@ def hide_expired(connection: Connection, *, now: int, limit: int) -> int:
     expired = [FileId(file_id) for file_id in connection.scalars(query)]
     if expired:
         connection.execute(update(file).where(file.c.id.in_(expired)).values(deleted_at=now))
-        _let_go(connection, expired)
+        references.pass_to_hidden(connection, expired)
     return len(expired)
 
 
-def _let_go(connection: Connection, file_ids: Sequence[FileId]) -> None:
-    """Drop manifests and references; the caller holds the hidden rows."""
-    sequences = select(file.c.sequence).where(file.c.id.in_(file_ids))
+def let_go(connection: Connection, file_ids: Sequence[FileId]) -> None:
+    """See `Store.let_go_files`."""
+    sequences = select(file.c.sequence).where(
+        file.c.id.in_(file_ids), file.c.deleted_at.is_not(None)
+    )
     connection.execute(delete(file_range).where(file_range.c.file_sequence.in_(sequences)))
-    references.drop_held_by(connection, file_ids)
+    references.drop_held_by(connection, [references.hidden_holder(one) for one in file_ids])
 
 
 def ranges(
@@ -139,9 +138,17 @@ def ranges(
     return places.cut(found, start=start, stop=stop)
 
 
+# Made once: of every upload, of every batch's end, and of every look at a file.
+_INSERT: Final = insert(file)
+_INSERT_RANGE: Final = insert(file_range)
+_SEQUENCE: Final = select(file.c.sequence).where(file.c.id == bindparam("of_file"))
+_GET: Final = select(file).where(
+    file.c.id == bindparam("of_file"),
+    file.c.project_id == bindparam("of_project"),
+    is_visible(bindparam("now")),
+)
 _RANGES: Final = places.within(
     select(*places.columns_of(file_range)).where(
-        file_range.c.file_sequence
-        == select(file.c.sequence).where(file.c.id == bindparam("of_file")).scalar_subquery()
+        file_range.c.file_sequence == _SEQUENCE.scalar_subquery()
     )
 )

@@ -13,11 +13,12 @@ from typing import Final
 from sqlalchemy import (
     BigInteger,
     Connection,
+    Text,
+    bindparam,
     cast,
     delete,
     func,
     insert,
-    literal,
     select,
     update,
 )
@@ -77,17 +78,13 @@ def finalize(
         finals.expires_at,
         finals.never_run,
     )
-    problems = {"errors": rows.problems_json(finals.problems)} if finals.problems else {}
-    connection.execute(
-        update(batch)
-        .where(batch.c.sequence == this.sequence)
-        .values(output_file_id=output, error_file_id=errors, **problems)
-    )
+    name_files, names = _NAME_FILES, {"output_id": output, "error_id": errors}
+    if finals.problems:
+        name_files = name_files.values(errors=rows.problems_json(finals.problems))
+    connection.execute(name_files, {"of_batch": this.sequence, **names})
     for kind in (OUTPUT, ERROR):
         _delete_commits(connection, this.sequence, kind)
-    connection.execute(
-        delete(partial_commit).where(partial_commit.c.batch_sequence == this.sequence)
-    )
+    connection.execute(_DELETE_PARTIALS, {"of_batch": this.sequence})
     references.drop_held_by(connection, [batch_id])
     return batches.load(connection, batch_id)
 
@@ -102,11 +99,8 @@ def _write_file(
     never_run: Blob | None,
 ) -> FileId | None:
     """Create one file from the committed ranges of `kind`; None when it would be empty."""
-    committed = (segment_commit.c.batch_sequence == this.sequence, segment_commit.c.kind == kind)
-    length = segment_commit.c.stop - segment_commit.c.start
-    # PostgreSQL sums BIGINT as NUMERIC, which would come back as a Decimal.
-    total = cast(func.coalesce(func.sum(length), 0), BigInteger)
-    ranges, settled = connection.execute(select(func.count(), total).where(*committed)).one()
+    committed = {"of_batch": this.sequence, "of_kind": kind}
+    ranges, settled = connection.execute(_TOTAL, committed).one()
     size = settled + (0 if never_run is None else never_run.bytes)
     if size == 0:
         return None
@@ -122,25 +116,8 @@ def _write_file(
             expires_at=expires_at,
         ),
     )
-    position = func.row_number().over(order_by=segment_commit.c.sequence) - 1
-    connection.execute(
-        insert(file_range).from_select(
-            ["file_sequence", "position", "blob_name", "start", "stop", "crc", "begin"],
-            select(
-                literal(sequence),
-                position,
-                segment_commit.c.blob_name,
-                segment_commit.c.start,
-                segment_commit.c.stop,
-                segment_commit.c.crc,
-                segment_commit.c.begin,
-            ).where(*committed),
-        )
-    )
-    references.take_selected(
-        connection,
-        select(segment_commit.c.blob_name, literal(str(file_id))).where(*committed).distinct(),
-    )
+    connection.execute(_COPY_RANGES, {"in_file": sequence, **committed})
+    references.take_selected(connection, _SEGMENTS, {"holder": file_id, **committed})
     if never_run is not None and never_run.bytes:
         last = {"file_sequence": sequence, "position": ranges, "begin": settled}
         _append_never_run(connection, last, file_id, never_run, now=this.now)
@@ -150,17 +127,11 @@ def _write_file(
 def _delete_commits(connection: Connection, batch_sequence: int, kind: str) -> None:
     """Some thousands at a time: SQLite lists what it is to delete in memory, 24 bytes a row, and a
     batch of ten million lines at a slow backend has half a million."""
-    these = (segment_commit.c.batch_sequence == batch_sequence, segment_commit.c.kind == kind)
-    following = (
-        select(segment_commit.c.sequence)
-        .where(*these)
-        .order_by(segment_commit.c.sequence)
-        .offset(_DELETED_AT_ONCE)
-        .limit(1)
-    )
-    while (stop := connection.execute(following).scalar_one_or_none()) is not None:
-        connection.execute(delete(segment_commit).where(*these, segment_commit.c.sequence < stop))
-    connection.execute(delete(segment_commit).where(*these))
+    these = {"of_batch": batch_sequence, "of_kind": kind}
+    some = {"at_once": _DELETED_AT_ONCE, **these}
+    while (stop := connection.execute(_FOLLOWING, some).scalar_one_or_none()) is not None:
+        connection.execute(_DELETE_BEFORE, {"before": stop, **these})
+    connection.execute(_DELETE, these)
 
 
 def _append_never_run(
@@ -173,7 +144,7 @@ def _append_never_run(
 ) -> None:
     references.register(connection, never_run, holder=file_id, now=now)
     connection.execute(
-        insert(file_range),
+        _INSERT_RANGE,
         {
             **place,
             "blob_name": never_run.name,
@@ -182,3 +153,51 @@ def _append_never_run(
             "crc": never_run.crc,
         },
     )
+
+
+# Made once: to put these together takes SQLAlchemy many times as long as to execute them on a batch
+# of a few lines.
+_COMMITTED: Final = (
+    segment_commit.c.batch_sequence == bindparam("of_batch"),
+    segment_commit.c.kind == bindparam("of_kind"),
+)
+# PostgreSQL sums BIGINT as NUMERIC, which would come back as a Decimal.
+_TOTAL: Final = select(
+    func.count(),
+    cast(func.coalesce(func.sum(segment_commit.c.stop - segment_commit.c.start), 0), BigInteger),
+).where(*_COMMITTED)
+_COPY_RANGES: Final = insert(file_range).from_select(
+    ["file_sequence", "position", "blob_name", "start", "stop", "crc", "begin"],
+    select(
+        bindparam("in_file", type_=BigInteger),
+        func.row_number().over(order_by=segment_commit.c.sequence) - 1,
+        segment_commit.c.blob_name,
+        segment_commit.c.start,
+        segment_commit.c.stop,
+        segment_commit.c.crc,
+        segment_commit.c.begin,
+    ).where(*_COMMITTED),
+)
+_SEGMENTS: Final = (
+    select(segment_commit.c.blob_name, bindparam("holder", type_=Text))
+    .where(*_COMMITTED)
+    .distinct()
+)
+_NAME_FILES: Final = (
+    update(batch)
+    .where(batch.c.sequence == bindparam("of_batch"))
+    .values(output_file_id=bindparam("output_id"), error_file_id=bindparam("error_id"))
+)
+_FOLLOWING: Final = (
+    select(segment_commit.c.sequence)
+    .where(*_COMMITTED)
+    .order_by(segment_commit.c.sequence)
+    .offset(bindparam("at_once"))
+    .limit(1)
+)
+_DELETE: Final = delete(segment_commit).where(*_COMMITTED)
+_DELETE_BEFORE: Final = _DELETE.where(segment_commit.c.sequence < bindparam("before"))
+_DELETE_PARTIALS: Final = delete(partial_commit).where(
+    partial_commit.c.batch_sequence == bindparam("of_batch")
+)
+_INSERT_RANGE: Final = insert(file_range)

@@ -35,23 +35,29 @@ def committed(
     stop: int,
     most: int,
     repairs: int,
-    now: int,
+    now: int | None,
 ) -> Sequence[BlobRange]:
     """See `Store.committed_output`."""
-    values = {"of_batch": batch_id, "repairs": repairs, "now": now}
+    values = {"of_batch": batch_id, "repairs": repairs}
     values |= places.values(start=start, stop=stop, most=most)
-    found = connection.execute(_WITHIN, values).mappings()
+    if now is None:
+        found = connection.execute(_WITHIN_HIDDEN, values).mappings()
+    else:
+        found = connection.execute(_WITHIN, values | {"now": now}).mappings()
     return places.cut(found, start=start, stop=stop)
 
 
-def _either(narrowed: Callable[[Select[Any]], Select[Any]]) -> Select[Any]:
+def _either(
+    narrowed: Callable[[Select[Any]], Select[Any]], *, hidden_too: bool = False
+) -> Select[Any]:
     """The rows that `narrowed` leaves of the one table and of the other, by their places."""
     this_batch = (batch.c.id == bindparam("of_batch"), batch.c.repairs == bindparam("repairs"))
+    may_be_read = () if hidden_too else (files.is_visible(bindparam("now")),)
     of_batch = select(batch.c.sequence).where(*this_batch).scalar_subquery()
     of_file = (
         select(file.c.sequence)
         .join(batch, batch.c.output_file_id == file.c.id)
-        .where(*this_batch, files.is_visible(bindparam("now")))
+        .where(*this_batch, *may_be_read)
         .scalar_subquery()
     )
     growing = narrowed(
@@ -75,3 +81,4 @@ def _last(query: Select[Any]) -> Select[Any]:
 # Made once: a statement of this size is a millisecond to put together, for every page.
 _LAST: Final = _either(_last)
 _WITHIN: Final = _either(places.within)
+_WITHIN_HIDDEN: Final = _either(places.within, hidden_too=True)

@@ -11,10 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, case, delete, exists, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    bindparam,
+    case,
+    delete,
+    exists,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import sqlite
 
-from batchline.domain.ids import BlobName
+from batchline.domain.ids import BlobName, FileId
 from batchline.domain.model import Blob, BlobKind
 from batchline.store import rows
 from batchline.store.tables import blob, blob_reference
@@ -23,6 +35,8 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
 
 WORKER_HOLDER: Final = "worker:"
+HIDDEN_HOLDER: Final = "hidden:"
+_BEHIND_HIDDEN: Final = "hidden;"  # the first text that does not begin with it
 
 # Values bound in one statement: SQLite takes 32,766 and PostgreSQL 65,535; below that it is a
 # matter of how long the other callers wait.
@@ -31,6 +45,11 @@ _NAMES_AT_ONCE: Final = 1_000
 
 def worker_holder(worker: str) -> str:
     return f"{WORKER_HOLDER}{worker}"
+
+
+def hidden_holder(file_id: FileId) -> str:
+    """Who holds the bytes of a file that is deleted or expired, until they are let go."""
+    return f"{HIDDEN_HOLDER}{file_id}"
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -48,10 +67,16 @@ def _insert_of(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     return sqlite.insert(table)
 
 
+@cache
+def _unless_there(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that leaves a row that is there as it is. Made once, as `_growing`."""
+    return _insert_of(dialect, table).on_conflict_do_nothing()
+
+
 def register(connection: Connection, new: Blob, *, holder: str, now: int) -> None:
     """Give a durable blob its row and its first reference."""
     connection.execute(
-        insert_into(connection, blob).on_conflict_do_nothing(),
+        _unless_there(connection.dialect.name, blob),
         {"name": new.name, "kind": new.kind.value, "bytes": new.bytes, "created_at": now},
     )
     take(connection, [(new.name, holder)])
@@ -78,34 +103,73 @@ def _growing(dialect: str) -> postgresql.Insert | sqlite.Insert:
 def take(connection: Connection, references: Sequence[tuple[BlobName, str]]) -> None:
     """Let each (blob, holder) be; those that are there already stay as they are."""
     connection.execute(
-        insert_into(connection, blob_reference).on_conflict_do_nothing(),
+        _unless_there(connection.dialect.name, blob_reference),
         [{"blob_name": name, "holder": holder} for name, holder in sorted(references)],
     )
 
 
-def take_selected(connection: Connection, names_and_holders: Select[tuple[str, str]]) -> None:
-    """As `take`, of what a query gives."""
-    connection.execute(
-        insert_into(connection, blob_reference)
-        .from_select(["blob_name", "holder"], names_and_holders)
-        .on_conflict_do_nothing()
-    )
+def take_selected(
+    connection: Connection,
+    names_and_holders: Select[tuple[str, str]],
+    values: Mapping[str, object],
+) -> None:
+    """As `take`, of what a query gives that is made once and executed with `values`."""
+    connection.execute(_taking(connection.dialect.name, names_and_holders), values)
+
+
+@cache
+def _taking(
+    dialect: str, names_and_holders: Select[tuple[str, str]]
+) -> postgresql.Insert | sqlite.Insert:
+    insert = _insert_of(dialect, blob_reference)
+    return insert.from_select(["blob_name", "holder"], names_and_holders).on_conflict_do_nothing()
 
 
 def drop_held_by(
     connection: Connection, holders: Sequence[str], *, but: Sequence[BlobName] = ()
 ) -> None:
     """Drop every reference of `holders`, except on the blobs in `but`."""
-    statement = delete(blob_reference).where(blob_reference.c.holder.in_(holders))
     if but:
-        statement = statement.where(blob_reference.c.blob_name.not_in(but))
-    connection.execute(statement)
+        connection.execute(_DROP_BUT, {"holders": holders, "but": but})
+    else:
+        connection.execute(_DROP, {"holders": holders})
+
+
+_DROP: Final = delete(blob_reference).where(
+    blob_reference.c.holder.in_(bindparam("holders", expanding=True))
+)
+_DROP_BUT: Final = _DROP.where(blob_reference.c.blob_name.not_in(bindparam("but", expanding=True)))
 
 
 def drop_held_by_workers(connection: Connection) -> None:
     connection.execute(
         delete(blob_reference).where(blob_reference.c.holder.startswith(WORKER_HOLDER))
     )
+
+
+def pass_to_hidden(connection: Connection, file_ids: Sequence[FileId]) -> None:
+    """What files hold is held by `hidden_holder` of each from now on."""
+    holder = blob_reference.c.holder
+    connection.execute(
+        update(blob_reference)
+        .where(holder.in_(file_ids))
+        .values(holder=literal(HIDDEN_HOLDER) + holder)
+    )
+
+
+def hidden(connection: Connection, *, after: FileId | None, limit: int) -> list[FileId]:
+    """The files behind hidden holders, by their ids."""
+    holder: ColumnElement[str] = blob_reference.c.holder
+    if connection.dialect.name == "postgresql":
+        holder = holder.collate("C")  # else punctuation counts little or nothing, by its locale
+    query = (
+        select(holder)
+        .where(holder > hidden_holder(after or FileId("")), holder < _BEHIND_HIDDEN)
+        .distinct()
+        .order_by(holder)
+        .limit(limit)
+    )
+    return [FileId(found.removeprefix(HIDDEN_HOLDER)) for found in connection.scalars(query)]
 
 
 def unreferenced(connection: Connection, *, limit: int) -> list[Blob]:

@@ -10,9 +10,19 @@ from collections.abc import Sequence
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, RowMapping, cast, delete, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    RowMapping,
+    bindparam,
+    cast,
+    delete,
+    func,
+    select,
+    update,
+)
 
 from batchline.domain import bitmap
 from batchline.domain.ids import BatchId
@@ -42,25 +52,29 @@ def committed(
 def _page(
     connection: Connection, batch_id: BatchId, kind: str, *, after: int, limit: int
 ) -> list[CommittedRange]:
-    of_batch = select(batch.c.sequence).where(batch.c.id == batch_id)
-    query = (
-        select(segment_commit)
-        .where(
-            segment_commit.c.batch_sequence == of_batch.scalar_subquery(),
-            segment_commit.c.kind == kind,
-            segment_commit.c.sequence > after,
-        )
-        .order_by(segment_commit.c.sequence)
-        .limit(limit)
-    )
+    values = {"of_batch": batch_id, "of_kind": kind, "after": after, "most": limit}
     return [
         CommittedRange(
             sequence=row["sequence"],
             part=rows.range_of(row),
             lines=None if row["lines"] is None else bitmap.count(bytes(row["lines"][2:])),
         )
-        for row in connection.execute(query).mappings()
+        for row in connection.execute(_PAGE, values).mappings()
     ]
+
+
+# Made once: of every batch's end.
+_PAGE: Final = (
+    select(segment_commit)
+    .where(
+        segment_commit.c.batch_sequence
+        == select(batch.c.sequence).where(batch.c.id == bindparam("of_batch")).scalar_subquery(),
+        segment_commit.c.kind == bindparam("of_kind"),
+        segment_commit.c.sequence > bindparam("after"),
+    )
+    .order_by(segment_commit.c.sequence)
+    .limit(bindparam("most"))
+)
 
 
 def unsettle(

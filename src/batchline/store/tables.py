@@ -116,8 +116,8 @@ blob: Final = Table(
 )
 
 # References are rows and not a count, so that taking and dropping one twice does no harm.
-# A holder is the id of a file, a batch or an upload, or `worker:<id>`; they cannot be mistaken for
-# each other.
+# A holder is the id of a file, a batch or an upload, `worker:<id>`, or `hidden:<id of a file>` that
+# is deleted or expired and whose bytes are not let go yet; they cannot be mistaken for each other.
 blob_reference: Final = Table(
     "blob_reference",
     metadata,

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from batchline.api.services import BackendHealth
+from batchline.domain.attempts import Outcome
 from batchline.domain.lifecycle import BatchStatus
 from batchline.domain.model import Batch
+from batchline.domain.waiting import of_fault, of_rate
 from batchline.service.pace_meter import PaceMeter
 from batchline.service.running import Running
 from batchline.service.waits import Known
@@ -19,6 +21,8 @@ from tests.contract.store_rows import OTHER_PROJECT, brought_to, claimed, settli
 from tests.unit.test_docs_reference import first_cells
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)*)\})? (\S+)')
+DOWN = of_fault(Outcome.NOT_SENT, "no connection: connection refused")
+SHED = of_fault(Outcome.SHED, "status 429")
 
 
 class Hand:
@@ -114,12 +118,12 @@ async def test_while_a_backend_is_in_the_way_it_is_named_and_no_end_is_foretold(
     api: ApiServer, store: Database
 ) -> None:
     batch = await under_way(api, store)
-    api.known = Known(gated={"only": "not_sent: no connection: connection refused"})
+    api.known = Known(gated={"only": DOWN})
     found = (await api.request("GET", f"/v1/batches/{batch.id}/progress")).json
     assert found["waiting"] == [
         {
             "code": "backend_unreachable",
-            "message": "backend only: not_sent: no connection: connection refused",
+            "message": "backend only cannot be reached: connection refused",
             "backend": "only",
         }
     ]
@@ -133,7 +137,7 @@ async def test_a_rate_limit_is_a_pace_at_which_the_end_is_told(
     api: ApiServer, store: Database
 ) -> None:
     batch = await under_way(api, store)
-    api.known = Known(gated={"only": "rate limit: 60 requests a minute"})
+    api.known = Known(gated={"only": of_rate("60 requests a minute")})
     found = (await api.request("GET", f"/v1/batches/{batch.id}/progress")).json
     assert [wait["code"] for wait in found["waiting"]] == ["rate_limit"]
     assert found["expected_end_at"] is not None
@@ -173,7 +177,7 @@ async def test_the_metrics_have_the_server_and_the_running_batches(
 ) -> None:
     batch = await under_way(api, store)
     told = (await api.request("GET", f"/v1/batches/{batch.id}/progress")).json
-    gone = [BackendHealth(name='a "b"\\', state="gated", reason="shed: status 429")]
+    gone = [BackendHealth(name='a "b"\\', state="gated", reason="takes no more")]
     up = BackendHealth(name="x", state="up")
     api.readiness = replace(api.readiness, backends=[*gone, up], workers_wanted=2, damaged=3)
     reply = await api.request("GET", "/metrics")
@@ -201,7 +205,7 @@ async def test_a_waiting_batch_has_a_series_for_each_reason(
     api: ApiServer, store: Database
 ) -> None:
     batch = await under_way(api, store)
-    api.known = Known(paused="disk_low", gated={"only": "shed: status 429"})
+    api.known = Known(paused="disk_low", gated={"only": SHED})
     found = samples((await api.request("GET", "/metrics")).body.decode())
     waiting = {labels for name, labels in found if name == "batchline_batch_waiting"}
     of_batch = f'batch_id="{batch.id}"'
@@ -228,7 +232,7 @@ async def test_a_batch_that_was_stopped_has_its_counts_and_neither_pace_nor_end(
     api: ApiServer, store: Database
 ) -> None:
     batch = await under_way(api, store)
-    api.known = Known(gated={"only": "shed: status 429"})
+    api.known = Known(gated={"only": SHED})
     api.runs.running[batch.id].stopped = True
     found = samples((await api.request("GET", "/metrics")).body.decode())
     of_it = {name for name, labels in found if batch.id in labels}

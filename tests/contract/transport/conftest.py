@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from batchline.executor.contract import BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
+from batchline.executor.transport.contract import Transport
 from tests.contract.transport.raw_server import IMPLEMENTATIONS, SOON_S, MakeTransport
 
 

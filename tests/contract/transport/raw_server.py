@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from batchline.domain.errors import SentUnanswered
-from batchline.executor.contract import Answer, BackendSettings, Transport
+from batchline.executor.contract import BackendSettings
+from batchline.executor.transport.contract import Answer, Transport
 from batchline.executor.transport.general import GeneralTransport
 from batchline.executor.transport.http1 import Http1Transport
 

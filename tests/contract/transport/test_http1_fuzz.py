@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchline.domain.errors import SentUnanswered
-from batchline.executor.contract import Answer
 from batchline.executor.transport.connection import Connection, Dead
+from batchline.executor.transport.contract import Answer
 from batchline.executor.transport.known_heads import KnownHeads
 from tests.contract.transport.raw_server import http
 

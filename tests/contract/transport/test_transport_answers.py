@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from batchline.executor.contract import Answer
+from batchline.executor.transport.contract import Answer
 from tests.contract.transport.raw_server import (
     IMPLEMENTATIONS,
     SOON_S,

@@ -8,7 +8,7 @@ import gzip
 import pytest
 
 from batchline.domain.errors import SentUnanswered
-from batchline.executor.contract import Answer, Transport
+from batchline.executor.transport.contract import Answer, Transport
 from tests.contract.transport.raw_server import (
     SOON_S,
     MakeTransport,

@@ -15,11 +15,12 @@ import openai
 from openai.types import Batch
 
 from tests.support.inputs import make_lines
+from tests.support.pauses import pause
 from tests.support.power_loss.recording import Recording, under_strace, wait_recorded
 from tests.support.power_loss.told import Answer, answers, every_file, told
 from tests.support.scripted_backend import Answer as Scripted
 from tests.support.scripted_backend import Script
-from tests.support.server import POLL_S, ServerProcess, content_of, server, wait_for
+from tests.support.server import ServerProcess, content_of, server, wait_for
 
 # Two models: a plan is then grouped, which writes it a second time.
 SCRIPT: Final = Script(
@@ -171,13 +172,13 @@ class _Job:
         )
 
     def _wait_counted(self, batch: Batch, lines: int) -> None:
-        deadline = time.monotonic() + 20
+        began = time.monotonic()
         while True:
             counts = self._client.batches.retrieve(batch.id).request_counts
             if counts is not None and counts.completed >= lines:
                 return
-            assert time.monotonic() < deadline, counts
-            time.sleep(POLL_S)
+            assert time.monotonic() < began + 20, counts
+            pause(began)
 
     def _to_its_end(self, batch: Batch) -> Batch:
         ended = wait_for(self._client, batch.id)

@@ -46,7 +46,7 @@ def backup(
     from batchline.cli.data_directory import existing
     from batchline.cli.network_disk import on_this_machine
     from batchline.cli.wording import size
-    from batchline.config import data_directory
+    from batchline.config.loading import data_directory
 
     os.umask(0o077)  # whoever may read the copy may read every prompt and answer
     if verify:

@@ -30,9 +30,10 @@ import msgspec
 from batchline import __version__, telemetry
 from batchline.cli.data_directory import FORMAT, DataDirectory
 from batchline.cli.outcome import CommandFailed
-from batchline.cli.whole_file import sync_folder, whole_file
+from batchline.cli.whole_file import whole_file
 from batchline.domain.errors import ConfigError
 from batchline.domain.model import BlobKind
+from batchline.durable import sync_folder
 from batchline.store.blobs import LocalBlobs
 from batchline.store.snapshot import NeededBlob, Snapshot, copy_database
 

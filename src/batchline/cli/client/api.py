@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from batchline.cli.outcome import UNREACHABLE, USAGE, CommandFailed
-from batchline.config import ApiSettings
+from batchline.config.settings import ApiSettings
 
 Shape = dict[str, Any]  # an object of the API as it came: --json shows it unchanged
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchline.cli.client.api import Api
-from batchline.config import api_settings
+from batchline.config.loading import api_settings
 
 
 def api() -> Api:

@@ -48,7 +48,7 @@ def probe(
 
     from batchline.cli.probe import probing, report
     from batchline.cli.probe.target import Target
-    from batchline.config import backend_at
+    from batchline.config.backends import backend_at
 
     backend = backend_at(url, api_key_env=api_key_env)
 

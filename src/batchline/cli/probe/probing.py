@@ -19,7 +19,8 @@ from batchline.domain.errors import UpstreamError
 from batchline.domain.model import Endpoint
 from batchline.domain.results import read_success
 from batchline.executor.catalogue import Listing, read_listing
-from batchline.executor.contract import Answer, CancelBy
+from batchline.executor.contract import CancelBy
+from batchline.executor.transport.contract import Answer
 
 HARD_CLOSES: Final = 20
 _LAST_REQUESTS: Final = 2  # the looks afterwards

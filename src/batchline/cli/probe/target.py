@@ -15,9 +15,10 @@ import msgspec
 
 from batchline.domain.errors import UpstreamError
 from batchline.domain.model import Endpoint
-from batchline.executor.contract import Answer, BackendSettings
+from batchline.executor.contract import BackendSettings
 from batchline.executor.streamed import StreamedAnswer, Streaming, exchange, streamed
 from batchline.executor.transport.choice import transport_for
+from batchline.executor.transport.contract import Answer
 
 MAX_REQUESTS: Final = 50
 PAGE_S: Final = 5.0  # for a page of the engine's own

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from batchline.executor.contract import BackendSettings, Transport, TransportName
+from batchline.executor.contract import BackendSettings, TransportName
 from batchline.executor.intake import Intake
+from batchline.executor.transport.contract import Transport
 from batchline.executor.transport.http1 import Http1Transport
 
 

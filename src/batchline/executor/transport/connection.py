@@ -17,8 +17,8 @@ from typing import Final, cast
 import httptools
 
 from batchline.domain.errors import SentUnanswered
-from batchline.executor.contract import RATE_HEADERS, Answer, Pieces
 from batchline.executor.intake import LARGE_BYTES, Intake
+from batchline.executor.transport.contract import RATE_HEADERS, Answer, Pieces
 from batchline.executor.transport.decoding import decoded
 from batchline.executor.transport.known_heads import KnownHeads
 

@@ -31,8 +31,9 @@ from aiohttp.streams import EofStream, StreamReader
 from yarl import URL
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
-from batchline.executor.contract import RATE_HEADERS, Answer, BackendSettings, Pieces
+from batchline.executor.contract import BackendSettings
 from batchline.executor.intake import LARGE_BYTES, Intake
+from batchline.executor.transport.contract import RATE_HEADERS, Answer, Pieces
 from batchline.executor.transport.heads import Heads
 
 # uvicorn and node close an idle connection after 5 s. Letting go first keeps us from writing into a

@@ -16,9 +16,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from batchline.domain.errors import NotAdmitted, NotSent, SentUnanswered
-from batchline.executor.contract import Answer, BackendSettings, Pieces
+from batchline.executor.contract import BackendSettings
 from batchline.executor.intake import LARGE_BYTES, Intake
 from batchline.executor.transport.connection import Connection, Dead
+from batchline.executor.transport.contract import Answer, Pieces
 from batchline.executor.transport.deadlines import Deadlines
 from batchline.executor.transport.heads import Heads
 from batchline.executor.transport.known_heads import KnownHeads

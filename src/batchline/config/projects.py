@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from batchline.config_values import MISSING, Table, checked
+from batchline.config.values import MISSING, Table, checked
 from batchline.domain.errors import ConfigError
 from batchline.service.batches import IDENTICAL_REQUESTS
 from batchline.service.keys import PROJECT_NAME
