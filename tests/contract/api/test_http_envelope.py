@@ -401,7 +401,15 @@ async def test_readiness_tells_what_is_wrong_with_what(api: ApiServer) -> None:
         {
             "status": "ready",
             "reasons": [],
-            "backends": [{"name": "gpu", "state": "down", "reason": "refused", "models": ["m"]}],
+            "backends": [
+                {
+                    "name": "gpu",
+                    "state": "down",
+                    "reason": "refused",
+                    "code": None,
+                    "models": ["m"],
+                }
+            ],
             "workers": {"wanted": 2, "running": 1},
             "disk": {"state": "ok", "free_bytes": 7},
             "damaged": 0,

@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0  # `loop.time()`; for the pool
         self._is_large = False
         self._interim = 0
+        self._headers: dict[str, str] = {}
         self._begin_answer()
 
     # -- for the pool ----------------------------------------------------------------------
@@ -93,8 +94,8 @@ class Connection(asyncio.Protocol):
             raise Dead
         first = head + body if len(body) < _COALESCE_BYTES else head
         try:
-            # Not `transport.write`: under uvloop that waits for the end of the loop's step, and the
-            # gate is asked for this one.
+            # Not `transport.write`: uvloop before 0.23 has it wait for the end of the loop's step,
+            # and the gate is asked for this one.
             written = os.write(self._fd, first)
         except BlockingIOError:
             written = 0
@@ -257,10 +258,10 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._body_bytes = self._announced = 0
         self._encoding = ""
-        self._headers: dict[str, str] = {}
 
     def on_message_begin(self) -> None:
         self._whole = False  # else this would be a second answer to one request
+        self._headers = {}  # not those of the first one, which its answer has
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
