@@ -156,7 +156,8 @@ async def test_a_fault_of_the_backend_that_is_followed_by_a_break_has_used_no_at
     content = make_lines(5)
     refused = Answer(status=status)
     plan = (refused, refused, Answer(status=500), Answer())
-    settings = {"retry": {"max_attempts": 2, "base_s": 0.01}}
+    # Without patience: else the error of the trial would not count either.
+    settings = {"retry": {"max_attempts": 2, "base_s": 0.01, "trial_patience_s": 0}}
     async with backend_process(Script(by_id={line_id(2): plan})) as backend:
         with server(tmp_path, backend.base_url, settings=settings) as running:
             client = running.client()
