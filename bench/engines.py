@@ -250,7 +250,7 @@ SECOND_KEPT_BACK: Final = (
 THIRD_KEPT_BACK: Final = (
     EngineShape(name="knee at 28, answers of 11 s", knee=28, step_s=0.05, tokens=220.0),
 )
-# The use of answers that began at an earlier level (decision 0043) was tuned on these.
+# The use of answers that began at an earlier level (decision 0039) was tuned on these.
 SLOW: Final = (
     EngineShape(name="knee at 12, answers of 15 s", knee=12, step_s=0.05, tokens=300.0),
     EngineShape(name="knee at 20, answers of 10 s", knee=20, step_s=0.05, tokens=200.0),
