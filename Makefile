@@ -91,7 +91,7 @@ types: $(VENV)/.dev ## mypy, strict
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## Every test but the long ones: unit, contract, e2e, faults, a 10-kill campaign
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long and not engines" $(args) $(none_is_fine)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not campaign and not interop and not power and not matrix and not long and not engines" $(args) $(none_is_fine)
 	@# Alone: it holds a restart to five seconds, which is not to be shared with two other tests.
 	$(BIN)/python -m pytest -m campaign $(its_place) $(args) $(none_is_fine)
 
