@@ -65,7 +65,12 @@ def measure(rig: Rig) -> Measurement:
                 "two workers' CPU a line / one worker's (median)",
                 _times(ran[_TWO], ran[_ONE]),
                 at_most=_MOST,
-            )
+            ),
+            Floor(
+                "two workers' CPU a line / one worker's with half of the load (median)",
+                _times(ran[_TWO], ran[_ONE_AT_HALF]),
+                at_most=_MOST,
+            ),
         ],
         raw={"lines": lines, **ran},
     )

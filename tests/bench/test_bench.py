@@ -44,6 +44,7 @@ PARTS_AND_FLOORS = {
         "worker CPU, us a line, 2,000 in flight, backend of 500 ms (median)",
         "share of the ideal rate, 500 in flight, backend of 50 ms (median)",
         "two workers' CPU a line / one worker's (median)",
+        "two workers' CPU a line / one worker's with half of the load (median)",
         "finalize, seconds (slowest)",
         "requests that reached the backend after the 200",
         *(
