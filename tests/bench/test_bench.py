@@ -100,7 +100,7 @@ PARTS_AND_FLOORS = {
         "control process at start, bytes a line",
         "slope of all processes, bytes a line",
     ],
-    ("stragglers", "progress", "control"): [
+    ("control", "stragglers", "progress"): [
         "fast lines/s beside slow ones, of what is possible (slowest)",
         "looks with the end inside the band (worst shape)",
     ],
